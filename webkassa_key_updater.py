@@ -647,12 +647,14 @@ MISSING_GRANTS = """
     SELECT format('GRANT USAGE ON SCHEMA %%I', n.nspname)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = %(oid)s AND NOT has_schema_privilege(n.oid, 'USAGE')
-    UNION ALL SELECT format('GRANT %%s ON %%s', privilege, %(oid)s::regclass)
-    FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
-    WHERE NOT has_table_privilege(%(oid)s, privilege)
-    UNION ALL SELECT format('GRANT USAGE ON SEQUENCE %%s', s.oid::regclass)
-    FROM pg_class s JOIN pg_depend d ON d.objid = s.oid AND d.refobjid = %(oid)s
-    WHERE s.relkind = 'S' AND d.deptype = 'a' AND NOT has_sequence_privilege(s.oid, 'USAGE')
+    UNION ALL SELECT format('GRANT %%s ON %%I.%%I', privilege, n.nspname, c.relname)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+         unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
+    WHERE c.oid = %(oid)s AND NOT has_table_privilege(c.oid, privilege)
+    UNION ALL SELECT format('GRANT USAGE ON SEQUENCE %%I.%%I', n.nspname, s.relname)
+    FROM pg_class s JOIN pg_namespace n ON n.oid = s.relnamespace
+         JOIN pg_depend d ON d.objid = s.oid AND d.refobjid = %(oid)s AND d.deptype = 'a'
+    WHERE s.relkind = 'S' AND NOT has_sequence_privilege(s.oid, 'USAGE')
     UNION ALL SELECT format('GRANT CREATE ON SCHEMA %%I', coalesce(%(schema)s, current_schema))
     WHERE %(oid)s IS NULL
 """
@@ -735,15 +737,14 @@ class KeyStore:
         if code == LOCK_TIMEOUT:
             return StoreUnavailable("Another transaction holds the lock or the row too long.")
         diag = error.diag  # type: ignore[attr-defined]
-        names = (diag.schema_name, diag.table_name, diag.column_name, diag.constraint_name)
-        known = {state: name.lower() for name, state in vars(psycopg2.errorcodes).items()}
-        shown = ", ".join([known.get(code, "unknown"), *filter(None, names)])
-        if any(value in shown for value in KNOWN_SECRETS):
-            shown = "***"
+        parts = [code, diag.schema_name, diag.table_name, diag.column_name, diag.constraint_name]
+        with contextlib.suppress(KeyError):
+            parts[0] += f" {psycopg2.errorcodes.lookup(code).lower()}"
+        shown = ", ".join(p for p in parts if p and not any(s in p for s in KNOWN_SECRETS))
         if code.startswith(PASSING_STATES) and code != DISK_FULL:
-            return StoreUnavailable(f"PostgreSQL cannot serve now: error {code} ({shown}).")
+            return StoreUnavailable(f"PostgreSQL cannot serve now: {shown}.")
         grants = self.missing_grants() if code == DENIED else ""
-        return WriteRefused(f"PostgreSQL refuses: error {code} ({shown}).", grants)
+        return WriteRefused(f"PostgreSQL refuses: {shown}.", grants)
 
     def missing_grants(self) -> str:
         """Return the advice to grant what is missing."""

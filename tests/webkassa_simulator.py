@@ -33,6 +33,7 @@ class Call:
     path: str
     headers: dict[str, str]
     body: Any
+    client_port: int  # one port, one connection
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -52,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError:
             body = raw
         headers = {name.lower(): value for name, value in self.headers.items()}
-        webkassa.calls.append(Call(self.command, self.path, headers, body))
+        webkassa.calls.append(Call(self.command, self.path, headers, body, self.client_address[1]))
         webkassa.act(self, body)
 
     do_GET = do_HEAD = do_POST
