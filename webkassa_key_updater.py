@@ -483,7 +483,6 @@ def read_token(host: str, answer: Answer) -> Secret:
         failure.retry = failure.may_kill = False
     elif UNKNOWN_ERROR in codes or status in (408, 429) or status >= 500:
         failure = WebkassaFailure(f"{said}: it is failing.")
-        failure.wait = seconds_asked(answer.headers.get("Retry-After", ""))
     elif codes or not 200 <= status < 300:
         failure = Nonsense(f"{said}: not an answer to a login.")
         failure.retry = False
@@ -491,6 +490,7 @@ def read_token(host: str, answer: Answer) -> Secret:
         failure = Nonsense(f"{said}, but no usable token.")
     else:
         return Secret(token)
+    failure.wait = seconds_asked(answer.headers.get("Retry-After", ""))
     raise failure
 
 

@@ -1,0 +1,402 @@
+"""Talking to Webkassa: whatever it answers, the row is untouched or holds a valid token."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import ssl
+import string
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import trustme
+import webkassa_simulator
+from conftest import Shop
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from webkassa_simulator import Simulator, answer, cut, drip, errors, flood, hang, redirect
+
+GOOD = {"Data": {"Token": "0123456789abcdef0123456789abcdef"}}
+EXIT_CODES = {0, 69, 76, 77}
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        (answer(200, errors(1)), 77),
+        (answer(500, errors(1)), 77),
+        (answer(200, errors("1")), 77),
+        (answer(200, errors(3)), 77),
+        (answer(401, b'"wrong URL or empty API key"'), 77),
+        (answer(403, b"<html>"), 77),
+        (answer(401, errors(-1)), 77),
+        (answer(200, GOOD | errors(1)), 77),
+        (answer(200, errors(7)), 76),
+        (answer(200, errors(13)), 76),
+        (answer(404, b"<html>"), 76),
+        (answer(301, b"", {"Location": "/api/v4/Authorize"}), 76),
+        (answer(302), 76),
+        (answer(400), 76),
+    ],
+)
+def test_refusal_is_never_tried_again(shop: Shop, reply: Any, code: int) -> None:
+    shop.webkassa.script.append(reply)
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (code, 1)
+    assert shop.is_untouched
+    if code == 77:
+        assert len(shop.webkassa.calls) == 1
+        assert "is as it was" in result.err
+
+
+def test_wrong_password_is_one_call(shop: Shop) -> None:
+    result = shop.run(WEBKASSA_PASSWORD="canary-wrong")
+    assert (result.code, len(shop.webkassa.calls)) == (77, 1)
+    assert "canary-wrong" not in result.err
+    assert shop.is_untouched
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        answer(503),
+        answer(500, b"<html>"),
+        answer(429),
+        answer(408),
+        answer(200, errors(-1)),
+        answer(200, b"<html>"),
+        answer(200, b"[" * 50_000),
+        answer(200, {}),
+        answer(200, {"Data": None, "Errors": None}),
+        answer(200, GOOD | {"Errors": [{"Text": "no code"}]}),
+        answer(200, GOOD | {"Errors": {"Code": -1}}),
+        cut(),
+    ],
+)
+def test_passing_trouble_is_tried_again(shop: Shop, reply: Any) -> None:
+    shop.webkassa.script.append(reply)
+    assert shop.run().code == 0
+    assert shop.webkassa.authorizations == 2
+    assert shop.holds_the_live_key
+
+
+def test_byte_order_mark_and_null_errors_are_no_trouble(shop: Shop) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps(GOOD | {"Errors": None}).encode()
+    shop.webkassa.script.append(answer(200, body))
+    assert shop.run(WEBKASSA_PROBE_URL="off").code == 0
+    assert (shop.key, shop.webkassa.authorizations) == (GOOD["Data"]["Token"], 1)
+
+
+@pytest.mark.parametrize("kind", [redirect, lambda url: redirect(url, 302), lambda url: redirect(url, 308)])
+def test_redirect_is_never_followed(shop: Shop, kind: Any) -> None:
+    with Simulator() as elsewhere:
+        shop.webkassa.script.append(kind(elsewhere.url))
+        assert shop.run().code == 76
+        assert elsewhere.calls == []
+    assert shop.is_untouched
+
+
+# Time and size -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "least"),
+    [
+        ("1", 1.0),
+        ("1.5", 1.5),
+        ("Wed, 01 Jan 2020 00:00:00 GMT", 0),
+        ("nonsense", 0),
+        ("-5", 0),
+        ("nan", 0),
+        ("1" * 400, None),
+        ("1.2.3", 0),
+        ("86400", None),
+        ("Fri, 01 Jan 2100 00:00:00 GMT", None),
+    ],
+)
+def test_retry_after_is_obeyed_as_far_as_the_deadline_allows(
+    shop: Shop, header: str, least: float | None
+) -> None:
+    shop.webkassa.script.append(answer(503, b"", {"Retry-After": header}))
+    start = time.monotonic()
+    result = shop.main("update")
+    took = time.monotonic() - start
+    if least is None:
+        assert (result.code, shop.webkassa.authorizations) == (69, 1)
+        assert took < 2
+    else:
+        assert (result.code, shop.webkassa.authorizations) == (0, 2)
+        assert least <= took < least + 3
+
+
+@pytest.mark.parametrize("behaviour", [hang(), drip(0.5), drip(0.5, headers_too=True)])
+def test_deadline_holds_against_a_server_that_drips(shop: Shop, behaviour: Any) -> None:
+    shop.webkassa.script.append(behaviour)
+    start = time.monotonic()
+    result = shop.run(WEBKASSA_DEADLINE="4s")
+    assert time.monotonic() - start < 5
+    assert (result.code, shop.webkassa.authorizations) == (69, 1)
+    assert "does not answer in time" in result.err
+    assert "is dead" in result.err  # the simulator did log us in: it tells the truth
+    assert shop.is_untouched
+
+
+def test_answer_that_drips_but_arrives_is_kept(shop: Shop) -> None:
+    shop.webkassa.script.append(drip(0.02))
+    assert shop.run().code == 0
+    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
+
+
+def test_flood_is_read_no_further_than_64_kib(shop: Shop) -> None:
+    shop.webkassa.script.append(flood())
+    assert shop.run().code == 0  # the second try
+    assert shop.webkassa.authorizations == 2
+
+
+def test_answer_just_over_the_limit_is_garbage(shop: Shop) -> None:
+    padded = {**GOOD, "x": "x" * 65536}
+    shop.webkassa.script.append(answer(200, padded))
+    assert shop.run().code == 0
+    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (2, True)
+
+
+def test_webkassa_down_for_the_whole_deadline(shop: Shop) -> None:
+    shop.webkassa.script.extend([answer(503)] * 100)
+    start = time.monotonic()
+    result = shop.run(WEBKASSA_DEADLINE="6s")
+    assert time.monotonic() - start < 6
+    assert result.code == 69
+    assert 3 <= shop.webkassa.authorizations <= 8
+    assert "still works" in result.err
+    assert shop.is_untouched
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:9/api/Authorize", "refuses the connection"),
+        ("https://webkassa.invalid/api/Authorize", "name"),
+    ],
+)
+def test_host_that_cannot_be_reached_leaves_the_key_as_it_was(shop: Shop, url: str, said: str) -> None:
+    result = shop.run(WEBKASSA_AUTH_URL=url, WEBKASSA_DEADLINE="2s")
+    assert result.code == 69
+    assert said in result.err
+    assert "is as it was" in result.err
+
+
+# What is sent ------------------------------------------------------------------------------------
+
+
+def test_v4_sends_the_api_key_and_legacy_sends_none(shop: Shop) -> None:
+    assert shop.run().code == 0
+    assert all("x-api-key" not in call.headers for call in shop.webkassa.calls)
+    url = shop.webkassa.url_v4
+    key = webkassa_simulator.API_KEY
+    assert shop.run(WEBKASSA_AUTH_URL=url, WEBKASSA_API_KEY=key).code == 0
+    paths = [call.path for call in shop.webkassa.calls[2:]]
+    assert paths == ["/api/v4/Authorize", "/api/v4/references/RefUnits"]
+    assert shop.holds_the_live_key
+    assert shop.run(WEBKASSA_AUTH_URL=url, WEBKASSA_API_KEY="canary-wrong-key").code == 77
+
+
+def test_api_key_goes_to_the_host_of_authorize_only(shop: Shop) -> None:
+    with Simulator() as other:
+        other.probe_script.append(answer(200, {"Data": []}))
+        probe = f"{other.origin}/api/references/RefUnits"
+        assert shop.run(WEBKASSA_PROBE_URL=probe, WEBKASSA_API_KEY=webkassa_simulator.API_KEY).code == 0
+        assert [call.headers.get("x-api-key") for call in other.calls] == [None]
+
+
+def test_netrc_is_not_read(shop: Shop) -> None:
+    (shop.home / ".netrc").write_text("machine 127.0.0.1 login someone password canary-netrc\n")
+    assert shop.run().code == 0
+    assert all("authorization" not in call.headers for call in shop.webkassa.calls)
+
+
+def test_login_and_token_travel_in_the_body_only(shop: Shop) -> None:
+    assert shop.run().code == 0
+    first, second = shop.webkassa.calls
+    assert first.body == {"Login": webkassa_simulator.LOGIN, "Password": webkassa_simulator.PASSWORD}
+    assert second.body == {"Token": shop.webkassa.live}
+
+
+def test_token_of_an_unknown_form_is_stored_with_a_warning(shop: Shop) -> None:
+    shop.webkassa.new_token = lambda: "New.Format-" + "x" * 244
+    result = shop.run()
+    assert result.code == 0
+    assert "looks unlike" in result.err
+    assert shop.holds_the_live_key
+
+
+def test_test_system_is_called_by_its_name(tls_shop: Shop) -> None:
+    result = tls_shop.run(WEBKASSA_AUTH_URL="https://devkkm.webkassa.kz/api/Authorize")
+    assert result.code == 0
+    assert "devkkm.webkassa.kz is Webkassa's TEST system" in result.err
+
+
+# TLS, proxies, other hosts: a proxy that leads every host name to a simulator with TLS -----------
+
+
+class ConnectProxy:
+    """An HTTP proxy: CONNECT to any name ends at `target`; `hosts` are the names asked for."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.hosts = target, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self.listener.accept()[0]
+                threading.Thread(target=self.carry, args=(client,), daemon=True).start()
+
+    def carry(self, client: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += client.recv(1)
+        self.hosts.append(re.match(rb"CONNECT (\S+):443 ", head)[1].decode())
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        server = socket.create_connection(("127.0.0.1", self.target))
+        threading.Thread(target=self.pump, args=(client, server), daemon=True).start()
+        self.pump(server, client)
+
+    def pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def tls_shop(shop: Shop) -> Iterator[Shop]:
+    """A shop whose Webkassa has TLS, a private CA, and vendor's host names, behind a proxy."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("*.webkassa.kz", "127.0.0.1").configure_cert(context)
+    ca_file = shop.home / "ca.pem"
+    authority.cert_pem.write_to_path(ca_file)
+    with Simulator(tls=context) as webkassa:
+        webkassa.issued.append(shop.old_key)
+        shop.webkassa, shop.proxy = webkassa, ConnectProxy(webkassa.port)
+        shop.env["WEBKASSA_AUTH_URL"] = "https://api.webkassa.kz/api/Authorize"
+        settings_file = shop.home / "shop.env"  # under systemd, this is the only place for them
+        settings_file.write_text(f"HTTPS_PROXY={shop.proxy.url}\nREQUESTS_CA_BUNDLE='{ca_file}'\n")
+        original = shop.start
+        shop.start = lambda *a, **env: original(*a, "--env-file", str(settings_file), **env)
+        yield shop
+        shop.proxy.listener.close()
+
+
+def test_proxy_and_ca_of_the_settings_file_are_used(tls_shop: Shop) -> None:
+    assert tls_shop.run().code == 0
+    assert tls_shop.holds_the_live_key
+    assert tls_shop.proxy.hosts == ["api.webkassa.kz"]
+    result = tls_shop.run("check")
+    assert result.code == 0
+    assert "api.webkassa.kz" in result.out
+
+
+@pytest.mark.parametrize("command", ["update", "check"])
+def test_unknown_certificate_is_never_accepted(tls_shop: Shop, command: str) -> None:
+    other = tls_shop.home / "other.pem"
+    trustme.CA().cert_pem.write_to_path(other)
+    result = tls_shop.run(command, REQUESTS_CA_BUNDLE=str(other), WEBKASSA_DEADLINE="2s")
+    assert result.code == 69
+    assert "certificate" in result.out + result.err
+    assert tls_shop.webkassa.calls == []
+
+
+def test_certificate_of_another_name_is_never_accepted(tls_shop: Shop) -> None:
+    url = "https://kassa.example.kz/api/Authorize"
+    assert tls_shop.run(WEBKASSA_AUTH_URL=url, WEBKASSA_DEADLINE="2s").code == 69
+    assert tls_shop.webkassa.calls == []
+
+
+@pytest.mark.parametrize("status", [200, 505])
+def test_505_leads_to_the_vendors_other_hosts_only(tls_shop: Shop, status: int) -> None:
+    hosts = (
+        "evil.example, webkassa.kz.evil.example, evilwebkassa.kz, http://x.webkassa.kz,"
+        "kkm.webkassa.kz:81, kkm2.webkassa.kz"
+    )
+    reply = answer(status, errors(505), {"AlternativeDomainNames": hosts})
+    tls_shop.webkassa.script.append(reply)
+    result = tls_shop.run()
+    assert result.code == 0
+    assert tls_shop.proxy.hosts == ["api.webkassa.kz", "kkm2.webkassa.kz"]
+    assert "WEBKASSA_AUTH_URL=https://kkm2.webkassa.kz/api/Authorize" in result.err
+    assert tls_shop.holds_the_live_key
+    assert tls_shop.webkassa.calls[-1].headers["host"] == "kkm2.webkassa.kz"
+
+
+def test_505_everywhere_ends(tls_shop: Shop) -> None:
+    hosts = {"AlternativeDomainNames": "a.webkassa.kz, b.webkassa.kz, api.webkassa.kz"}
+    tls_shop.webkassa.script.extend([answer(200, errors(505), hosts)] * 9)
+    result = tls_shop.run()
+    assert (result.code, tls_shop.webkassa.authorizations) == (69, 3)
+    assert "is as it was" in result.err
+
+
+def test_505_of_another_vendor_leads_nowhere(shop: Shop) -> None:
+    hosts = {"AlternativeDomainNames": "api.webkassa.kz"}
+    shop.webkassa.script.append(answer(505, b"", hosts))
+    assert shop.run().code == 69
+    assert shop.webkassa.authorizations == 1
+
+
+# Any answer whatsoever ---------------------------------------------------------------------------
+
+tokens = st.one_of(
+    st.text(string.hexdigits.lower(), min_size=32, max_size=32),
+    st.text(max_size=300),
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=260),
+    st.none() | st.integers() | st.lists(st.text()),
+)
+numbers = st.one_of(st.integers(-2, 14), st.integers(), st.text(), st.floats(), st.none(), st.lists(st.none()))
+anything = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+error_lists = st.one_of(st.lists(st.fixed_dictionaries({}, optional={"Code": numbers, "Text": st.text()})), anything)
+shaped = st.fixed_dictionaries(
+    {},
+    optional={"Data": st.fixed_dictionaries({}, optional={"Token": tokens}) | anything, "Errors": error_lists},
+)
+bodies = st.one_of(
+    (shaped | anything).map(lambda value: json.dumps(value).encode()), st.binary(max_size=300)
+)
+statuses = st.one_of(st.sampled_from([200, 200, 200, 201, 400, 401, 403, 500, 503, 505]), st.integers(200, 599))
+
+
+def is_token(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[!-~]{1,255}", value) is not None
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(status=statuses, body=bodies, probe_status=statuses, probe=bodies)
+def test_any_answer_leaves_the_row_or_stores_a_valid_token(
+    shop: Shop, status: int, body: bytes, probe_status: int, probe: bytes
+) -> None:
+    shop.sql("UPDATE api_keys SET api_key = %s WHERE service_name = 'Webkassa'", shop.old_key)
+    shop.webkassa.script.clear()
+    shop.webkassa.probe_script.clear()
+    shop.webkassa.script.append(answer(status, body, {"Retry-After": "0"}))
+    shop.webkassa.script.extend([answer(401)] * 2)
+    shop.webkassa.probe_script.extend([answer(probe_status, probe)] * 2)
+    result = shop.main("update")
+    assert result.code in EXIT_CODES
+    if result.code == 0:
+        answered = json.loads(body)
+        assert 200 <= status < 300
+        assert not answered.get("Errors")
+        assert is_token(answered["Data"]["Token"])
+        assert shop.key == answered["Data"]["Token"]
+    else:
+        assert shop.is_untouched
