@@ -224,8 +224,8 @@ def read_settings(environ: Mapping[str, str], faults: list[str]) -> Settings:
     table = get("API_KEYS_TABLE", "api_keys").split(".")
 
     path = urlsplit(auth_url).path
-    if not AUTHORIZE_PATH.fullmatch(path):
-        faults.append("WEBKASSA_AUTH_URL: its path must end in /api/Authorize or /api/v4/Authorize")
+    if not AUTHORIZE_PATH.fullmatch(path) or urlsplit(auth_url).query:
+        faults.append("WEBKASSA_AUTH_URL: it must end in /api/Authorize or /api/v4/Authorize")
     if "/v4/" in path and not api_key:
         faults.append(
             "WEBKASSA_API_KEY: is not set, and WEBKASSA_AUTH_URL has /v4/, which needs it"
@@ -677,6 +677,11 @@ class Stored:
         return self.key.fingerprint if self.key else "none"
 
 
+def identifier(*names: str) -> sql.Identifier:
+    """Quote a name for `KeyStore.run`, where a % would start a placeholder."""
+    return sql.Identifier(*(name.replace("%", "%%") for name in names))
+
+
 class KeyStore:
     """One transaction at a time on the table; what is not committed is rolled back in the end."""
 
@@ -713,7 +718,7 @@ class KeyStore:
             self.connection.rollback()
         self.connection.close()
 
-    def run(self, statement: str | sql.Composable, values: Any = None) -> list[Any]:
+    def run(self, statement: str | sql.Composable, values: Any = ()) -> list[Any]:
         """Execute one statement and return its rows; raise StoreUnavailable or WriteRefused."""
         try:
             with self.connection.cursor() as cursor:
@@ -766,7 +771,7 @@ class KeyStore:
         wanted = [part for part in self.settings.table if part]
         table = self.find_table()
         if table is None:
-            return Stored(None, sql.Identifier(*wanted), ("created_at", "updated_at"))
+            return Stored(None, identifier(*wanted), ("created_at", "updated_at"))
         oid, schema, name, found, columns = table
         if not found:  # a table of our own beside the one that consumers read would help nobody
             raise WriteRefused(
@@ -780,7 +785,7 @@ class KeyStore:
         dates = [sql.SQL("{}::timestamptz").format(sql.Identifier(c)) for c in times]
         query = sql.SQL(SELECT_ROWS).format(
             times=sql.SQL(", ").join(dates or [sql.SQL("NULL::timestamptz")]),
-            table=sql.Identifier(schema, name),
+            table=identifier(schema, name),
         )
         rows = self.run(query, (self.settings.service,))
         if len(rows) > 1:
@@ -790,7 +795,7 @@ class KeyStore:
             )
         key, age, changed = rows[0] if rows else (None, None, None)
         key = Secret(key) if key else None
-        return Stored(oid, sql.Identifier(schema, name), tuple(times), len(rows), key, age, changed)
+        return Stored(oid, identifier(schema, name), tuple(times), len(rows), key, age, changed)
 
     def lock(self) -> None:
         """Take this service's advisory lock until the transaction ends; it works across hosts."""

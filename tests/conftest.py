@@ -51,7 +51,8 @@ CLEAN_SLATE = """
 
 def connect(server: Postgres, database: str) -> Any:
     connection = psycopg2.connect(
-        host="127.0.0.1", port=server.port, dbname=database, user="postgres", password=DATABASE_PASSWORD
+        host="127.0.0.1", port=server.port, dbname=database, user="postgres", password=DATABASE_PASSWORD,
+        options="-c default_transaction_read_only=off",
     )  # fmt: skip
     connection.autocommit = True
     return connection

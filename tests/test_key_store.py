@@ -1,0 +1,197 @@
+"""The table is found by looking; every other column and row is left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from conftest import Shop, await_, connect
+from postgres import PASSWORD, free_port
+
+ZONES = ["UTC", "Asia/Almaty", "America/New_York"]
+
+
+def seconds_ago(text: str) -> float:
+    """How long ago a naive (UTC) or aware time of the database was."""
+    time = datetime.datetime.fromisoformat(text)
+    aware = time if time.tzinfo else time.replace(tzinfo=datetime.timezone.utc)
+    return (datetime.datetime.now(datetime.timezone.utc) - aware).total_seconds()
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("kind", ["timestamp", "timestamptz"])
+@pytest.mark.parametrize("insert", [False, True])
+def test_times_are_utc_in_any_session_zone(shop: Shop, zone: str, kind: str, insert: bool) -> None:
+    shop.sql(f"ALTER DATABASE shop SET timezone = '{zone}'")
+    for column in ("created_at", "updated_at"):
+        shop.sql(f"ALTER TABLE api_keys ALTER {column} TYPE {kind} USING {column} AT TIME ZONE 'UTC'")
+    if insert:
+        shop.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
+    before = shop.row()
+    assert shop.run().code == 0
+    row = shop.row()
+    assert abs(seconds_ago(row["updated_at"])) < 10
+    if insert:
+        assert abs(seconds_ago(row["created_at"])) < 10
+    else:
+        assert row["created_at"] == before["created_at"]
+    status = shop.run("status")
+    assert status.code == 0
+    assert "age=" in status.out
+    assert int(status.out.split("age=")[1].split("s")[0]) < 10
+
+
+@pytest.mark.parametrize("insert", [False, True])
+def test_only_created_at(shop: Shop, insert: bool) -> None:
+    shop.sql("ALTER TABLE api_keys DROP updated_at")
+    if insert:
+        shop.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
+    assert shop.run().code == 0
+    assert abs(seconds_ago(shop.row()["created_at"])) < 10
+    assert shop.holds_the_live_key
+
+
+def test_no_times_at_all(shop: Shop) -> None:
+    shop.sql("ALTER TABLE api_keys DROP updated_at, DROP created_at")
+    assert shop.run().code == 0
+    assert shop.holds_the_live_key
+    assert shop.run("status").code == 3
+
+
+@pytest.mark.parametrize("rows", ["DELETE FROM api_keys WHERE service_name = 'Webkassa'", "SELECT 1"])
+def test_without_a_unique_index_the_result_is_one_row(shop: Shop, rows: str) -> None:
+    shop.sql("ALTER TABLE api_keys DROP CONSTRAINT api_keys_service_name_key")
+    shop.sql(rows)
+    runs = [shop.start() for _ in range(5)]
+    assert [shop.finish(run).code for run in runs] == [0] * 5
+    assert shop.holds_the_live_key  # `row` would have failed on two
+
+
+@pytest.mark.parametrize("index", ["(service_name) WHERE api_key <> ''", "(lower(service_name))"])
+def test_unique_index_of_another_kind_serves_as_well(shop: Shop, index: str) -> None:
+    shop.sql("ALTER TABLE api_keys DROP CONSTRAINT api_keys_service_name_key")
+    shop.sql(f"CREATE UNIQUE INDEX i ON api_keys {index}")
+    assert shop.run().code == 0
+    assert shop.holds_the_live_key
+
+
+def test_existing_row_is_updated_whatever_other_columns_want(shop: Shop) -> None:
+    shop.sql("ALTER TABLE api_keys ALTER user_id SET NOT NULL, ADD note text NOT NULL DEFAULT 'ours'")
+    before = shop.row()
+    assert shop.run().code == 0
+    after = shop.row()
+    assert {n for n in after if after[n] != before[n]} == {"api_key", "updated_at"}
+    assert shop.row("Other")["api_key"] == "foreign"
+
+
+def test_missing_table_is_created_with_the_row(shop: Shop) -> None:
+    shop.sql("DROP TABLE api_keys")
+    assert shop.run("check").code == 0
+    assert shop.sql("SELECT to_regclass('api_keys')") == [(None,)]  # a rehearsal leaves nothing
+    runs = [shop.start() for _ in range(3)]
+    assert [shop.finish(run).code for run in runs] == [0] * 3
+    assert shop.key == shop.webkassa.live
+    columns = shop.sql(
+        "SELECT column_name, data_type, is_nullable FROM information_schema.columns"
+        " WHERE table_name = 'api_keys' ORDER BY ordinal_position"
+    )
+    assert columns == [
+        ("id", "integer", "NO"),
+        ("service_name", "character varying", "NO"),
+        ("api_key", "character varying", "NO"),
+        ("user_id", "character varying", "YES"),
+        ("created_at", "timestamp with time zone", "NO"),
+        ("updated_at", "timestamp with time zone", "NO"),
+    ]
+    shop.sql("INSERT INTO api_keys (service_name, api_key) VALUES ('Another', 'x')")  # defaults
+
+
+def test_missing_table_without_the_right_to_create_it_names_the_grant(shop: Shop) -> None:
+    shop.sql("DROP TABLE api_keys; DROP ROLE IF EXISTS visitor; CREATE ROLE visitor LOGIN PASSWORD 'v-canary'")
+    result = shop.run(POSTGRES_USER="visitor", POSTGRES_PASSWORD="v-canary")
+    assert result.code == 73
+    assert "GRANT CREATE ON SCHEMA public TO visitor" in result.err
+    assert shop.webkassa.calls == []
+
+
+def test_schema_qualified_table_with_odd_names(shop: Shop) -> None:
+    shop.sql('CREATE SCHEMA "Кассы ""x"" %s"; ALTER TABLE api_keys SET SCHEMA "Кассы ""x"" %s"')
+    shop.sql('ALTER TABLE "Кассы ""x"" %s".api_keys RENAME TO "select %(x)s; --"')
+    assert shop.run(API_KEYS_TABLE='Кассы "x" %s.select %(x)s; --').code == 0
+    rows = shop.sql('SELECT api_key FROM "Кассы ""x"" %s"."select %(x)s; --" ORDER BY service_name'.replace("%", "%%"), "x")  # fmt: skip
+    assert rows == [("foreign",), (shop.webkassa.live,)]
+
+
+def test_odd_service_names(shop: Shop) -> None:
+    for name in ("Касса № 1", "a'b\"c\\d %s {}"):
+        assert shop.run(WEBKASSA_SERVICE_NAME=name).code == 0
+        assert shop.row(name)["api_key"] == shop.webkassa.live
+
+
+def test_server_of_another_encoding_serves_as_well(shop: Shop) -> None:
+    with contextlib.closing(connect(shop.server, "postgres")) as admin, admin.cursor() as cursor:
+        cursor.execute("DROP DATABASE IF EXISTS old")
+        cursor.execute("CREATE DATABASE old ENCODING 'SQL_ASCII' TEMPLATE template0")
+    assert shop.run(POSTGRES_DB="old", WEBKASSA_SERVICE_NAME="Касса").code == 0
+
+
+# Through PgBouncer -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pooled(shop: Shop) -> Iterator[Shop]:
+    """The shop through a PgBouncer in transaction mode with two server connections."""
+    program = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
+    if program is None:
+        pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
+    port, folder = free_port(), shop.server.folder / "pgbouncer"
+    folder.mkdir()
+    quoted = PASSWORD.replace('"', '""')
+    (folder / "users").write_text(f'"postgres" "{quoted}"\n', encoding="utf-8")
+    (folder / "pgbouncer.ini").write_text(
+        f"[databases]\nshop = host=127.0.0.1 port={shop.server.port}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        f"auth_type = scram-sha-256\nauth_file = {folder}/users\npool_mode = transaction\n"
+        f"default_pool_size = 4\nmax_client_conn = 200\nlogfile = {folder}/log\n",
+        encoding="utf-8",
+    )
+    user = "nobody" if os.geteuid() == 0 else None
+    if user:
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, pwd.getpwnam(user).pw_uid, -1)
+    process = subprocess.Popen([program, "-q", str(folder / "pgbouncer.ini")], user=user)
+    try:
+        await_(lambda: process.poll() is None and "up" in (folder / "log").read_text() if (folder / "log").exists() else False)  # fmt: skip
+        shop.env["POSTGRES_PORT"] = str(port)
+        yield shop
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_pgbouncer_in_transaction_mode_one_winner_and_nothing_leaks(pooled: Shop) -> None:
+    pooled.webkassa.live = None
+    runs = [pooled.start("update", "--if-needed") for _ in range(12)]
+    results = [pooled.finish(run) for run in runs]
+    assert [result.code for result in results] == [0] * 12
+    assert pooled.webkassa.authorizations == 1
+    assert pooled.holds_the_live_key
+    assert pooled.run("check").code == 0
+    assert pooled.run("status").code == 0
+    port = int(pooled.env["POSTGRES_PORT"])
+    import psycopg2
+
+    for _ in range(8):  # the next client finds the server connections as they were
+        with contextlib.closing(
+            psycopg2.connect(host="127.0.0.1", port=port, dbname="shop", user="postgres", password=PASSWORD)
+        ) as client, client.cursor() as cursor:  # fmt: skip
+            cursor.execute("SELECT current_setting('lock_timeout'), current_setting('timezone')")
+            assert cursor.fetchone() == ("0", "GMT")
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+            assert cursor.fetchone() == (0,)

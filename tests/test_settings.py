@@ -1,0 +1,212 @@
+"""Bad settings: exit 78, all faults at once, each by its variable's name; nothing is contacted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import webkassa_simulator
+from conftest import ROOT, Shop
+from postgres import PASSWORD as DATABASE_PASSWORD
+from postgres import free_port
+
+BAD = {
+    "WEBKASSA_LOGIN": ["your_login", "<login>", "cash\u200bier@example.kz", "a\tb"],
+    "WEBKASSA_PASSWORD": ["your_password", "changeme", "change_me", "xxxx", "a\nb", "a\u202eb", "a\u00adb"],
+    "WEBKASSA_AUTH_URL": [
+        "http://webkassa.example/api/Authorize",
+        "ftp://127.0.0.1/api/Authorize",
+        "https://api.webkassa.kz",
+        "https://api.webkassa.kz/Authorize",
+        "https://api.webkassa.kz/api/Authorise",
+        "https://user:canary-url@api.webkassa.kz/api/Authorize",
+        "https://\u0430pi.webkassa.kz/api/Authorize",
+        "https://api.webkassa.kz:port/api/Authorize",
+        "https://[::1/api/Authorize",
+        "https:///api/Authorize",
+        "https://api.webkassa\u200b.kz/api/Authorize",
+        "https://api.webkassa.kz/api/Authorize?x=1",
+        "http://127.0.0.1.example/api/Authorize",
+        "http://localhost.example/api/Authorize",
+    ],
+    "WEBKASSA_API_KEY": ["your_api_key", "käy", "two words"],
+    "WEBKASSA_PROBE_URL": ["http://webkassa.example/api/references/RefUnits", "of f"],
+    "WEBKASSA_MAX_AGE": ["soon", "0", "-1h", "1w", "99999999", "1.5h", "٣h"],
+    "WEBKASSA_DEADLINE": ["0s", "2h", "120 s"],
+    "API_KEYS_TABLE": ["a.b.c", ".", "x."],
+    "DATABASE_URL": ["postgresql://u:canary-url@[host/db", "nonsense", "postgresql://h:canary/db"],
+    "POSTGRES_PORT": ["canary", "-1"],
+    "HEALTHCHECK_URL": ["nonsense://x", "https://u:canary-url@hc.example/uuid"],
+    "REQUESTS_CA_BUNDLE": ["/nowhere/ca.pem"],
+    "HTTPS_PROXY": ["socks5://127.0.0.1:1080"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in BAD.items() for v in values])
+@pytest.mark.parametrize("command", ["update"])
+def test_bad_setting_is_named_and_nothing_is_contacted(
+    shop: Shop, command: str, name: str, value: str
+) -> None:
+    https = {"WEBKASSA_AUTH_URL": "https://127.0.0.1:9/api/Authorize"} if name == "HTTPS_PROXY" else {}
+    result = shop.main(command, **{"POSTGRES_PORT": str(free_port()), **https, name: value})
+    assert result.code == 78
+    faults = re.findall(r"^  (.*?): ", result.err, re.MULTILINE)
+    assert faults, result.err
+    assert all(name in fault for fault in faults)
+    assert "canary" not in result.err
+    assert shop.webkassa.calls == []
+
+
+def test_all_faults_are_reported_at_once(shop: Shop) -> None:
+    bad = {name: values[0] for name, values in BAD.items() if name != "HTTPS_PROXY"}
+    result = shop.run(**bad)
+    assert (result.code, result.out) == (78, "")
+    names = re.findall(r"^  (\w+): ", result.err, re.MULTILINE)
+    assert sorted(names) == sorted(set(bad) - {"POSTGRES_PORT"})  # DATABASE_URL wins over it
+    assert shop.webkassa.calls == []
+
+
+def test_missing_login_and_password_are_named(shop: Shop) -> None:
+    result = shop.run(WEBKASSA_LOGIN="", WEBKASSA_PASSWORD="")
+    assert result.code == 78
+    assert "WEBKASSA_LOGIN: is not set" in result.err
+    assert "WEBKASSA_PASSWORD: is not set" in result.err
+    assert "check" in result.err
+
+
+def test_v4_without_api_key_is_a_fault(shop: Shop) -> None:
+    result = shop.run(WEBKASSA_AUTH_URL=shop.webkassa.url_v4)
+    assert result.code == 78
+    assert "WEBKASSA_API_KEY" in result.err
+
+
+@pytest.mark.parametrize(
+    "spelling", ["{o}/api/api/Authorize", " {o}//api//Authorize/ ", "{o}/api/Authorize\n", "{o}/api/authorize"]
+)
+def test_what_is_safe_in_a_url_is_put_right(shop: Shop, spelling: str) -> None:
+    url = spelling.format(o=shop.webkassa.origin)
+    shop.webkassa.act, act = lambda h, b: act(h, b), shop.webkassa.act
+    result = shop.run("check", WEBKASSA_AUTH_URL=url)
+    assert result.code == 0
+    assert f"127.0.0.1:{shop.webkassa.port}" in result.out
+
+
+def test_missing_scheme_means_https() -> None:
+    import webkassa_key_updater as program
+
+    assert program.normal_url("api.webkassa.kz/api/Authorize", False) == program.DEFAULT_AUTH_URL
+
+
+# The file ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(shop: Shop) -> Path:
+    """A settings file; login and password are not in the environment."""
+    del shop.env["WEBKASSA_LOGIN"], shop.env["WEBKASSA_PASSWORD"]
+    return shop.home / "settings"
+
+
+def good(extra: str = "") -> str:
+    return f"WEBKASSA_LOGIN={webkassa_simulator.LOGIN}\nWEBKASSA_PASSWORD='{webkassa_simulator.PASSWORD}'\n{extra}"
+
+
+def test_dollar_signs_of_a_password_are_characters(shop: Shop, file: Path) -> None:
+    assert "$HOME" in webkassa_simulator.PASSWORD
+    for text in (good(), good().replace("'", '"'), good().replace("'", ""), "\ufeff" + good()):
+        file.write_text(text, encoding="utf-8")
+        assert shop.run("update", "--env-file", str(file)).code == 0
+
+
+def test_environment_wins_and_empty_means_not_set(shop: Shop, file: Path) -> None:
+    file.write_text(good("WEBKASSA_SERVICE_NAME=FromFile\nWEBKASSA_DEADLINE=\n"), encoding="utf-8")
+    result = shop.run("update", "--env-file", str(file), WEBKASSA_PASSWORD="", HTTPS_PROXY="")
+    assert (result.code, shop.row("FromFile")["api_key"]) == (0, shop.webkassa.live)
+    result = shop.run("update", "--env-file", str(file), WEBKASSA_SERVICE_NAME="FromEnv")
+    assert (result.code, shop.row("FromEnv")["api_key"]) == (0, shop.webkassa.live)
+
+
+def test_libpq_variables_of_the_file_count(shop: Shop, file: Path) -> None:
+    names = {"HOST": "PGHOST", "PORT": "PGPORT", "DB": "PGDATABASE", "USER": "PGUSER", "PASSWORD": "PGPASSWORD"}
+    lines = [f'{pg}="{shop.env.pop("POSTGRES_" + ours)}"' for ours, pg in names.items()]
+    file.write_text(good("\n".join(lines)), encoding="utf-8")
+    assert shop.run("update", "--env-file", str(file)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (good("\n\n# comment\nBROKEN LINE with canary-text\n").encode(), "line 6 is not NAME=value"),
+        (good("LONELY\n").encode(), "line 3 is not NAME=value"),
+        (good("A='unfinished canary-text\n").encode(), "line 3 is not NAME=value"),
+        (good().replace("\n", "\r\n").encode() + b"\r\nBROKEN LINE\r\n", "line 4 is not NAME=value"),
+        (good().encode("cp1251"), "save it as UTF-8"),
+        (good().encode("utf-16"), "save it as UTF-8"),
+        ("WEBKASSA_LOGIN=x\n".encode("utf-16-le"), "save it as UTF-8"),
+    ],
+)
+def test_malformed_file_is_a_fault_that_shows_no_text(
+    shop: Shop, file: Path, content: bytes, said: str
+) -> None:
+    file.write_bytes(content)
+    result = shop.run("update", "--env-file", str(file))
+    assert result.code == 78
+    assert said in result.err
+    assert "canary-text" not in result.err
+    assert shop.webkassa.calls == []
+
+
+def test_named_file_must_exist(shop: Shop) -> None:
+    result = shop.run("update", "--env-file", "/nowhere/settings")
+    assert result.code == 78
+    assert "/nowhere/settings does not exist" in result.err
+    assert shop.run("update", "--env-file", str(shop.home)).code == 78  # a folder
+
+
+def test_no_file_is_searched_for_elsewhere(shop: Shop, file: Path) -> None:
+    """python-dotenv would look upward from the calling file or folder."""
+    (shop.home / ".env").write_text(good(), encoding="utf-8")
+    assert shop.run("update", HOME=str(shop.home), PWD=str(shop.home)).code == 78
+
+
+# The database ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2", "postgresql+asyncpg"])
+def test_database_url_wins(shop: Shop, scheme: str) -> None:
+    from urllib.parse import quote
+
+    url = f"{scheme}://postgres:{quote(DATABASE_PASSWORD, safe='')}@127.0.0.1:{shop.server.port}/shop"
+    assert shop.run(DATABASE_URL=url, POSTGRES_HOST="nowhere.invalid").code == 0
+
+
+def test_wrong_database_password_is_75_and_says_where(shop: Shop) -> None:
+    result = shop.run(POSTGRES_PASSWORD="canary-wrong")
+    assert result.code == 75
+    assert "user=postgres" in result.err
+    assert 'psql "' in result.err
+    assert "canary-wrong" not in result.err
+
+
+# The example -------------------------------------------------------------------------------------
+
+
+def test_example_names_every_setting_and_its_default() -> None:
+    example = (ROOT / ".env.example").read_text()
+    program = (ROOT / "webkassa_key_updater.py").read_text()
+    used = set(re.findall(r'"((?:WEBKASSA|DATABASE|API_KEYS|HEALTHCHECK)_[A-Z_]+)"', program))
+    named = set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
+    assert used <= named
+    assert {f"POSTGRES_{part}" for part in ("HOST", "PORT", "DB", "USER", "PASSWORD")} <= named
+    for name, default in re.findall(r'(?:get|get_duration)\("(\w+)", "([^"]+)"', program):
+        assert f"#{name}={default}" in example
+    for line in example.splitlines():
+        assert line == "" or line.startswith("#") or "#" not in line  # comments on lines of their own
+
+
+def test_example_as_it_is_is_refused(shop: Shop, file: Path) -> None:
+    result = shop.run("check", "--env-file", str(ROOT / ".env.example"))
+    assert result.code == 78
+    assert "WEBKASSA_LOGIN: is still a placeholder" in result.err
+    assert "WEBKASSA_PASSWORD: is still a placeholder" in result.err

@@ -1,0 +1,202 @@
+"""status, check and the command line: read-only, and true."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from conftest import PROGRAM, Shop
+from test_update import fingerprint
+from webkassa_simulator import answer, errors, hang
+
+
+@pytest.mark.parametrize(
+    ("age", "probe", "code", "word"),
+    [
+        ("1 hour", None, 0, "OK"),
+        ("24 hours 59 minutes", None, 0, "OK"),
+        ("25 hours 1 minute", None, 1, "WARNING"),
+        ("49 hours 1 minute", None, 2, "CRITICAL"),
+        ("1 hour", errors(2), 2, "CRITICAL"),
+        ("1 hour", errors(3), 2, "CRITICAL"),
+        ("1 hour", errors(4), 0, "OK"),
+        ("1 hour", errors(-1), 0, "OK"),
+        ("-1 hour", None, 3, "UNKNOWN"),
+    ],
+)
+def test_status_levels(shop: Shop, age: str, probe: object, code: int, word: str) -> None:
+    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - %s::interval WHERE id = 1", age)
+    for command in (["status"], ["status", "--json"]):
+        if probe is not None:
+            shop.webkassa.probe_script.append(answer(200, probe))
+        result = shop.run(*command)
+        assert result.code == code
+        if command == ["status"]:
+            first, second = result.out.splitlines()
+            assert first.startswith(f"WEBKASSA {word} - ")
+            assert "|age=" in first
+            assert fingerprint(shop.old_key) in second
+        else:
+            report = json.loads(result.out)
+            assert report["status"] == word
+            assert report["accounts"][0]["fingerprint"] == fingerprint(shop.old_key)
+            assert report["accounts"][0]["service"] == "Webkassa"
+    assert shop.is_untouched
+    assert shop.webkassa.authorizations == 0
+    if code in (1, 2):
+        assert "run: webkassa_key_updater.py update" in result.out
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["DROP TABLE api_keys", "DELETE FROM api_keys", "UPDATE api_keys SET api_key = '' WHERE id = 1"],
+)
+def test_missing_key_is_critical(shop: Shop, statement: str) -> None:
+    shop.sql(statement)
+    result = shop.run("status")
+    assert result.code == 2
+    assert "no key is stored" in result.out
+
+
+def test_what_cannot_be_told_is_unknown(shop: Shop) -> None:
+    for env in ({"WEBKASSA_LOGIN": ""}, {"POSTGRES_PORT": "9"}):
+        result = shop.run("status", **env)
+        assert result.code == 3
+        assert result.out.startswith("WEBKASSA UNKNOWN - ")
+        report = shop.run("status", "--json", **env)
+        assert (report.code, json.loads(report.out)["status"]) == (3, "UNKNOWN")
+    shop.sql("ALTER TABLE api_keys DROP CONSTRAINT api_keys_service_name_key")
+    shop.sql("UPDATE api_keys SET service_name = 'Webkassa'")
+    assert shop.run("status").code == 3
+
+
+def test_status_is_read_only_and_waits_for_no_updater(shop: Shop) -> None:
+    shop.sql("ALTER DATABASE shop SET default_transaction_read_only = on")
+    shop.webkassa.script.append(hang())
+    shop.sql("SELECT pg_advisory_lock(1)")
+    start = time.monotonic()
+    assert shop.run("status").code == 1
+    assert time.monotonic() - start < 3
+
+
+def test_status_with_webkassa_hanging_takes_5_s(shop: Shop) -> None:
+    shop.webkassa.probe_script.append(hang())
+    start = time.monotonic()
+    result = shop.run("status")
+    assert time.monotonic() - start < 7
+    assert (result.code, "probe unclear" in result.out) == (1, True)
+
+
+# check -------------------------------------------------------------------------------------------
+
+
+def test_check_says_what_it_checked_and_changes_nothing(shop: Shop) -> None:
+    result = shop.run("check")
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"ok    {part}" for part in ("settings", "database", "lock", "write", "webkassa", "stored key")
+    ]
+    assert shop.webkassa.authorizations == 0
+    assert shop.is_untouched
+
+
+def test_check_goes_on_after_a_fault_and_names_each(shop: Shop) -> None:
+    url = "http://127.0.0.1:9/api/Authorize"
+    result = shop.run("check", POSTGRES_PORT="9", WEBKASSA_AUTH_URL=url)
+    assert result.code == 75
+    assert [line[:4] for line in result.out.splitlines()] == ["ok  ", "FAIL", "FAIL"]
+    assert shop.run("check", WEBKASSA_AUTH_URL=url).code == 69
+
+
+def test_check_says_that_the_stored_key_is_dead(shop: Shop) -> None:
+    shop.webkassa.live = None
+    result = shop.run("check")
+    assert result.code == 0  # all that an update needs is there
+    assert "is dead; run: webkassa_key_updater.py update" in result.out
+
+
+# The command line --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["renew"], ["--if-needed", "check"], ["status", "--if-needed"], ["--json"], ["--env"], ["update", "x"]],
+)
+def test_wrong_usage_is_2(shop: Shop, arguments: list[str]) -> None:
+    result = shop.finish(shop.start(*arguments))
+    assert result.code == 2
+    assert "--help" in result.err
+    assert shop.webkassa.calls == []
+
+
+def test_options_may_stand_before_or_after_the_command(shop: Shop) -> None:
+    for arguments in (["-v", "update"], ["update", "-v"], ["--if-needed", "update"], ["update", "--if-needed"]):
+        assert shop.finish(shop.start(*arguments)).code == 0
+
+
+def test_help_and_version() -> None:
+    for flag in ("--help", "-h", "--version"):
+        run = subprocess.run([sys.executable, str(PROGRAM), flag], capture_output=True, text=True)
+        assert run.returncode == 0
+        assert run.stderr == ""
+        assert ("exit codes" in run.stdout) == (flag != "--version")
+
+
+# The monitor -------------------------------------------------------------------------------------
+
+
+class Monitor:
+    """Healthchecks-compatible; remembers the paths that were asked for."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        monitor = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                monitor.paths.append(self.path)
+                if "hang" in self.path:
+                    threading.Event().wait(15)
+                self.send_response(500 if "broken" in self.path else 200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.origin = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def monitor() -> Iterator[Monitor]:
+    monitor = Monitor()
+    yield monitor
+    monitor.server.shutdown()
+
+
+def test_monitor_is_told_of_success_and_failure(shop: Shop, monitor: Monitor) -> None:
+    url = f"{monitor.origin}/canary-uuid?x=1"
+    assert shop.run(HEALTHCHECK_URL=url).code == 0
+    assert shop.run(HEALTHCHECK_URL=url, POSTGRES_PORT="9").code == 75
+    assert shop.run("check", HEALTHCHECK_URL=url).code == 0
+    assert shop.run("status", HEALTHCHECK_URL=url).code == 0
+    assert monitor.paths == ["/canary-uuid?x=1", "/canary-uuid/fail?x=1"]
+
+
+@pytest.mark.parametrize("path", ["broken", "hang"])
+def test_monitor_never_changes_the_outcome(shop: Shop, monitor: Monitor, path: str) -> None:
+    start = time.monotonic()
+    result = shop.run(HEALTHCHECK_URL=f"{monitor.origin}/canary-{path}")
+    assert time.monotonic() - start < 13
+    assert result.code == 0
+    assert "canary" not in result.err
+    assert shop.run(HEALTHCHECK_URL="http://127.0.0.1:9/canary").code == 0
