@@ -191,7 +191,7 @@ def test_pgbouncer_in_transaction_mode_one_winner_and_nothing_leaks(pooled: Shop
         with contextlib.closing(
             psycopg2.connect(host="127.0.0.1", port=port, dbname="shop", user="postgres", password=PASSWORD)
         ) as client, client.cursor() as cursor:  # fmt: skip
-            cursor.execute("SELECT current_setting('lock_timeout'), current_setting('timezone')")
-            assert cursor.fetchone() == ("0", "GMT")
+            cursor.execute("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')")
+            assert cursor.fetchone() == ("0", "0")
             cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
             assert cursor.fetchone() == (0,)

