@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Renew the Webkassa key and store it in PostgreSQL, without ever losing one.
 
-usage: webkassa_key_updater.py [--env-file FILE] [-v] [update [--if-needed] | check | status [--json]]
+usage: webkassa_key_updater.py [--env-file FILE] [-v]
+                               [update [--if-needed] | check | status [--json]]
 
 commands:
   update           authorize against Webkassa, validate the new key, store it (the default)
@@ -155,7 +156,7 @@ def load_settings(env_file: str | None) -> Settings:
     settings = read_settings(os.environ, faults)
     if faults:
         where = path if path.exists() else f"{path}, which does not exist"
-        listed = "".join(f"\n  {fault}" for fault in faults)
+        listed = "".join(f"\n  {fault}" for fault in dict.fromkeys(faults))
         raise SettingsFault(f"The settings are wrong (environment, then {where}):{listed}")
     return settings
 
@@ -251,7 +252,7 @@ def read_settings(environ: Mapping[str, str], faults: list[str]) -> Settings:
 
 
 def normal_url(text: str, plain_http: bool) -> str:
-    """Add a missing https://, undo doubled slashes and /api/api; raise ValueError with a sentence."""
+    """Add a missing https://, undo doubled slashes and /api/api; raise ValueError, a sentence."""
     try:
         parts = urlsplit(text if "://" in text else f"https://{text}")
         host, _ = parts.hostname or "", parts.port
@@ -282,10 +283,8 @@ def transport_faults(environ: Mapping[str, str], url: str) -> Iterator[str]:
         if name in environ and not os.access(environ[name], os.R_OK):
             yield f"{name}: there is no such file, or it cannot be read"
     proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
-    if proxy and not re.match(r"(https?://)?[^/:@]", proxy, re.IGNORECASE):
-        yield "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: is not the URL of an HTTP proxy"
-    elif proxy and re.match(r"socks", proxy, re.IGNORECASE):
-        yield "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: SOCKS proxies are not supported"
+    if proxy and "://" in proxy and not re.match("https?://", proxy, re.IGNORECASE):
+        yield "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: is not an HTTP proxy (nor is SOCKS)"
 
 
 def database_parameters(environ: Mapping[str, str], faults: list[str]) -> dict[str, str]:
@@ -504,7 +503,7 @@ def seconds_asked(retry_after: str) -> float | None:
 
 
 def alternative_hosts(host: str, header: str) -> tuple[str, ...]:
-    """Return the hosts of an AlternativeDomainNames header; none if one side is not the vendor's."""
+    """Return the hosts of an AlternativeDomainNames header, as far as all is the vendor's."""
     names = [name.strip().lower() for name in header.split(",")]
     return tuple(n for n in names if VENDOR_HOST.fullmatch(n) and VENDOR_HOST.fullmatch(host))
 
@@ -534,10 +533,8 @@ class Webkassa:
 
     def authorize(self, deadline: float) -> Secret:
         """Log in until a token comes, or a refusal, or the `deadline` (`time.monotonic`)."""
-        login = {
-            "Login": self.settings.login.value,
-            "Password": self.settings.password.value,
-        }
+        settings = self.settings
+        login = {"Login": settings.login.value, "Password": settings.password.value}
         tried, may_kill = {self.host}, False
         for attempt in itertools.count():
             try:
@@ -701,7 +698,8 @@ class KeyStore:
         where = {k: v for k, v in self.settings.database.items() if k in SHOWN_PARAMETERS}
         shown = " ".join(f"{param}={value}" for param, value in where.items())
         try:
-            self.connection = psycopg2.connect(**{**CONNECT_DEFAULTS, **self.settings.database})
+            parameters: dict[str, Any] = {**CONNECT_DEFAULTS, **self.settings.database}
+            self.connection = psycopg2.connect(**parameters)
         except (psycopg2.Error, UnicodeError):  # UnicodeError: the server's text, not in UTF-8
             raise StoreUnavailable(
                 f"PostgreSQL cannot be reached or does not let us in ({shown or 'by default'}).",
@@ -767,7 +765,7 @@ class KeyStore:
         return tables[0] if tables else None
 
     def look(self) -> Stored:
-        """Return what is stored. Raise WriteRefused when the table cannot serve, or has two rows."""
+        """Return what is stored. Raise WriteRefused when the table cannot serve or has two rows."""
         wanted = [part for part in self.settings.table if part]
         table = self.find_table()
         if table is None:
@@ -868,7 +866,9 @@ def update(settings: Settings, if_needed: bool) -> str:
         store.rehearse(stored)
 
         # 4. Authorize: it kills the old key, so no signal may stop us before the new one is kept
-        log.log(*test_system_note(webkassa.host))
+        if webkassa.host in TEST_HOSTS:
+            log.warning("%s is Webkassa's TEST system: its keys serve no shop.", webkassa.host)
+        log.debug("Rehearsed the write; logging in at %s", webkassa.host)
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         start = time.monotonic()
         try:
@@ -891,7 +891,8 @@ def update(settings: Settings, if_needed: bool) -> str:
         log.warning("The new key looks unlike those that Webkassa gave so far.")
     if verdict == UNCLEAR:
         log.warning("The new key is stored, but whether it works could not be probed.")
-    return f"new key {token.fingerprint} from {webkassa.host} stored, old one {described(stored)}"
+    old = f"in place of {described(stored)}" if stored.key else "where none was"
+    return f"stored the new key {token.fingerprint} from {webkassa.host} {old}"
 
 
 def is_fresh(stored: Stored, webkassa: Webkassa) -> bool:
@@ -950,16 +951,6 @@ def described(stored: Stored) -> str:
     return f"{stored.fingerprint}{age}"
 
 
-def test_system_note(host: str) -> tuple[int, str]:
-    """Return level and text of the line that shows the host before anything is sent to it."""
-    if host in TEST_HOSTS:
-        return (
-            logging.WARNING,
-            f"{host} is Webkassa's TEST system: its keys are of no use elsewhere",
-        )
-    return logging.DEBUG, f"Logging in at {host}"
-
-
 # ---------------------------------------------------------------------------------------------
 # Check and status: they never authorize
 # ---------------------------------------------------------------------------------------------
@@ -979,7 +970,8 @@ def check(settings: Settings) -> int:
             print("ok    lock: taken")
             found = store.look()
             store.rehearse(found)
-            print(f"ok    write: rehearsed, taken back; row: {found.rows}, table: {found.oid}")
+            there = "row" if found.rows else "table, no row yet" if found.oid else "no table yet"
+            print(f"ok    write: rehearsed and taken back ({there})")
             stored = found
     except Failure as failure:
         codes.append(failure.code)
@@ -987,13 +979,13 @@ def check(settings: Settings) -> int:
     try:
         url = urlunsplit(urlsplit(webkassa.url)._replace(path="/"))
         exchange(webkassa.session, "HEAD", url, PING_TIMEOUT)  # carries no credentials
-        print(f"ok    webkassa: {test_system_note(webkassa.host)[1]}; it answers")
+        test = ", Webkassa's TEST system," if webkassa.host in TEST_HOSTS else ""
+        print(f"ok    webkassa: {webkassa.host}{test} answers")
     except Failure as failure:
         codes.append(failure.code)
         print(f"FAIL  {failure} {failure.advice}")
     if stored:
-        level, what = judge(stored, webkassa.probe(stored.key))
-        print(f"ok    stored key: {what}")
+        print(f"ok    stored key: {judge(stored, webkassa.probe(stored.key))[1]}")
     return codes[0] if codes else 0
 
 

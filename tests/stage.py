@@ -1,6 +1,6 @@
 """Run a command with a PostgreSQL, a Webkassa simulator and the settings for both; clean up after.
 
-    python tests/stage.py COMMAND [ARGUMENT ...]
+python tests/stage.py COMMAND [ARGUMENT ...]
 """
 
 from __future__ import annotations

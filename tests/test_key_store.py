@@ -30,7 +30,9 @@ def seconds_ago(text: str) -> float:
 def test_times_are_utc_in_any_session_zone(shop: Shop, zone: str, kind: str, insert: bool) -> None:
     shop.sql(f"ALTER DATABASE shop SET timezone = '{zone}'")
     for column in ("created_at", "updated_at"):
-        shop.sql(f"ALTER TABLE api_keys ALTER {column} TYPE {kind} USING {column} AT TIME ZONE 'UTC'")
+        shop.sql(
+            f"ALTER TABLE api_keys ALTER {column} TYPE {kind} USING {column} AT TIME ZONE 'UTC'"
+        )
     if insert:
         shop.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
     before = shop.row()
@@ -64,7 +66,9 @@ def test_no_times_at_all(shop: Shop) -> None:
     assert shop.run("status").code == 3
 
 
-@pytest.mark.parametrize("rows", ["DELETE FROM api_keys WHERE service_name = 'Webkassa'", "SELECT 1"])
+@pytest.mark.parametrize(
+    "rows", ["DELETE FROM api_keys WHERE service_name = 'Webkassa'", "SELECT 1"]
+)
 def test_without_a_unique_index_the_result_is_one_row(shop: Shop, rows: str) -> None:
     shop.sql("ALTER TABLE api_keys DROP CONSTRAINT api_keys_service_name_key")
     shop.sql(rows)
@@ -82,7 +86,9 @@ def test_unique_index_of_another_kind_serves_as_well(shop: Shop, index: str) -> 
 
 
 def test_existing_row_is_updated_whatever_other_columns_want(shop: Shop) -> None:
-    shop.sql("ALTER TABLE api_keys ALTER user_id SET NOT NULL, ADD note text NOT NULL DEFAULT 'ours'")
+    shop.sql(
+        "ALTER TABLE api_keys ALTER user_id SET NOT NULL, ADD note text NOT NULL DEFAULT 'ours'"
+    )
     before = shop.row()
     assert shop.run().code == 0
     after = shop.row()
@@ -113,7 +119,9 @@ def test_missing_table_is_created_with_the_row(shop: Shop) -> None:
 
 
 def test_missing_table_without_the_right_to_create_it_names_the_grant(shop: Shop) -> None:
-    shop.sql("DROP TABLE api_keys; DROP ROLE IF EXISTS visitor; CREATE ROLE visitor LOGIN PASSWORD 'v-canary'")
+    shop.sql(
+        "DROP TABLE api_keys; DROP ROLE IF EXISTS visitor; CREATE ROLE visitor LOGIN PASSWORD 'v-canary'"
+    )
     result = shop.run(POSTGRES_USER="visitor", POSTGRES_PASSWORD="v-canary")
     assert result.code == 73
     assert "GRANT CREATE ON SCHEMA public TO visitor" in result.err
@@ -191,7 +199,9 @@ def test_pgbouncer_in_transaction_mode_one_winner_and_nothing_leaks(pooled: Shop
         with contextlib.closing(
             psycopg2.connect(host="127.0.0.1", port=port, dbname="shop", user="postgres", password=PASSWORD)
         ) as client, client.cursor() as cursor:  # fmt: skip
-            cursor.execute("SELECT current_setting('lock_timeout'), current_setting('statement_timeout')")
+            cursor.execute(
+                "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
+            )
             assert cursor.fetchone() == ("0", "0")
             cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
             assert cursor.fetchone() == (0,)

@@ -13,7 +13,15 @@ from postgres import free_port
 
 BAD = {
     "WEBKASSA_LOGIN": ["your_login", "<login>", "cash\u200bier@example.kz", "a\tb"],
-    "WEBKASSA_PASSWORD": ["your_password", "changeme", "change_me", "xxxx", "a\nb", "a\u202eb", "a\u00adb"],
+    "WEBKASSA_PASSWORD": [
+        "your_password",
+        "changeme",
+        "change_me",
+        "xxxx",
+        "a\nb",
+        "a\u202eb",
+        "a\u00adb",
+    ],
     "WEBKASSA_AUTH_URL": [
         "http://webkassa.example/api/Authorize",
         "ftp://127.0.0.1/api/Authorize",
@@ -48,7 +56,9 @@ BAD = {
 def test_bad_setting_is_named_and_nothing_is_contacted(
     shop: Shop, command: str, name: str, value: str
 ) -> None:
-    https = {"WEBKASSA_AUTH_URL": "https://127.0.0.1:9/api/Authorize"} if name == "HTTPS_PROXY" else {}
+    https = (
+        {"WEBKASSA_AUTH_URL": "https://127.0.0.1:9/api/Authorize"} if name == "HTTPS_PROXY" else {}
+    )
     result = shop.main(command, **{"POSTGRES_PORT": str(free_port()), **https, name: value})
     assert result.code == 78
     faults = re.findall(r"^  (.*?): ", result.err, re.MULTILINE)
@@ -82,7 +92,8 @@ def test_v4_without_api_key_is_a_fault(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(
-    "spelling", ["{o}/api/api/Authorize", " {o}//api//Authorize/ ", "{o}/api/Authorize\n", "{o}/api/authorize"]
+    "spelling",
+    ["{o}/api/api/Authorize", " {o}//api//Authorize/ ", "{o}/api/Authorize\n", "{o}/api/authorize"],
 )
 def test_what_is_safe_in_a_url_is_put_right(shop: Shop, spelling: str) -> None:
     url = spelling.format(o=shop.webkassa.origin)
@@ -128,7 +139,13 @@ def test_environment_wins_and_empty_means_not_set(shop: Shop, file: Path) -> Non
 
 
 def test_libpq_variables_of_the_file_count(shop: Shop, file: Path) -> None:
-    names = {"HOST": "PGHOST", "PORT": "PGPORT", "DB": "PGDATABASE", "USER": "PGUSER", "PASSWORD": "PGPASSWORD"}
+    names = {
+        "HOST": "PGHOST",
+        "PORT": "PGPORT",
+        "DB": "PGDATABASE",
+        "USER": "PGUSER",
+        "PASSWORD": "PGPASSWORD",
+    }
     lines = [f'{pg}="{shop.env.pop("POSTGRES_" + ours)}"' for ours, pg in names.items()]
     file.write_text(good("\n".join(lines)), encoding="utf-8")
     assert shop.run("update", "--env-file", str(file)).code == 0
@@ -137,10 +154,16 @@ def test_libpq_variables_of_the_file_count(shop: Shop, file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (good("\n\n# comment\nBROKEN LINE with canary-text\n").encode(), "line 6 is not NAME=value"),
+        (
+            good("\n\n# comment\nBROKEN LINE with canary-text\n").encode(),
+            "line 6 is not NAME=value",
+        ),
         (good("LONELY\n").encode(), "line 3 is not NAME=value"),
         (good("A='unfinished canary-text\n").encode(), "line 3 is not NAME=value"),
-        (good().replace("\n", "\r\n").encode() + b"\r\nBROKEN LINE\r\n", "line 4 is not NAME=value"),
+        (
+            good().replace("\n", "\r\n").encode() + b"\r\nBROKEN LINE\r\n",
+            "line 4 is not NAME=value",
+        ),
         (good().encode("cp1251"), "save it as UTF-8"),
         (good().encode("utf-16"), "save it as UTF-8"),
         ("WEBKASSA_LOGIN=x\n".encode("utf-16-le"), "save it as UTF-8"),
@@ -173,11 +196,15 @@ def test_no_file_is_searched_for_elsewhere(shop: Shop, file: Path) -> None:
 # The database ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2", "postgresql+asyncpg"])
+@pytest.mark.parametrize(
+    "scheme", ["postgresql", "postgres", "postgresql+psycopg2", "postgresql+asyncpg"]
+)
 def test_database_url_wins(shop: Shop, scheme: str) -> None:
     from urllib.parse import quote
 
-    url = f"{scheme}://postgres:{quote(DATABASE_PASSWORD, safe='')}@127.0.0.1:{shop.server.port}/shop"
+    url = (
+        f"{scheme}://postgres:{quote(DATABASE_PASSWORD, safe='')}@127.0.0.1:{shop.server.port}/shop"
+    )
     assert shop.run(DATABASE_URL=url, POSTGRES_HOST="nowhere.invalid").code == 0
 
 
@@ -202,7 +229,9 @@ def test_example_names_every_setting_and_its_default() -> None:
     for name, default in re.findall(r'(?:get|get_duration)\("(\w+)", "([^"]+)"', program):
         assert f"#{name}={default}" in example
     for line in example.splitlines():
-        assert line == "" or line.startswith("#") or "#" not in line  # comments on lines of their own
+        assert (
+            line == "" or line.startswith("#") or "#" not in line
+        )  # comments on lines of their own
 
 
 def test_example_as_it_is_is_refused(shop: Shop, file: Path) -> None:

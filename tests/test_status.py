@@ -31,7 +31,9 @@ from webkassa_simulator import answer, errors, hang
     ],
 )
 def test_status_levels(shop: Shop, age: str, probe: object, code: int, word: str) -> None:
-    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - %s::interval WHERE id = 1", age)
+    shop.sql(
+        "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - %s::interval WHERE id = 1", age
+    )
     for command in (["status"], ["status", "--json"]):
         if probe is not None:
             shop.webkassa.probe_script.append(answer(200, probe))
@@ -55,7 +57,11 @@ def test_status_levels(shop: Shop, age: str, probe: object, code: int, word: str
 
 @pytest.mark.parametrize(
     "statement",
-    ["DROP TABLE api_keys", "DELETE FROM api_keys", "UPDATE api_keys SET api_key = '' WHERE id = 1"],
+    [
+        "DROP TABLE api_keys",
+        "DELETE FROM api_keys",
+        "UPDATE api_keys SET api_key = '' WHERE id = 1",
+    ],
 )
 def test_missing_key_is_critical(shop: Shop, statement: str) -> None:
     shop.sql(statement)
@@ -101,7 +107,8 @@ def test_check_says_what_it_checked_and_changes_nothing(shop: Shop) -> None:
     assert result.code == 0
     lines = result.out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        f"ok    {part}" for part in ("settings", "database", "lock", "write", "webkassa", "stored key")
+        f"ok    {part}"
+        for part in ("settings", "database", "lock", "write", "webkassa", "stored key")
     ]
     assert shop.webkassa.authorizations == 0
     assert shop.is_untouched
@@ -127,7 +134,14 @@ def test_check_says_that_the_stored_key_is_dead(shop: Shop) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["renew"], ["--if-needed", "check"], ["status", "--if-needed"], ["--json"], ["--env"], ["update", "x"]],
+    [
+        ["renew"],
+        ["--if-needed", "check"],
+        ["status", "--if-needed"],
+        ["--json"],
+        ["--env"],
+        ["update", "x"],
+    ],
 )
 def test_wrong_usage_is_2(shop: Shop, arguments: list[str]) -> None:
     result = shop.finish(shop.start(*arguments))
@@ -137,7 +151,12 @@ def test_wrong_usage_is_2(shop: Shop, arguments: list[str]) -> None:
 
 
 def test_options_may_stand_before_or_after_the_command(shop: Shop) -> None:
-    for arguments in (["-v", "update"], ["update", "-v"], ["--if-needed", "update"], ["update", "--if-needed"]):
+    for arguments in (
+        ["-v", "update"],
+        ["update", "-v"],
+        ["--if-needed", "update"],
+        ["update", "--if-needed"],
+    ):
         assert shop.finish(shop.start(*arguments)).code == 0
 
 

@@ -92,7 +92,9 @@ def test_byte_order_mark_and_null_errors_are_no_trouble(shop: Shop) -> None:
     assert (shop.key, shop.webkassa.authorizations) == (GOOD["Data"]["Token"], 1)
 
 
-@pytest.mark.parametrize("kind", [redirect, lambda url: redirect(url, 302), lambda url: redirect(url, 308)])
+@pytest.mark.parametrize(
+    "kind", [redirect, lambda url: redirect(url, 302), lambda url: redirect(url, 308)]
+)
 def test_redirect_is_never_followed(shop: Shop, kind: Any) -> None:
     with Simulator() as elsewhere:
         shop.webkassa.script.append(kind(elsewhere.url))
@@ -183,7 +185,9 @@ def test_webkassa_down_for_the_whole_deadline(shop: Shop) -> None:
         ("https://webkassa.invalid/api/Authorize", "name"),
     ],
 )
-def test_host_that_cannot_be_reached_leaves_the_key_as_it_was(shop: Shop, url: str, said: str) -> None:
+def test_host_that_cannot_be_reached_leaves_the_key_as_it_was(
+    shop: Shop, url: str, said: str
+) -> None:
     result = shop.run(WEBKASSA_AUTH_URL=url, WEBKASSA_DEADLINE="2s")
     assert result.code == 69
     assert said in result.err
@@ -209,7 +213,10 @@ def test_api_key_goes_to_the_host_of_authorize_only(shop: Shop) -> None:
     with Simulator() as other:
         other.probe_script.append(answer(200, {"Data": []}))
         probe = f"{other.origin}/api/references/RefUnits"
-        assert shop.run(WEBKASSA_PROBE_URL=probe, WEBKASSA_API_KEY=webkassa_simulator.API_KEY).code == 0
+        assert (
+            shop.run(WEBKASSA_PROBE_URL=probe, WEBKASSA_API_KEY=webkassa_simulator.API_KEY).code
+            == 0
+        )
         assert [call.headers.get("x-api-key") for call in other.calls] == [None]
 
 
@@ -222,7 +229,10 @@ def test_netrc_is_not_read(shop: Shop) -> None:
 def test_login_and_token_travel_in_the_body_only(shop: Shop) -> None:
     assert shop.run().code == 0
     first, second = shop.webkassa.calls
-    assert first.body == {"Login": webkassa_simulator.LOGIN, "Password": webkassa_simulator.PASSWORD}
+    assert first.body == {
+        "Login": webkassa_simulator.LOGIN,
+        "Password": webkassa_simulator.PASSWORD,
+    }
     assert second.body == {"Token": shop.webkassa.live}
 
 
@@ -359,20 +369,29 @@ tokens = st.one_of(
     st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=260),
     st.none() | st.integers() | st.lists(st.text()),
 )
-numbers = st.one_of(st.integers(-2, 14), st.integers(), st.text(), st.floats(), st.none(), st.lists(st.none()))
+numbers = st.one_of(
+    st.integers(-2, 14), st.integers(), st.text(), st.floats(), st.none(), st.lists(st.none())
+)
 anything = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
 )
-error_lists = st.one_of(st.lists(st.fixed_dictionaries({}, optional={"Code": numbers, "Text": st.text()})), anything)
+error_lists = st.one_of(
+    st.lists(st.fixed_dictionaries({}, optional={"Code": numbers, "Text": st.text()})), anything
+)
 shaped = st.fixed_dictionaries(
     {},
-    optional={"Data": st.fixed_dictionaries({}, optional={"Token": tokens}) | anything, "Errors": error_lists},
+    optional={
+        "Data": st.fixed_dictionaries({}, optional={"Token": tokens}) | anything,
+        "Errors": error_lists,
+    },
 )
 bodies = st.one_of(
     (shaped | anything).map(lambda value: json.dumps(value).encode()), st.binary(max_size=300)
 )
-statuses = st.one_of(st.sampled_from([200, 200, 200, 201, 400, 401, 403, 500, 503, 505]), st.integers(200, 599))
+statuses = st.one_of(
+    st.sampled_from([200, 200, 200, 201, 400, 401, 403, 500, 503, 505]), st.integers(200, 599)
+)
 
 
 def is_token(value: object) -> bool:

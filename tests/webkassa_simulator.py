@@ -153,9 +153,7 @@ class Simulator:
         self.on_issue(token)
         return self.play(self.script, handler, json.dumps({"Data": {"Token": token}}).encode())
 
-    def play(
-        self, script: collections.deque[Behaviour], handler: Handler, good: bytes
-    ) -> None:
+    def play(self, script: collections.deque[Behaviour], handler: Handler, good: bytes) -> None:
         try:
             behaviour = script.popleft()
         except IndexError:
@@ -170,9 +168,7 @@ def errors(code: object) -> dict[str, Any]:
 # Behaviours. Those with `refuses` set log nobody in; the others do, and spoil the answer.
 
 
-def answer(
-    status: int = 200, body: Any = b"", headers: dict[str, str] | None = None
-) -> Behaviour:
+def answer(status: int = 200, body: Any = b"", headers: dict[str, str] | None = None) -> Behaviour:
     """Answer with this status, body (bytes, or something that becomes JSON) and these headers."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
