@@ -1,0 +1,86 @@
+"""Measure whole runs against a bare script, and how long consumers hold a dead key.
+
+    .venv/bin/python benchmarks/run.py [ROUNDS]
+
+PostgreSQL (with fsync) and the simulator run on loopback. Runs alternate, so that whatever else the
+machine does meets both. Medians; CPU is user + system time of the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import psycopg2  # noqa: E402
+import webkassa_simulator  # noqa: E402
+from postgres import PASSWORD, Postgres  # noqa: E402
+
+
+def measure(command: list[str], env: dict[str, str]) -> tuple[float, float]:
+    """Run a command; return its wall and CPU time in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *command], env=env, check=True, capture_output=True)
+    wall = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main(rounds: int) -> None:
+    server = Postgres()
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.remove)
+        webkassa = stack.enter_context(webkassa_simulator.Simulator())
+        webkassa.password = "without-a-dollar"  # python-dotenv's own reading would expand it
+        url = f"postgresql://postgres:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}/postgres"
+        env_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "env"
+        env_file.write_text(
+            f"WEBKASSA_LOGIN={webkassa_simulator.LOGIN}\n"
+            f"WEBKASSA_PASSWORD={webkassa.password}\n"
+            f"WEBKASSA_AUTH_URL={webkassa.url}\nDATABASE_URL={url}\n",
+            encoding="utf-8",
+        )
+        env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "ENV_FILE": str(env_file)}
+        ours = [str(ROOT / "webkassa_key_updater.py"), "--env-file", str(env_file)]
+        bare = [str(ROOT / "benchmarks" / "bare.py")]
+        connection = psycopg2.connect(url)
+        connection.autocommit = True
+        cursor = connection.cursor()
+        answered: list[float] = []
+        webkassa.on_issue = lambda token: answered.append(time.time())
+        measure(ours, env)  # creates the table, and warms the caches
+
+        windows, times = [], {"ours": [], "bare": []}
+        for _ in range(rounds):
+            times["bare"].append(measure(bare, env))
+            times["ours"].append(measure(ours, env))
+            cursor.execute(
+                "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 FROM api_keys"
+            )
+            windows.append(cursor.fetchone()[0] - answered[-1])
+
+    python = platform.python_version()
+    print(f"{rounds} rounds, Python {python}, {os.cpu_count()} cores, {platform.machine()}")
+    for position, name in enumerate(("wall", "CPU")):
+        mine, its = (statistics.median(t[position] for t in times[who]) for who in ("ours", "bare"))
+        print(f"{name}: {mine * 1000:.0f} ms, bare script {its * 1000:.0f} ms, {mine / its:.2f} x")
+    print(
+        f"dead window (answer to commit, probe on): median {statistics.median(windows) * 1000:.1f} ms,"
+        f" worst {max(windows) * 1000:.1f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50)
