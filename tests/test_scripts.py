@@ -1,0 +1,126 @@
+"""The scripts' failure branches, with stand-ins for the machine's tools: no root, no systemd."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("install.sh", "uninstall.sh", "check-status.sh", "systemd/send-alert.sh")
+# What the scripts may use of the machine as it is
+HONEST = ("bash", "basename", "cat", "cmp", "dirname", "env", "flock", "grep", "sed", "tr", "date")
+
+Stub = Callable[..., None]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Stub:
+    """Put a stand-in for a tool on the path: a line of shell."""
+
+    def stub(name: str, line: str = "exit 0") -> None:
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+
+    for tool in HONEST:
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    stub("id", "case $1 in -u) echo 0 ;; *) echo root ;; esac")
+    stub("apt-get")
+    stub("systemd-analyze")
+    stub("systemctl", "echo 'systemd 252 (252.39)'")
+    return stub
+
+
+@pytest.fixture
+def run(tmp_path: Path, stub: Stub) -> Run:
+    def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        bash = tmp_path / "bash"
+        return subprocess.run(
+            [bash, ROOT / script, *arguments], env={"PATH": str(tmp_path)}, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
+    result = run(script, "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith("usage: ")
+    assert "set -" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "code"),
+    [
+        ("install.sh", ["--wtih-alerts"], 2),
+        ("install.sh", ["--env-file"], 2),
+        ("install.sh", ["--env-file", "/nowhere"], 2),
+        ("uninstall.sh", ["--prune"], 2),
+        ("uninstall.sh", ["--purge", "--json"], 2),
+        ("check-status.sh", ["--jsno"], 3),  # for a monitor, 2 would be CRITICAL
+    ],
+)
+def test_wrong_usage_is_refused(script: str, arguments: list[str], code: int, run: Run) -> None:
+    result = run(script, *arguments)
+    assert result.returncode == code
+    assert result.stdout.startswith(f"{script}: ")
+
+
+@pytest.mark.parametrize("script", ["install.sh", "uninstall.sh"])
+def test_without_root_it_says_sudo(script: str, run: Run, stub: Stub) -> None:
+    stub("id", "echo 1000")
+    result = run(script)
+    assert result.returncode == 1
+    assert result.stdout == f"{script}: must be run by root: sudo ./{script}\n"
+
+
+# name of the stand-in, what it does, and what install.sh says then
+MACHINES = [
+    ("systemctl", "exit 127", "needs systemd 249 or newer, here is none"),
+    ("systemctl", "echo 'systemd 247 (247.3-7)'", "needs systemd 249 or newer, here is 247"),
+    ("systemctl", "[ $1 = --version ] && echo 'systemd 252'", "systemd does not run this machine"),
+    ("systemd-analyze", "exit 1", "Asia/Almaty is missing. Run: apt-get install tzdata"),
+    ("python3", "exit 1", "Run: apt-get install python3 python3-venv"),
+    (
+        "python3",
+        "case $2 in *version_info*[:2]*) echo 3.12 ;; *ensurepip*) exit 1 ;; esac",
+        "Python 3.12 lacks venv. Run: apt-get install python3.12-venv",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "does", "said"), MACHINES, ids=[said for _, _, said in MACHINES])
+def test_install_says_what_the_machine_lacks(
+    name: str, does: str, said: str, run: Run, stub: Stub
+) -> None:
+    stub("python3", "exit 1")
+    stub(name, does)
+    result = run("install.sh")
+    assert result.returncode == 1
+    assert said in result.stdout
+
+
+def test_install_names_red_hats_package_there(run: Run, stub: Stub, tmp_path: Path) -> None:
+    (tmp_path / "apt-get").unlink()
+    stub("dnf")
+    stub("python3", "exit 1")
+    assert "Run: dnf install python3.12\n" in run("install.sh").stdout
+
+
+def test_status_where_nothing_is_installed_is_critical(run: Run) -> None:
+    if Path("/opt/webkassa-key-updater").exists():
+        pytest.skip("it is installed here")
+    result = run("check-status.sh")
+    assert result.returncode == 2
+    assert result.stdout.startswith("WEBKASSA CRITICAL - installed: no\n")
+    report = json.loads(run("check-status.sh", "--json").stdout)
+    assert report["status"] == "CRITICAL"
+    assert report["checks"][0]["mend"] == "sudo ./install.sh"
