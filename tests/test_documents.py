@@ -20,7 +20,9 @@ def block(after: str) -> str:
 
 
 def test_help_is_the_programs_own() -> None:
-    helped = subprocess.run([sys.executable, str(PROGRAM), "--help"], capture_output=True, text=True)
+    helped = subprocess.run(
+        [sys.executable, str(PROGRAM), "--help"], capture_output=True, text=True
+    )
     assert block("<!-- help -->").strip() == helped.stdout.strip()
 
 
@@ -31,7 +33,9 @@ def test_every_exit_code_has_its_troubleshooting() -> None:
 
 def test_every_setting_is_listed_with_its_default() -> None:
     example = (ROOT / ".env.example").read_text()
-    for name in re.findall(r"^#?((?:WEBKASSA|DATABASE|API|HEALTHCHECK)\w+)=", example, re.MULTILINE):
+    for name in re.findall(
+        r"^#?((?:WEBKASSA|DATABASE|API|HEALTHCHECK)\w+)=", example, re.MULTILINE
+    ):
         assert re.search(rf"^\| .*`{name}`", README, re.MULTILINE), name
 
 
@@ -61,7 +65,7 @@ def test_consumer_of_the_readme_gets_through_a_dead_key(shop: Shop, example: str
     shop.webkassa.live = None
     url = f"postgresql+psycopg2://postgres:@127.0.0.1:{shop.server.port}/shop"
     program = block(f"<!-- consumer {example} -->").replace(
-        "/opt/webkassa-key-updater/current/webkassa_key_updater.py", str(PROGRAM)
+        "/opt/webkassa-key-updater/webkassa_key_updater.py", str(PROGRAM)
     )
     test = f"""
 import requests
@@ -87,5 +91,9 @@ assert answer["Data"], answer
 
 def test_run_time_dependencies_are_exactly_three() -> None:
     lines = (ROOT / "requirements.txt").read_text().split()
-    assert [re.split("[<>=]", line)[0] for line in lines] == ["requests", "psycopg2-binary", "python-dotenv"]
+    assert [re.split("[<>=]", line)[0] for line in lines] == [
+        "requests",
+        "psycopg2-binary",
+        "python-dotenv",
+    ]
     assert all(re.search(r">=\S+,<\d+$", line) for line in lines)
