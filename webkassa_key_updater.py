@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import email.utils
 import hashlib
 import io
@@ -49,7 +48,6 @@ import os
 import queue
 import random
 import re
-import secrets
 import signal
 import threading
 import time
@@ -57,7 +55,7 @@ import traceback
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 import dotenv.parser
@@ -67,9 +65,6 @@ import requests
 from psycopg2 import sql
 
 __version__ = "1.0.0"
-
-T = TypeVar("T")
-Connection = psycopg2.extensions.connection
 
 log = logging.getLogger("webkassa_key_updater")
 
@@ -100,17 +95,21 @@ LIBPQ_NAMES = {
 KNOWN_SECRETS: set[str] = set()
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
 class Secret:
     """A value that must not be seen: `repr` and `str` are `***`, only `value` tells it."""
 
-    value: str
-
-    def __post_init__(self) -> None:
-        KNOWN_SECRETS.add(self.value)
+    def __init__(self, value: str) -> None:
+        self.value = value
+        KNOWN_SECRETS.add(value)
 
     def __repr__(self) -> str:
         return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
 
     @property
     def fingerprint(self) -> str:
@@ -118,8 +117,7 @@ class Secret:
         return hashlib.sha256(self.value.encode()).hexdigest()[:8]
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """All that one account needs; durations in seconds."""
 
     login: Secret
@@ -130,13 +128,12 @@ class Settings:
     service: str
     max_age: float
     deadline: float
-    database: dict[str, str] = dataclasses.field(repr=False)  # libpq parameters
+    database: dict[str, str]  # libpq parameters
     table: tuple[str | None, str]  # schema, name
     healthcheck_url: Secret | None
 
-    @property
-    def host(self) -> str:
-        return urlsplit(self.auth_url).netloc.lower()
+    def __repr__(self) -> str:
+        return "***"
 
 
 def load_settings(env_file: str | None) -> Settings:
@@ -392,13 +389,12 @@ TROUBLES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """An HTTP answer; `body` is the JSON in it, None where there is none."""
 
     status: int
     headers: Mapping[str, str]
-    body: Any = dataclasses.field(repr=False)
+    body: Any
 
     @property
     def errors(self) -> Any:
@@ -657,8 +653,7 @@ MISSING_GRANTS = """
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """What the database has of a service: the table (`oid` None: not yet), the row, its key."""
 
     oid: int | None
@@ -835,7 +830,7 @@ class KeyStore:
             self.run(row.format(stored.table), (self.settings.service,))
         length = max(32, len(stored.key.value) if stored.key else 0)
         self.run("SAVEPOINT rehearsal")
-        self.write(stored, secrets.token_hex(length)[:length])
+        self.write(stored, os.urandom(length).hex()[:length])
         self.run("SET CONSTRAINTS ALL IMMEDIATE")  # else the commit would raise what is deferred
         self.run("ROLLBACK TO SAVEPOINT rehearsal")
 
