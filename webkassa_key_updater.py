@@ -49,6 +49,7 @@ import queue
 import random
 import re
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -1115,4 +1116,7 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     # psycopg2 waits in C, where Python's own handler of Ctrl-C would not run
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    raise SystemExit(main())
+    exit_code = main()
+    with contextlib.suppress(OSError):  # nobody reads on
+        sys.stdout.flush()
+    os._exit(exit_code)  # at once, whatever the thread of an unanswered request is doing

@@ -219,3 +219,10 @@ def test_monitor_never_changes_the_outcome(shop: Shop, monitor: Monitor, path: s
     assert result.code == 0
     assert "canary" not in result.err
     assert shop.run(HEALTHCHECK_URL="http://127.0.0.1:9/canary").code == 0
+
+
+def test_exit_code_stands_when_nobody_reads_the_output(shop: Shop) -> None:
+    process = shop.start("status")
+    process.stdout.close()
+    assert process.wait(20) == 1
+    assert process.stderr.read() == ""
