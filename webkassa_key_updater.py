@@ -346,7 +346,7 @@ class WebkassaFailure(Failure):
     code = 69
     advice = "Try later: webkassa_key_updater.py update"
     retry = may_kill = True
-    wait: float | None = None
+    wait = 0.0
     others: tuple[str, ...] = ()
 
 
@@ -490,13 +490,13 @@ def read_token(host: str, answer: Answer) -> Secret:
     raise failure
 
 
-def seconds_asked(retry_after: str) -> float | None:
+def seconds_asked(retry_after: str) -> float:
     """Return the seconds that a Retry-After header (RFC 9110: a number or a date) asks for."""
     with contextlib.suppress(ValueError, TypeError, OverflowError):
         if re.fullmatch(r"[0-9.]+", retry_after):
             return float(retry_after)
-        return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0)
-    return None
+        return email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+    return 0.0
 
 
 def alternative_hosts(host: str, header: str) -> tuple[str, ...]:
@@ -538,8 +538,8 @@ class Webkassa:
                 return read_token(self.host, self.post(self.url, login, left(deadline)))
             except WebkassaFailure as failure:
                 failure.may_kill = may_kill = may_kill or failure.may_kill
-                backoff = min(2**attempt, 30) * random.uniform(0.5, 1)
-                pause = backoff if failure.wait is None else failure.wait
+                backoff = min(2**attempt / 4, 30) * random.uniform(0.5, 1)
+                pause = max(backoff, failure.wait)
                 others = [host for host in failure.others if host not in tried]
                 if others:
                     tried.add(others[0])

@@ -178,6 +178,12 @@ def test_webkassa_down_for_the_whole_deadline(shop: Shop) -> None:
     assert shop.is_untouched
 
 
+def test_failing_webkassa_that_asks_for_haste_is_not_hammered(shop: Shop) -> None:
+    shop.webkassa.script.extend([answer(503, b"", {"Retry-After": "0"})] * 1000)
+    assert shop.run(WEBKASSA_DEADLINE="6s").code == 69
+    assert shop.webkassa.authorizations <= 8
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -398,7 +404,7 @@ def is_token(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[!-~]{1,255}", value) is not None
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(status=statuses, body=bodies, probe_status=statuses, probe=bodies)
 def test_any_answer_leaves_the_row_or_stores_a_valid_token(
     shop: Shop, status: int, body: bytes, probe_status: int, probe: bytes
