@@ -168,6 +168,27 @@ def test_unwritable_table_asks_webkassa_for_nothing(keeper: Shop, case: str, com
     assert "keeper-canary-pass" not in result.out + result.err
 
 
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ("53100", 73),
+        ("53300", 75),
+        ("40001", 75),
+        ("57014", 75),
+        ("08006", 75),
+        ("XX000", 73),
+        ("T0K3N", 73),
+    ],
+)
+def test_error_of_the_database_is_passing_or_not(shop: Shop, state: str, code: int) -> None:
+    """53100 is a full disk: it does not mend itself as a lack of connections does."""
+    body = f"RAISE 'no' USING ERRCODE = '{state}';"
+    shop.sql(TRIGGER.format(body=body, kind="", when="BEFORE UPDATE", deferred=""))
+    result = shop.run()
+    assert (result.code, shop.webkassa.calls) == (code, [])
+    assert state in result.err
+
+
 def test_standby_asks_webkassa_for_nothing(shop: Shop) -> None:
     """A server in recovery refuses the write; pg_basebackup makes a real one."""
     server = shop.server
