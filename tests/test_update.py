@@ -56,6 +56,14 @@ def test_database_down_asks_webkassa_for_nothing(shop: Shop) -> None:
     assert f"port={shop.server.port}" in result.err
 
 
+def test_database_that_says_nothing_is_given_up_after_5_s(shop: Shop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        result = shop.run(POSTGRES_PORT=str(silent.getsockname()[1]))
+        assert time.monotonic() - start < 9
+    assert (result.code, shop.webkassa.calls) == (75, [])
+
+
 TRIGGER = """
     CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$;
     CREATE {kind} TRIGGER t {when} ON api_keys {deferred} FOR EACH ROW EXECUTE FUNCTION f()
