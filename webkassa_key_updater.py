@@ -41,9 +41,9 @@ import email.utils
 import hashlib
 import io
 import ipaddress
-import itertools
 import json
 import logging
+import math
 import os
 import queue
 import random
@@ -153,7 +153,7 @@ def load_settings(env_file: str | None) -> Settings:
             os.environ.setdefault(name, value)
     settings = read_settings(os.environ, faults)
     if faults:
-        where = path if path.exists() else f"{path}, which does not exist"
+        where = path if os.path.exists(path) else f"{path}, which does not exist"
         listed = "".join(f"\n  {fault}" for fault in dict.fromkeys(faults))
         raise SettingsFault(f"The settings are wrong (environment, then {where}):{listed}")
     return settings
@@ -179,10 +179,11 @@ def read_env_file(path: Path, must_exist: bool, faults: list[str]) -> dict[str, 
     for binding in dotenv.parser.parse_stream(io.StringIO(text)):
         source = binding.original.string
         line = binding.original.line + source[: len(source) - len(source.lstrip())].count("\n")
-        if binding.error or (binding.key and binding.value is None):
+        key = binding.key or ""
+        if binding.error or "=" in key or (key and binding.value is None):
             faults.append(f"{path}: line {line} is not NAME=value")
-        elif binding.key and binding.value is not None:
-            values[binding.key] = binding.value
+        elif key:
+            values[key] = binding.value or ""
     return values
 
 
@@ -293,6 +294,9 @@ def database_parameters(environ: Mapping[str, str], faults: list[str]) -> dict[s
         names = dict.fromkeys(names, "DATABASE_URL")
         # SQLAlchemy's postgresql+psycopg2:// is what the consumers have; libpq does not know it
         url = re.sub(r"^(postgres(?:ql)?)\+\w+:", r"\1:", environ["DATABASE_URL"].strip())
+        if re.match(r"[^:]+://([^/?]*@[^/?]*@|[^/?]*/[^?]*@)", url):  # it would end up in the host
+            faults.append("DATABASE_URL: @, / and : of the password must be percent-encoded")
+            return {}
         try:
             given = psycopg2.extensions.parse_dsn(url)
         except (psycopg2.Error, UnicodeError):
@@ -380,6 +384,9 @@ ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdi
 TROUBLES = (
     ("wrong_signature_type", False, f"needs weak TLS; set WEBKASSA_AUTH_URL={DEFAULT_AUTH_URL}"),
     ("certificate_verify", False, "shows a bad certificate; is REQUESTS_CA_BUNDLE needed?"),
+    ("no_certificate_or_crl", False, "cannot be asked: REQUESTS_CA_BUNDLE holds no certificate"),
+    ("invalidproxyurl", False, "cannot be asked: the URL of the proxy is wrong"),
+    ("invalidurl", False, "cannot be asked: the URL of the proxy is wrong"),
     ("proxyerror", False, "cannot be reached through the proxy"),
     ("connecttimeout", False, "accepts no connection"),
     ("nameresolution", False, "has a name that cannot be resolved"),
@@ -403,9 +410,10 @@ class Answer(NamedTuple):
 
     @property
     def codes(self) -> set[int]:
-        errors = self.errors if isinstance(self.errors, list) else []
+        errors = self.errors if isinstance(self.errors, list) else [self.errors]
         found = [str(error.get("Code")) for error in errors if isinstance(error, dict)]
-        return {int(code) for code in found if re.fullmatch(r"-?[0-9]{1,9}", code)}
+        numbers = [re.fullmatch(r" *(-?[0-9]{1,9})(\.0)? *", code) for code in found]
+        return {int(number[1]) for number in numbers if number}
 
 
 def new_session() -> requests.Session:
@@ -432,7 +440,7 @@ def exchange(
             with session.request(
                 method, url, timeout=timeout, allow_redirects=False, stream=True, **more
             ) as response:
-                content = response.raw.read(ANSWER_LIMIT + 1)
+                content = response.raw.read(ANSWER_LIMIT + 1, decode_content=True)
                 results.put((response.status_code, response.headers, content))
         except Exception as error:
             results.put(error)
@@ -446,7 +454,8 @@ def exchange(
         raise no_answer(urlsplit(url).netloc, result)
     status, headers, content = result
     try:
-        body = json.loads(content.decode("utf-8-sig")) if len(content) <= ANSWER_LIMIT else None
+        text = content.decode("utf-8-sig", "replace")  # a Russian Text may be in another encoding
+        body = json.loads(text) if len(content) <= ANSWER_LIMIT else None
     except (ValueError, RecursionError):
         body = None
     return Answer(status, headers, body)
@@ -501,8 +510,9 @@ def seconds_asked(retry_after: str) -> float:
 
 def alternative_hosts(host: str, header: str) -> tuple[str, ...]:
     """Return the hosts of an AlternativeDomainNames header, as far as all is the vendor's."""
-    names = [name.strip().lower() for name in header.split(",")]
-    return tuple(n for n in names if VENDOR_HOST.fullmatch(n) and VENDOR_HOST.fullmatch(host))
+    names = [name.strip().lower() for name in (host.removesuffix(":443"), *header.split(","))]
+    vendors = [VENDOR_HOST.fullmatch(name) is not None for name in names]
+    return tuple(n for n, ok in zip(names[1:], vendors[1:], strict=True) if ok and vendors[0])
 
 
 def left(deadline: float) -> float:
@@ -533,12 +543,14 @@ class Webkassa:
         settings = self.settings
         login = {"Login": settings.login.value, "Password": settings.password.value}
         tried, may_kill = {self.host}, False
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             try:
                 return read_token(self.host, self.post(self.url, login, left(deadline)))
             except WebkassaFailure as failure:
                 failure.may_kill = may_kill = may_kill or failure.may_kill
                 backoff = min(2**attempt / 4, 30) * random.uniform(0.5, 1)
+                attempt += 1
                 pause = max(backoff, failure.wait)
                 others = [host for host in failure.others if host not in tried]
                 if others:
@@ -551,7 +563,6 @@ class Webkassa:
                     log.debug("%s Trying again in %.1f s.", failure, pause)
                     if signal.sigtimedwait(STOP_SIGNALS, pause):
                         raise
-        raise AssertionError
 
     def move_to(self, host: str) -> None:
         """Replace the host of Authorize, and of the probe where it is the same."""
@@ -633,24 +644,26 @@ CREATE_TABLE = """
         updated_at timestamptz NOT NULL DEFAULT now())
 """
 SELECT_ROWS = """
-    SELECT api_key::text, extract(epoch FROM clock_timestamp() - changed)::float8,
+    SELECT api_key::text, CASE WHEN isfinite(changed)
+               THEN extract(epoch FROM clock_timestamp() - changed)::float8 END,
            to_char(changed, 'YYYY-MM-DD HH24:MI:SS')
     FROM (SELECT api_key, coalesce({times}) AS changed FROM {table} WHERE service_name = %s) AS r
 """
 MISSING_GRANTS = """
-    SELECT format('GRANT USAGE ON SCHEMA %%I', n.nspname)
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = %(oid)s AND NOT has_schema_privilege(n.oid, 'USAGE')
-    UNION ALL SELECT format('GRANT %%s ON %%I.%%I', privilege, n.nspname, c.relname)
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
-         unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
-    WHERE c.oid = %(oid)s AND NOT has_table_privilege(c.oid, privilege)
-    UNION ALL SELECT format('GRANT USAGE ON SEQUENCE %%I.%%I', n.nspname, s.relname)
-    FROM pg_class s JOIN pg_namespace n ON n.oid = s.relnamespace
-         JOIN pg_depend d ON d.objid = s.oid AND d.refobjid = %(oid)s AND d.deptype = 'a'
-    WHERE s.relkind = 'S' AND NOT has_sequence_privilege(s.oid, 'USAGE')
-    UNION ALL SELECT format('GRANT CREATE ON SCHEMA %%I', coalesce(%(schema)s, current_schema))
-    WHERE %(oid)s IS NULL
+    SELECT format('GRANT %%s TO %%I;', missing, current_user) FROM (
+        SELECT format('USAGE ON SCHEMA %%I', n.nspname)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid = %(oid)s AND NOT has_schema_privilege(n.oid, 'USAGE')
+        UNION ALL SELECT format('%%s ON %%I.%%I', privilege, n.nspname, c.relname)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+             unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
+        WHERE c.oid = %(oid)s AND NOT has_table_privilege(c.oid, privilege)
+        UNION ALL SELECT format('USAGE ON SEQUENCE %%I.%%I', n.nspname, s.relname)
+        FROM pg_class s JOIN pg_namespace n ON n.oid = s.relnamespace
+             JOIN pg_depend d ON d.objid = s.oid AND d.refobjid = %(oid)s AND d.deptype = 'a'
+        WHERE s.relkind = 'S' AND NOT has_sequence_privilege(s.oid, 'USAGE')
+        UNION ALL SELECT format('CREATE ON SCHEMA %%I', coalesce(%(schema)s, current_schema))
+        WHERE %(oid)s IS NULL) AS m (missing)
 """
 
 
@@ -681,6 +694,7 @@ class KeyStore:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.connection: Any = None
+        self.deadline = 0.0  # of waiting for locks, by `time.monotonic`
 
     def __enter__(self) -> KeyStore:
         self.open(self.settings.deadline)
@@ -703,6 +717,7 @@ class KeyStore:
             ) from None
         # A snapshot older than the wait for the lock would not see what it waited for
         self.connection.set_session(isolation_level="READ COMMITTED")
+        self.deadline = time.monotonic() + seconds
         wait, idle = int(seconds * 1000) + 1, int(self.settings.deadline * 1000) + 60_000
         limits = {"wait": str(wait), "statement": str(wait + 5000), "idle": str(idle)}
         self.run(SET_LOCAL, limits)
@@ -747,13 +762,14 @@ class KeyStore:
 
     def missing_grants(self) -> str:
         """Return the advice to grant what is missing."""
-        self.connection.rollback()
+        try:
+            self.connection.rollback()
+        except psycopg2.Error as error:
+            raise self.failure(error) from None
         table = self.find_table()
         values = {"oid": table[0] if table else None, "schema": self.settings.table[0]}
-        grants = [
-            f"{row[0]} TO {self.connection.info.user};" for row in self.run(MISSING_GRANTS, values)
-        ]
-        return f"As the table's owner run: {' '.join(grants)}" if grants else ""
+        grants = " ".join(row[0] for row in self.run(MISSING_GRANTS, values))
+        return f"As the table's owner run: {grants}" if grants else ""
 
     def find_table(self) -> tuple[int, str, str, bool, list[str]] | None:
         schema, name = self.settings.table
@@ -770,7 +786,8 @@ class KeyStore:
         if not found:  # a table of our own beside the one that consumers read would help nobody
             raise WriteRefused(
                 f"There is no table {'.'.join(wanted)} in sight, but there is {schema}.{name}.",
-                f"Set API_KEYS_TABLE={schema}.{name}, or to the schema and name of a new table",
+                f"{self.missing_grants()} Set API_KEYS_TABLE={schema}.{name}, or to the schema and "
+                "name of a new table.",
             )
         for column in ("service_name", "api_key"):
             if column not in columns:
@@ -795,7 +812,14 @@ class KeyStore:
         """Take this service's advisory lock until the transaction ends; it works across hosts."""
         digest = hashlib.sha256(f"webkassa_key_updater:{self.settings.service}".encode()).digest()
         number = int.from_bytes(digest[:8], "big", signed=True)
+        self.shorten_wait()
         self.run("SELECT pg_advisory_xact_lock(%s)", (number,))
+        self.shorten_wait()
+
+    def shorten_wait(self) -> None:
+        """Table, lock and row are waited for within one deadline."""
+        wait = str(math.ceil(left(self.deadline) * 1000))
+        self.run("SELECT set_config('lock_timeout', %s, true)", (wait,))
 
     def write(self, stored: Stored, token: str) -> None:
         """Write `token` into the row, read it back and notify, in the open transaction.
@@ -853,7 +877,7 @@ def update(settings: Settings, if_needed: bool) -> str:
         before = store.look()
         store.lock()
         stored = store.look()
-        if stored.key != before.key:
+        if stored.key and stored.key != before.key:
             return f"another updater has just stored the key {stored.fingerprint}"
         if if_needed and is_fresh(stored, webkassa):
             return f"the key {stored.fingerprint} is young and not dead: nothing to do"
@@ -922,16 +946,18 @@ def keep(
                 now = store.look()
                 if now.key == token:  # the commit had gone through
                     return True
-                if now.key != stored.key and webkassa.probe(now.key) != DEAD:
+                if now.key and now.key != stored.key and webkassa.probe(now.key) != DEAD:
                     return False
             store.write(now, token.value)
             store.commit()
             return True
-        except (StoreUnavailable, WriteRefused) as failure:
+        except Exception as failure:  # not even a bug of ours may cost the token
             store.close()  # lets go of the lock, too
             now = None
-            log.debug("%s", failure)
+            log.debug("Not stored yet: %s", type(failure).__name__)
             if time.monotonic() >= deadline:
+                if not isinstance(failure, Failure):
+                    raise
                 failure.key_state = (
                     f"Webkassa gave the key {token.fingerprint}, but it could not be stored and is "
                     f"lost; the stored key {stored.fingerprint} is dead."
@@ -956,32 +982,41 @@ LEVELS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 UPDATE_ADVICE = "; run: webkassa_key_updater.py update"
 
 
+def say(text: str) -> None:
+    """Print, whether or not anybody can read it: the exit code is the truth all the same."""
+    with contextlib.suppress(OSError):
+        print(text)
+
+
 def check(settings: Settings) -> int:
     """Try everything but authorizing, print each result, return an exit code."""
     webkassa, stored, codes = Webkassa(settings), None, []
+
+    def fail(failure: Failure) -> None:
+        codes.append(failure.code)
+        say(f"FAIL  {failure} {failure.advice}")
+
     try:
         with KeyStore(settings) as store:
-            print(f"ok    database: PostgreSQL {store.run('SHOW server_version')[0][0]}")
+            say(f"ok    database: PostgreSQL {store.run('SHOW server_version')[0][0]}")
             store.lock()
-            print("ok    lock: taken")
+            say("ok    lock: taken")
             found = store.look()
             store.rehearse(found)
             there = "row" if found.rows else "table, no row yet" if found.oid else "no table yet"
-            print(f"ok    write: rehearsed and taken back ({there})")
+            say(f"ok    write: rehearsed and taken back ({there})")
             stored = found
     except Failure as failure:
-        codes.append(failure.code)
-        print(f"FAIL  {failure} {failure.advice}")
+        fail(failure)
     try:
         url = urlunsplit(urlsplit(webkassa.url)._replace(path="/"))
         exchange(webkassa.session, "HEAD", url, PING_TIMEOUT)  # carries no credentials
         test = ", Webkassa's TEST system," if webkassa.host in TEST_HOSTS else ""
-        print(f"ok    webkassa: {webkassa.host}{test} answers")
+        say(f"ok    webkassa: {webkassa.host}{test} answers")
     except Failure as failure:
-        codes.append(failure.code)
-        print(f"FAIL  {failure} {failure.advice}")
+        fail(failure)
     if stored:
-        print(f"ok    stored key: {judge(stored, webkassa.probe(stored.key))[1]}")
+        say(f"ok    stored key: {judge(stored, webkassa.probe(stored.key))[1]}")
     return codes[0] if codes else 0
 
 
@@ -1015,14 +1050,14 @@ def status(env_file: str | None, as_json: bool) -> int:
         level, what = UNKNOWN, f"{failure} {failure.advice}"
     if as_json:
         report = {"status": LEVELS[level], "message": what, "accounts": accounts}
-        print(json.dumps(report, indent=2))
+        say(json.dumps(report, indent=2))
         return level
     ages = [a["age_seconds"] for a in accounts if a["age_seconds"] is not None]
     data = f"|age={max(ages)}s;{WARNING_AGE};{CRITICAL_AGE}" if ages else ""
     first, *more = what.splitlines()
-    print("\n".join([f"WEBKASSA {LEVELS[level]} - {first}{data}", *more]))
+    say("\n".join([f"WEBKASSA {LEVELS[level]} - {first}{data}", *more]))
     for account in accounts:
-        print(", ".join(f"{name} {value}" for name, value in account.items()))
+        say(", ".join(f"{name} {value}" for name, value in account.items()))
     return level
 
 
@@ -1094,6 +1129,8 @@ def report_bug(error: Exception) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`; return the exit code (see the text at the top)."""
     options = parse_arguments(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None where it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")
     log.handlers, log.propagate = [logging.StreamHandler()], False
     log.handlers[0].setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     log.setLevel(logging.DEBUG if options.verbose else logging.INFO)
@@ -1102,7 +1139,7 @@ def main(argv: list[str] | None = None) -> int:
             return status(options.env_file, options.json)
         settings = load_settings(options.env_file)
         if options.command == "check":
-            print(f"ok    settings: service {settings.service}")
+            say(f"ok    settings: service {settings.service}")
             return check(settings)
         return run_update(settings, options.if_needed)
     except Failure as failure:
@@ -1117,6 +1154,6 @@ if __name__ == "__main__":
     # psycopg2 waits in C, where Python's own handler of Ctrl-C would not run
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     exit_code = main()
-    with contextlib.suppress(OSError):  # nobody reads on
+    with contextlib.suppress(OSError, AttributeError):  # nobody reads on, or it is closed
         sys.stdout.flush()
     os._exit(exit_code)  # at once, whatever the thread of an unanswered request is doing

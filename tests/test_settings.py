@@ -43,7 +43,13 @@ BAD = {
     "WEBKASSA_MAX_AGE": ["soon", "0", "-1h", "1w", "99999999", "1.5h", "٣h"],
     "WEBKASSA_DEADLINE": ["0s", "2h", "120 s"],
     "API_KEYS_TABLE": ["a.b.c", ".", "x."],
-    "DATABASE_URL": ["postgresql://u:canary-url@[host/db", "nonsense", "postgresql://h:canary/db"],
+    "DATABASE_URL": [
+        "postgresql://u:canary-url@[host/db",
+        "nonsense",
+        "postgresql://h:canary/db",
+        "postgres://u:first@canary@127.0.0.1:1/shop",
+        "postgres://u:123/canary@127.0.0.1/shop",
+    ],
     "POSTGRES_PORT": ["canary", "-1"],
     "HEALTHCHECK_URL": ["nonsense://x", "https://u:canary-url@hc.example/uuid"],
     "REQUESTS_CA_BUNDLE": ["/nowhere/ca.pem"],
@@ -164,6 +170,7 @@ def test_libpq_variables_of_the_file_count(shop: Shop, file: Path) -> None:
             good().replace("\n", "\r\n").encode() + b"\r\nBROKEN LINE\r\n",
             "line 4 is not NAME=value",
         ),
+        (good("'A=B'=1\n").encode(), "line 3 is not NAME=value"),
         (good().encode("cp1251"), "save it as UTF-8"),
         (good().encode("utf-16"), "save it as UTF-8"),
         ("WEBKASSA_LOGIN=x\n".encode("utf-16-le"), "save it as UTF-8"),
@@ -185,6 +192,8 @@ def test_named_file_must_exist(shop: Shop) -> None:
     assert result.code == 78
     assert "/nowhere/settings does not exist" in result.err
     assert shop.run("update", "--env-file", str(shop.home)).code == 78  # a folder
+    for command, code in (("update", 78), ("check", 78), ("status", 3)):
+        assert shop.run(command, "--env-file", "x" * 300).code == code
 
 
 def test_no_file_is_searched_for_elsewhere(shop: Shop, file: Path) -> None:

@@ -226,3 +226,33 @@ def test_exit_code_stands_when_nobody_reads_the_output(shop: Shop) -> None:
     process.stdout.close()
     assert process.wait(20) == 1
     assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("command", "code"), [("check", 0), ("status", 1), ("update", 0)])
+@pytest.mark.parametrize("sink", [">/dev/full", ">&-", "| true"])
+def test_exit_code_stands_whatever_becomes_of_the_output(
+    shop: Shop, command: str, code: int, sink: str
+) -> None:
+    script = f'"$0" "$1" {command} {sink}; exit ${{PIPESTATUS[0]}}'
+    run = subprocess.run(
+        ["bash", "-c", script, sys.executable, str(PROGRAM)],
+        env=shop.env | {"PYTHONUNBUFFERED": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    assert "bug" not in run.stderr
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(shop: Shop) -> None:
+    env = {"PYTHONIOENCODING": "latin-1", "WEBKASSA_SERVICE_NAME": "Касса"}
+    assert shop.run("check", **env).code == 0
+    assert shop.run("status", **env).code == 2
+
+
+@pytest.mark.parametrize("time_of_change", ["infinity", "-infinity"])
+def test_time_without_end_tells_nothing(shop: Shop, time_of_change: str) -> None:
+    shop.sql("UPDATE api_keys SET updated_at = %s", time_of_change)
+    result = shop.run("status")
+    assert (result.code, result.out[:16]) == (3, "WEBKASSA UNKNOWN")
+    assert shop.run("update", "--if-needed").code == 0
+    assert shop.holds_the_live_key

@@ -78,9 +78,13 @@ UNWRITABLE = {
         "REVOKE SELECT ON api_keys FROM keeper",
         "GRANT SELECT ON public.api_keys TO keeper",
     ),
+    "no schema of the setting": (
+        "REVOKE USAGE ON SCHEMA public FROM public",
+        "GRANT USAGE ON SCHEMA public TO keeper",
+    ),
     "no schema": (
         "CREATE SCHEMA s; ALTER TABLE api_keys SET SCHEMA s; ALTER ROLE keeper SET search_path = s",
-        "API_KEYS_TABLE=s.api_keys",
+        "GRANT USAGE ON SCHEMA s TO keeper",
     ),
     "other schema": (
         "CREATE SCHEMA s; ALTER TABLE api_keys SET SCHEMA s",
@@ -502,6 +506,73 @@ def test_dead_key_of_somebody_who_logged_in_before_us_is_replaced(shop: Shop) ->
     shop.webkassa.on_issue = other_updater
     assert shop.run().code == 0
     assert shop.holds_the_live_key
+
+
+@pytest.mark.parametrize(
+    "emptied",
+    ["DELETE FROM api_keys WHERE id = 1", "UPDATE api_keys SET api_key = '' WHERE id = 1"],
+)
+def test_new_key_is_stored_where_the_row_was_emptied_meanwhile(shop: Shop, emptied: str) -> None:
+    def empty(token: str) -> None:
+        shop.kill_connections()
+        shop.sql(emptied)
+
+    shop.webkassa.on_issue = empty
+    assert shop.run().code == 0
+    assert shop.webkassa.authorizations == 1
+    assert shop.holds_the_live_key
+
+
+def test_row_deleted_during_the_wait_is_no_new_key(shop: Shop) -> None:
+    digest = hashlib.sha256(b"webkassa_key_updater:Webkassa").digest()
+    number = int.from_bytes(digest[:8], "big", signed=True)
+    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", (number,))
+        process = shop.start()
+        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+        shop.sql("DELETE FROM api_keys WHERE id = 1")
+    assert shop.finish(process).code == 0
+    assert shop.webkassa.authorizations == 1
+    assert shop.holds_the_live_key
+
+
+def test_grants_taken_away_for_a_while_after_the_answer_lose_no_key(keeper: Shop) -> None:
+    def revoke(token: str) -> None:
+        keeper.kill_connections()
+        keeper.sql("REVOKE UPDATE ON api_keys FROM keeper")
+        threading.Timer(1.5, keeper.sql, ["GRANT UPDATE ON api_keys TO keeper"]).start()
+
+    keeper.webkassa.on_issue = revoke
+    assert keeper.run().code == 0
+    assert keeper.webkassa.authorizations == 1
+    assert keeper.holds_the_live_key
+
+
+def test_waits_for_lock_and_row_share_one_deadline(shop: Shop) -> None:
+    digest = hashlib.sha256(b"webkassa_key_updater:Webkassa").digest()
+    number = int.from_bytes(digest[:8], "big", signed=True)
+    with contextlib.closing(shop.connect()) as row, row.cursor() as row_cursor:
+        row_cursor.execute("BEGIN; SELECT 1 FROM api_keys FOR UPDATE")
+        with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", (number,))
+            start = time.monotonic()
+            process = shop.start("update", WEBKASSA_DEADLINE="4s")
+            await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+            threading.Event().wait(3)
+        assert shop.finish(process).code == 75
+        assert time.monotonic() - start < 6
+    assert shop.webkassa.calls == []
+
+
+def test_role_with_an_odd_name_is_quoted_in_the_grants(shop: Shop) -> None:
+    shop.sql('DROP ROLE IF EXISTS "web-upd"; CREATE ROLE "web-upd" LOGIN PASSWORD \'odd-canary\'')
+    result = shop.run(POSTGRES_USER="web-upd", POSTGRES_PASSWORD="odd-canary")
+    assert result.code == 73
+    for grant in re.findall(r"GRANT [^;]*;", result.err):
+        shop.sql(grant)
+    assert 'TO "web-upd";' in result.err
+    assert shop.run(POSTGRES_USER="web-upd", POSTGRES_PASSWORD="odd-canary").code == 0
+    shop.sql('DROP OWNED BY "web-upd"; DROP ROLE "web-upd"')
 
 
 def test_commit_whose_confirmation_is_lost_is_not_made_twice(shop: Shop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import re
 import socket
@@ -31,6 +32,9 @@ EXIT_CODES = {0, 69, 76, 77}
         (answer(200, errors(1)), 77),
         (answer(500, errors(1)), 77),
         (answer(200, errors("1")), 77),
+        (answer(200, errors(1.0)), 77),
+        (answer(200, {"Errors": {"Code": 1}}), 77),
+        (answer(200, '{"Errors": [{"Code": 1, "Text": "Неверный"}]}'.encode("cp1251")), 77),
         (answer(200, errors(3)), 77),
         (answer(401, b'"wrong URL or empty API key"'), 77),
         (answer(403, b"<html>"), 77),
@@ -101,6 +105,17 @@ def test_redirect_is_never_followed(shop: Shop, kind: Any) -> None:
         assert shop.run().code == 76
         assert elsewhere.calls == []
     assert shop.is_untouched
+
+
+def test_compressed_answer_is_read(shop: Shop) -> None:
+    """A proxy may ignore that we accept none: the token in it must not be lost."""
+
+    def compress(handler: Any, good: bytes) -> None:
+        handler.send(200, gzip.compress(good), {"Content-Encoding": "gzip"})
+
+    shop.webkassa.script.append(compress)
+    assert shop.run().code == 0
+    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
 
 
 # Time and size -----------------------------------------------------------------------------------
@@ -327,6 +342,16 @@ def test_unknown_certificate_is_never_accepted(tls_shop: Shop, command: str) -> 
     result = tls_shop.run(command, REQUESTS_CA_BUNDLE=str(other), WEBKASSA_DEADLINE="2s")
     assert result.code == 69
     assert "certificate" in result.out + result.err
+    assert tls_shop.webkassa.calls == []
+
+
+def test_what_cannot_have_been_sent_leaves_the_key_as_it_was(tls_shop: Shop) -> None:
+    junk = tls_shop.home / "junk.pem"
+    junk.write_text("junk")
+    for env in ({"REQUESTS_CA_BUNDLE": str(junk)}, {"HTTPS_PROXY": "http://proxy:abc"}):
+        result = tls_shop.run(WEBKASSA_DEADLINE="2s", **env)
+        assert result.code in (69, 78)
+        assert "may be dead" not in result.err
     assert tls_shop.webkassa.calls == []
 
 
