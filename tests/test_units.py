@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 UNITS = Path(__file__).parents[1] / "systemd"
-FILES = sorted(path for path in UNITS.rglob("*") if path.suffix in (".service", ".timer", ".conf"))
+FILES = sorted(path for path in UNITS.rglob("*") if path.suffix in (".service", ".timer", ".socket", ".conf"))
 SERVICES = sorted(UNITS.glob("*.service"))
+RETRIED = ("webkassa-key-update.service", "webkassa-key-boot.service")
+LONGEST_DEADLINE = 5 * 60  # of WEBKASSA_DEADLINE
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
 
 
@@ -39,25 +41,63 @@ def analyze(*arguments: str | Path, **env: str) -> str:
     return result.stdout
 
 
+SANDBOX = directives(UNITS / "webkassa-key-.service.d" / "00-sandbox.conf")
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_settings_reach_the_program_only(path: Path) -> None:
-    assert not {"EnvironmentFile", "Environment", "PassEnvironment"} & directives(path).keys()
+    """Everybody can read Environment=: what stands there is known to everybody anyway."""
+    assert not {"EnvironmentFile", "PassEnvironment"} & directives(path).keys()
+    for value in directives(path).get("Environment", []):
+        assert value.strip('"').split("=")[0] in ("WEBKASSA_KEY_COMMAND", "WEBKASSA_MAX_AGE")
 
 
-def test_retries_end_before_the_next_day_even_when_each_takes_its_longest() -> None:
-    unit = directives(UNITS / "webkassa-key-update.service")
-    sandbox = directives(UNITS / "webkassa-key-.service.d" / "00-sandbox.conf")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_unit_bears_the_mark_of_ours(path: Path) -> None:
+    mark = re.search("^readonly MARK='(.+)'", (UNITS / "common.sh").read_text(), re.M)[1]
+    assert path.read_text().startswith(mark)
+    listed = re.search(r"^readonly UNITS=\((.+?)\)", (UNITS / "common.sh").read_text(), re.M | re.S)
+    names = subprocess.run(["bash", "-c", f"echo " + listed[1].replace("\n", " ")], text=True, stdout=subprocess.PIPE)
+    assert path.name in (*names.stdout.split(), "00-sandbox.conf")
+
+
+def test_every_unit_runs_the_module_in_the_same_way() -> None:
+    ways = {
+        directives(path)["ExecStart"][0].partition(" update")[0]
+        for path in SERVICES
+        if path.name != "webkassa-key-alert.service"
+    }
+    assert len(ways) == 1
+
+
+def test_a_stopped_run_has_the_time_to_store_its_key() -> None:
+    """Signals are held back for twice the deadline and 150 s."""
+    assert seconds(SANDBOX["TimeoutStopSec"][0]) >= 2 * LONGEST_DEADLINE + 150
+
+
+def test_the_longest_run_is_not_cut_short() -> None:
+    lock, storing, ping = LONGEST_DEADLINE + 65, 2 * 60, 10
+    longest = lock + LONGEST_DEADLINE + storing + ping
+    assert seconds(SANDBOX["TimeoutStartSec"][0]) > longest
+    limit = re.search("limit=(.+min) ", (UNITS / "common.sh").read_text())[1]  # of webkassa-key
+    assert seconds(limit) > longest
+
+
+@pytest.mark.parametrize("name", RETRIED)
+def test_retries_end_before_the_next_day_even_when_each_takes_its_longest(name: str) -> None:
+    unit = directives(UNITS / name)
     burst, pause = int(unit["StartLimitBurst"][0]), seconds(unit["RestartSec"][0])
-    longest = seconds(sandbox["TimeoutStartSec"][0]) + seconds(sandbox["TimeoutStopSec"][0])
+    longest = seconds(SANDBOX["TimeoutStartSec"][0]) + seconds(SANDBOX["TimeoutStopSec"][0])
     assert burst * pause == 2 * 3600
     assert burst * (pause + longest) < seconds(unit["StartLimitIntervalSec"][0]) < 24 * 3600
 
 
-def test_what_does_not_heal_is_not_retried() -> None:
-    unit = directives(UNITS / "webkassa-key-update.service")
+@pytest.mark.parametrize("name", RETRIED)
+def test_what_does_not_heal_is_not_retried(name: str) -> None:
+    unit = directives(UNITS / name)
     assert unit["Restart"] == ["on-failure"]
     never = set(unit["RestartPreventExitStatus"][0].split())
-    assert {"2", "73", "77", "78"} <= never
+    assert {"1", "2", "73", "77", "78", "203"} <= never
     assert not {"69", "70", "75", "76"} & never
 
 
@@ -66,14 +106,32 @@ def test_timer_does_not_pull_the_service_in() -> None:
         assert not {"Requires", "Wants", "BindsTo"} & directives(path).keys()
 
 
-def test_alert_neither_alerts_of_itself_nor_comes_again() -> None:
+def test_a_missed_run_is_made_up_for_once() -> None:
+    """By the timer of its own, at a fixed time after the boot, and not by Persistent=, too."""
+    for path in UNITS.glob("*.timer"):
+        assert "Persistent" not in directives(path)
+    boot = directives(UNITS / "webkassa-key-boot.timer")
+    assert boot["OnBootSec"] == ["1min"]
+    assert "RandomizedDelaySec" not in boot
+
+
+def test_alert_is_tried_again_and_alerts_of_nothing_itself() -> None:
     unit = directives(UNITS / "webkassa-key-alert.service")
-    assert not {"OnFailure", "Restart"} & unit.keys()
+    assert unit["Restart"] == ["on-failure"]
+    assert unit["StartLimitIntervalSec"] == ["0"]
+    assert "OnFailure" not in unit
+
+
+def test_the_socket_is_for_the_group_alone_and_survives_floods() -> None:
+    unit = directives(UNITS / "webkassa-key-renew.socket")
+    assert unit["SocketMode"] == ["0660"]
+    assert unit["SocketGroup"] == ["webkassa-key-clients"]
+    assert unit["TriggerLimitIntervalSec"] == ["0"]
 
 
 @needs_systemd
 def test_systemd_finds_no_fault() -> None:
-    faults = analyze("verify", *SERVICES, *UNITS.glob("*.timer"))
+    faults = analyze("verify", *SERVICES, *UNITS.glob("*.timer"), *UNITS.glob("*.socket"))
     ours = [line for line in faults.splitlines() if "webkassa" in line]
     assert [line for line in ours if not line.endswith("No such file or directory")] == []
 
