@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # usage: check-status.sh [--json]
 #
-# How the updater stands: key, timer, last run, installation, settings, other triggers. Changes
+# How the updater stands: key, timers, last run, installation, settings, other triggers. Changes
 # nothing and does not log in at Webkassa. Without root it says what it could not see.
 #
 #   --json      the same for machines
@@ -11,41 +11,44 @@
 # and CRITICAL is worse than WARNING, that than UNKNOWN
 set -euo pipefail
 
-readonly ACCOUNT=webkassa-key-updater
-readonly HOME_DIR=/opt/webkassa-key-updater
-readonly CONFIG_DIR=/etc/webkassa-key-updater
-readonly SETTINGS=$CONFIG_DIR/webkassa.env ADDRESSES=$CONFIG_DIR/apprise.conf
-readonly SERVICE=webkassa-key-update.service TIMER=webkassa-key-update.timer
-readonly ALERT=webkassa-key-alert.service
+HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+readonly HERE
+# shellcheck source=systemd/common.sh
+. "$HERE/systemd/common.sh"
+# shellcheck source=systemd/others.sh
+. "$HERE/systemd/others.sh"
+
 readonly OK=0 WARNING=1 CRITICAL=2 UNKNOWN=3 UNSEEN=4
 readonly LEVELS=(OK WARNING CRITICAL UNKNOWN UNSEEN) RANKS=(1 3 4 2 0)
+readonly AGES='90000;176400' # seconds, from which WARNING and CRITICAL begin, for a monitor's graphs
 
-readonly INSTALL="sudo $HOME_DIR/install.sh"
-readonly UPDATE="sudo systemctl reset-failed ${SERVICE%.*}; sudo systemctl start ${SERVICE%.*}"
-readonly RUN="$HOME_DIR/venv/bin/python -I $HOME_DIR/webkassa_key_updater.py --env-file $SETTINGS"
-readonly CHECK="sudo -u $ACCOUNT $RUN check"
+readonly RENEW='sudo webkassa-key update' CHECK='sudo webkassa-key check'
 UNSEEN_BY="not visible to $(id -un) without sudo"
 readonly UNSEEN_BY
 
 # One entry for each thing looked at
 levels=() names=() whats=() mends=()
-key_report='' perfdata='' lines='' worst=$UNSEEN summary=''
+key_report='' key_age='' lines='' worst=$UNSEEN summary=''
 
 main() {
     local as_json=''
-    case $*/$# in
-        /0) ;;
-        --json/1) as_json=yes ;;
-        -h/1 | --help/1) print_help && exit ;;
-        *) printf 'check-status.sh: unknown arguments %s; see --help\n' "$*" >&2 && exit 3 ;;
+    case ${1-} in
+        --json) as_json=yes && shift ;;
+        -h | --help) print_help "${BASH_SOURCE[0]}" && exit ;;
     esac
+    if (($#)); then
+        printf 'check-status.sh: unknown arguments %s; see --help\n' "$*" >&2
+        exit 3
+    fi
     cd / # the service's user may not see the folder that root is in
-    if ! [[ -e $HOME_DIR || -e /etc/systemd/system/$TIMER ]]; then
+    if ! [[ -e $CURRENT || -e $UNIT_DIR/$TIMER ]]; then
         note $CRITICAL installed "no" "sudo ./install.sh"
     else
-        look_at_key "$as_json"
-        look_at_timer
-        look_at_last_run
+        look_at_key
+        look_at_timers
+        look_at_last_run "$UPDATE" 'last run'
+        look_at_last_run "$BOOT" 'boot run'
+        look_at_socket
         look_at_code
         look_at_file "$SETTINGS" settings
         look_at_alerts
@@ -56,85 +59,113 @@ main() {
     exit "$worst"
 }
 
-print_help() {
-    sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-}
-
 note() { # level, name, what, command that mends it
     levels+=("$1") names+=("$2") whats+=("$3") mends+=("${4-}")
 }
 
-is_root() {
-    (($(id -u) == 0))
+reinstall() { # options
+    if [[ -x $CURRENT/install.sh ]]; then
+        printf 'sudo %s/install.sh%s' "$CURRENT" "${1:+ $1}"
+    else
+        printf 'sudo ./install.sh%s (in a fresh copy of the project)' "${1:+ $1}"
+    fi
 }
 
-show() { # unit, property
-    systemctl show --property="$2" --value "$1"
-}
+readonly READ_REPORT='import json, sys
+report = json.load(sys.stdin)
+ages = [account["age_seconds"] for account in report["accounts"]]
+print(max((age for age in ages if age is not None), default=""))
+print(report["message"].removeprefix("key "))'
 
-# The module's own status, as the service's user, with nothing of our environment
-look_at_key() { # "yes" for JSON
-    local run
-    read -ra run <<< "env -i PATH=$PATH $RUN status ${1:+--json}"
+# The module's own status, as the service's user; the alert is that user already
+look_at_key() {
+    local level=0 read what mends_key=('' "$RENEW" "$RENEW" "$CHECK")
     if is_root; then
-        run=(setpriv "--reuid=$ACCOUNT" "--regid=$ACCOUNT" --init-groups "${run[@]}")
-    elif [[ ! -r $SETTINGS ]]; then
+        key_report=$(run_module "webkassa-key-command-status-$$" "$CURRENT" status --json \
+            2> /dev/null) || level=$?
+    elif [[ $(id -un) == "$ACCOUNT" ]]; then
+        key_report=$("$CURRENT/venv/bin/python" -I "$CURRENT/webkassa_key_updater.py" \
+            --env-file "$SETTINGS" status --json 2> /dev/null) || level=$?
+    else
         note $UNKNOWN key "$UNSEEN_BY"
         return
     fi
-    local level=0 first mends_key=('' "$UPDATE" "$UPDATE" "$CHECK")
-    key_report=$(timeout 60 "${run[@]}" 2> /dev/null) || level=$?
-    if ((level > 3)) || [[ -z $key_report ]]; then
+    if ((level > 3)) || ! read=$("$CURRENT/venv/bin/python" -I -c "$READ_REPORT" \
+        <<< "$key_report" 2> /dev/null); then
         key_report=''
-        note $CRITICAL key "its status cannot be asked (code $level)" "$INSTALL"
+        note $CRITICAL key "cannot be asked for (code $level)" "$CHECK"
         return
     fi
-    if [[ $1 ]]; then
-        first=$("$HOME_DIR/venv/bin/python" -I -c \
-            'import json, sys; print(json.load(sys.stdin)["message"])' <<< "$key_report")
-    else
-        first=${key_report%%$'\n'*}
-        [[ $first != *'|'* ]] || perfdata="|${first##*|}"
-        first=${first%|*}
-        first=${first#WEBKASSA * - }${key_report#"${key_report%%$'\n'*}"}
-        ((level == UNKNOWN)) || first=${first%%$'\n'*} # faults of the settings have several lines
-    fi
-    note "$level" key "$first" "${mends_key[level]}"
+    key_age=${read%%$'\n'*} what=${read#*$'\n'}
+    note "$level" key "$what" "${mends_key[level]}"
 }
 
-look_at_timer() {
+look_at_timers() {
     local next enabled active
-    next=$(show $TIMER NextElapseUSecRealtime)
-    enabled=$(systemctl is-enabled $TIMER 2> /dev/null) || true
-    active=$(systemctl is-active $TIMER) || true
+    next=$(show "$TIMER" NextElapseUSecRealtime)
+    enabled=$(systemctl is-enabled "$TIMER" 2> /dev/null) || true
+    active=$(systemctl is-active "$TIMER") || true
     if [[ $enabled != enabled || $active != active ]]; then
         note $CRITICAL timer "${enabled:-not installed}, $active: nothing renews the key" \
             "sudo systemctl enable --now $TIMER"
-    elif [[ $next || $(show $TIMER SubState) == running ]]; then
+    elif [[ $next || $(show "$TIMER" SubState) == running ]]; then
         note $OK timer "enabled, active, next run ${next:-when the one at work has ended}"
     else
         note $CRITICAL timer "has no next run" "sudo systemctl restart $TIMER"
     fi
+    enabled=$(systemctl is-enabled "$BOOT_TIMER" 2> /dev/null) || true
+    if [[ $enabled != enabled ]]; then
+        note $WARNING timer "after a boot nothing makes up for a missed run" \
+            "sudo systemctl enable $BOOT_TIMER"
+    fi
+    if systemctl is-enabled --quiet "$HEAL_TIMER" 2> /dev/null &&
+        ! systemctl is-active --quiet "$HEAL_TIMER"; then
+        note $WARNING timer "$HEAL_TIMER is enabled, but does not run" \
+            "sudo systemctl start $HEAL_TIMER"
+    fi
 }
 
-look_at_last_run() {
-    local ended outcome failing
-    ended=$(show $SERVICE ExecMainExitTimestamp)
-    outcome=$(show $SERVICE Result)
-    if [[ $outcome == @(exit-code|start-limit-hit) ]]; then
-        outcome="code $(show $SERVICE ExecMainStatus)"
+# What systemd remembers of a run outlives "reset-failed" in ExecMainCode and ExecMainStatus; what was
+# before the machine started, and who renewed the key since, it does not know
+look_at_last_run() { # service, name
+    local state ended kind code failing when
+    state=$(show "$1" SubState)
+    ended=$(show "$1" ExecMainExitTimestamp)
+    kind=$(show "$1" ExecMainCode) code=$(show "$1" ExecMainStatus)
+    failing=$(failing_since "$1")
+    when=$(date --date="${ended:-${failing:-now}}" +%s) || when=0
+    if [[ $ended && $kind != 1 ]]; then
+        failing="failing since ${failing:-$ended} (signal $code)"
+    elif [[ $ended && $code != 0 ]]; then
+        failing="failing since ${failing:-$ended} (code $code)"
+    elif [[ $ended ]]; then
+        failing='' # whatever the journal lacks
+    else
+        failing=${failing:+failing since $failing}
     fi
-    failing=$(failing_since)
-    failing="failing since ${failing:-$ended} ($outcome)"
-    case $(show $SERVICE SubState) in
-        start*) note $OK 'last run' "at work since $(show $SERVICE ExecMainStartTimestamp)" ;;
-        auto-restart*) note $WARNING 'last run' "$failing, to be tried again" 'see the lines below' ;;
-        failed) note $CRITICAL 'last run' "$failing" "see the lines below, then: $UPDATE" ;;
-        *) note $OK 'last run' "${ended:+good, }${ended:-none since this machine started}" ;;
-    esac
-    lines=$(journalctl --quiet --no-pager --lines=3 --output=short --no-hostname \
-        _SYSTEMD_UNIT=$SERVICE 2> /dev/null) || true
+    if [[ $state == start* ]]; then
+        note $OK "$2" "at work since $(show "$1" ExecMainStartTimestamp)"
+    elif [[ $state == auto-restart* ]]; then
+        note $WARNING "$2" "$failing, to be tried again" "see the lines below"
+    elif [[ $failing && $key_age ]] && ((${EPOCHSECONDS:-$(date +%s)} - key_age > when)); then
+        note $OK "$2" "$failing, but the key was renewed since"
+    elif [[ $failing ]]; then
+        note $CRITICAL "$2" "$failing" "$(mend_run "$kind" "$code")"
+    elif [[ $1 == "$UPDATE" || $ended ]]; then
+        note $OK "$2" "${ended:+good, }${ended:-none since this machine started}"
+    fi
+    [[ $1 == "$UPDATE" || $failing ]] || return 0
+    lines+=$(journalctl --quiet --no-pager --lines=3 --output=short --no-hostname \
+        "_SYSTEMD_UNIT=$1" 2> /dev/null) || true
     [[ $lines ]] || can_read_journal || note $UNSEEN journal "$UNSEEN_BY"
+}
+
+mend_run() { # ExecMainCode, ExecMainStatus
+    case $1/$2 in
+        1/1 | 1/203 | 1/217) reinstall ;;
+        1/2 | 1/73 | 1/77 | 1/78) printf '%s' "$CHECK" ;;
+        *) printf '%s' "$RENEW" ;;
+    esac
 }
 
 can_read_journal() {
@@ -142,37 +173,68 @@ can_read_journal() {
 }
 
 # The time of the first failure after the last success; by the message ids of systemd's catalog
-failing_since() {
+failing_since() { # service
     local started=39f53479d3a045ac8e11786248231fbf failed=d9b373ed55a64feb8242e02dbe79a49c good bad
-    good=$(journalctl --quiet --no-pager --lines=1 --output=short-unix UNIT=$SERVICE \
-        MESSAGE_ID=$started JOB_RESULT=done 2> /dev/null) || true
+    good=$(journalctl --quiet --no-pager --lines=1 --output=short-unix "UNIT=$1" \
+        "MESSAGE_ID=$started" JOB_RESULT=done 2> /dev/null) || true
     bad=$(journalctl --quiet --no-pager --output=short-unix ${good:+"--since=@${good%% *}"} \
-        UNIT=$SERVICE MESSAGE_ID=$failed 2> /dev/null) || true
+        "UNIT=$1" "MESSAGE_ID=$failed" 2> /dev/null) || true
     [[ -z $bad ]] || date "--date=@${bad%%.*}" '+%a %F %T %Z'
 }
 
-look_at_code() {
-    local python=$HOME_DIR/venv/bin/python version
-    if version=$("$python" -I "$HOME_DIR/webkassa_key_updater.py" --version 2> /dev/null); then
-        note $OK code "version $version, $("$python" --version)"
+look_at_socket() {
+    local members
+    if systemctl is-enabled --quiet "$SOCKET" 2> /dev/null &&
+        systemctl is-active --quiet "$SOCKET"; then
+        members=$(getent group "$CLIENTS") || true
+        members=${members##*:}
+        note $OK consumers "may ask for a new key: root${members:+, ${members//,/, }}"
     else
-        note $CRITICAL code "does not start: the virtual environment is broken" "$INSTALL"
+        note $WARNING consumers "cannot ask for a new key" "sudo systemctl enable --now $SOCKET"
     fi
 }
 
-look_at_file() { # file, name
-    local modes
-    if ! modes=$(stat --format='%U:%G %a' "$1" 2> /dev/null); then
-        if [[ -x $CONFIG_DIR ]]; then
-            note $CRITICAL "$2" "$1 is missing" "$INSTALL"
-        else
-            note $UNSEEN "$2" "$UNSEEN_BY"
-        fi
-    elif [[ $modes == "root:$ACCOUNT 640" ]]; then
-        note $OK "$2" "${1##*/}, $modes"
+look_at_code() {
+    local python=$CURRENT/venv/bin/python version
+    if version=$("$python" -I "$CURRENT/webkassa_key_updater.py" --version 2> /dev/null); then
+        note $OK code "version $version, $("$python" --version)"
     else
-        note $WARNING "$2" "${1##*/} is $modes, not root:$ACCOUNT 640" \
-            "sudo chown root:$ACCOUNT $1; sudo chmod 640 $1"
+        note $CRITICAL code "does not start: the virtual environment is broken" "$(reinstall)"
+    fi
+}
+
+# A link is judged by its target
+look_at_file() { # file, name
+    local target modes mend
+    if [[ ! -x $CONFIG_DIR ]]; then
+        note $UNSEEN "$2" "$UNSEEN_BY"
+        return
+    fi
+    target=$(readlink -f "$1") || target=$1
+    mend="sudo chown root:$ACCOUNT $target; sudo chmod 640 $target"
+    if [[ -L $1 && ! -e $1 ]]; then
+        note $CRITICAL "$2" "$1 is a link to $(readlink "$1"), which is not there"
+    elif [[ ! -e $1 ]]; then
+        note $CRITICAL "$2" "$1 is missing; fill in what this makes" \
+            "sudo install -o root -g $ACCOUNT -m 640 $CURRENT/.env.example $1"
+    elif [[ $target == /@(home|root|tmp|var/tmp|run/user)/* ]]; then
+        note $CRITICAL "$2" "$target is hidden from the service, which sees no homes and no /tmp"
+    elif ! modes=$(stat --format='%U:%G %a' "$target" 2> /dev/null); then
+        note $UNSEEN "$2" "$UNSEEN_BY"
+    elif ! service_reads "$target"; then
+        note $CRITICAL "$2" "$target is $modes: the service cannot read it" "$mend"
+    elif [[ $modes != "root:"* || $modes != *" "?[04]0 ]]; then
+        note $WARNING "$2" "$target is $modes, not root:$ACCOUNT 640" "$mend"
+    else
+        note $OK "$2" "$target, $modes"
+    fi
+}
+
+service_reads() { # file
+    if is_root; then
+        setpriv --reuid="$ACCOUNT" --regid="$ACCOUNT" --init-groups test -r "$1" 2> /dev/null
+    else
+        [[ $(id -un) != "$ACCOUNT" || -r $1 ]]
     fi
 }
 
@@ -181,30 +243,33 @@ look_at_alerts() {
         return # said already
     elif [[ ! -e $ADDRESSES ]]; then
         note $OK alerts "off: there is no $ADDRESSES"
-    elif ! compgen -G "$HOME_DIR/venv/lib/python3*/site-packages/apprise" > /dev/null; then
-        note $WARNING alerts "cannot be sent: Apprise is not installed" "$INSTALL --with-alerts"
-    elif [[ $(show $ALERT Result) != success ]]; then
-        note $WARNING alerts "the last one could not be sent" \
-            "sudo journalctl --unit=$ALERT; sudo systemctl reset-failed $ALERT"
+    elif [[ ! -x $CURRENT/alerts/bin/apprise ]]; then
+        note $WARNING alerts "cannot be sent: Apprise is not installed" "$(reinstall --with-alerts)"
+    elif [[ $(show "$ALERT" SubState) == @(auto-restart*|failed) ]]; then
+        note $WARNING alerts "the last one could not be sent and is tried again" \
+            "sudo systemctl status $ALERT"
     else
-        look_at_file $ADDRESSES alerts
+        look_at_file "$ADDRESSES" alerts
     fi
 }
 
 # Each login kills the key before it, so a second one at another time of day does harm
 look_for_other_triggers() {
-    local places=(/etc/crontab /etc/cron.* /var/spool/cron /etc/systemd/system) hidden='' found place
-    for place in "${places[@]}"; do
+    local place kind path remark found='' hidden='' mend=''
+    for place in /etc/crontab /etc/cron.d /var/spool/cron /var/spool/cron/*; do
         [[ ! -e $place || -r $place ]] || hidden+=" $place"
     done
-    for place in /var/spool/cron/*; do
-        [[ ! -e $place || -r $place ]] || hidden+=" $place"
-    done
-    found=$(grep --recursive --files-with-matches --ignore-case --exclude='webkassa-key-*' \
-        --exclude-dir='webkassa-key-*' 'webkassa.*key' "${places[@]}" 2> /dev/null) || true
+    while IFS=$'\t' read -r kind path remark; do
+        case $kind in
+            unit) starts_by_itself "${path##*/}" || continue ;;
+            link | line | look) ;;
+            *) continue ;;
+        esac
+        [[ $kind == look ]] || mend=$(reinstall --take-over)
+        found+="${found:+, }$path ($remark)"
+    done < <(find_others)
     if [[ $found ]]; then
-        note $WARNING triggers "another one is in ${found//$'\n'/, }" "remove it: each login kills \
-the key before it"
+        note $WARNING triggers "another one is $found: each login kills the key before it" "$mend"
     elif [[ $hidden ]]; then
         note $UNSEEN triggers "$UNSEEN_BY:$hidden"
     else
@@ -212,26 +277,35 @@ the key before it"
     fi
 }
 
+starts_by_itself() { # unit
+    [[ $(systemctl is-enabled "$1" 2> /dev/null) == enabled* ]] || systemctl is-active --quiet "$1"
+}
+
 find_worst() {
     local i
     for i in "${!levels[@]}"; do
         if ((RANKS[levels[i]] > RANKS[worst])); then
             worst=${levels[i]} summary="${names[i]}: ${whats[i]%%$'\n'*}"
-            summary=${summary#key: }
+            [[ ${names[i]} != key ]] || summary="key ${whats[i]%%$'\n'*}"
         fi
     done
 }
 
 print_screen() {
-    local colour='' plain='' i
+    local colour='' plain='' i shown=$'\n'
     if [[ -t 1 ]]; then
         local colours=('' $'\e[33m' $'\e[31m' $'\e[35m')
         colour=${colours[worst]} plain=$'\e[0m'
     fi
-    printf '%sWEBKASSA %s%s - %s%s\n' "$colour" "${LEVELS[worst]}" "$plain" "$summary" "$perfdata"
+    printf '%sWEBKASSA %s%s - %s%s\n' "$colour" "${LEVELS[worst]}" "$plain" "$summary" \
+        "${key_age:+|age=${key_age}s;$AGES}"
     for i in "${!levels[@]}"; do
-        printf '%-8s  %-8s  %s\n' "${LEVELS[levels[i]]}" "${names[i]}" "${whats[i]}"
-        [[ -z ${mends[i]} ]] || printf '%20s-> %s\n' '' "${mends[i]}"
+        printf '%-8s  %-9s  %s\n' "${LEVELS[levels[i]]}" "${names[i]}" \
+            "${whats[i]//$'\n'/$'\n'                     }"
+        # The same command for two faults is to be typed once
+        [[ -z ${mends[i]} || $shown == *$'\n'"${mends[i]}"$'\n'* ]] ||
+            printf '%21s-> %s\n' '' "${mends[i]}"
+        shown+=${mends[i]}$'\n'
     done
     [[ -z $lines ]] || printf 'Last lines of its journal:\n%s\n' "$lines"
 }

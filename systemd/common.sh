@@ -1,0 +1,118 @@
+# shellcheck shell=bash disable=SC2034 # whoever sources it uses the names
+# Sourced by the scripts: names, and what several of them do.
+
+readonly ACCOUNT=webkassa-key-updater CLIENTS=webkassa-key-clients
+readonly HOME_DIR=/opt/webkassa-key-updater CURRENT=/opt/webkassa-key-updater/current
+readonly CONFIG_DIR=/etc/webkassa-key-updater
+readonly SETTINGS=$CONFIG_DIR/webkassa.env ADDRESSES=$CONFIG_DIR/apprise.conf
+readonly STATE_DIR=/var/lib/webkassa-key-updater
+readonly UNIT_DIR=/etc/systemd/system SANDBOX=webkassa-key-.service.d/00-sandbox.conf
+readonly COMMAND=/usr/local/bin/webkassa-key
+# The drop-ins of the daily run reach the command, too, by this link
+readonly COMMAND_DROPINS=webkassa-key-command-.service.d
+readonly UPDATE=webkassa-key-update.service TIMER=webkassa-key-update.timer
+readonly BOOT=webkassa-key-boot.service BOOT_TIMER=webkassa-key-boot.timer
+readonly HEAL_TIMER=webkassa-key-heal.timer ALERT=webkassa-key-alert.service
+readonly SOCKET=webkassa-key-renew.socket
+readonly UNITS=(webkassa-key-{update,boot,heal}.{timer,service} webkassa-key-renew.socket
+    webkassa-key-renew@.service webkassa-key-alert.service)
+readonly RELEASES=$HOME_DIR/releases
+readonly HOME_MARK=$HOME_DIR/.webkassa-key-updater # the folder is ours; users and groups, too
+readonly CUT_SHORT=$HOME_DIR/taking-over # a link to the folder of a take-over at work
+# One script at a time changes the installation; only root can hold this lock
+readonly LOCK=/run/webkassa-key-updater.lock
+readonly MARK='# Part of webkassa-key-updater.' # of our units, in their first line
+readonly STOPPING='at most 13 minutes' # TimeoutStopSec=
+
+print_help() { # the script: the comment at its top
+    sed -n '2,/^set /s/^# \{0,1\}//p' "$1"
+}
+
+say() { # whether or not anybody can read it
+    printf '%s\n' "$*" 2> /dev/null || true
+}
+
+is_root() {
+    (($(id -u) == 0))
+}
+
+show() { # unit, property
+    systemctl show --property="$2" --value "$1"
+}
+
+is_ours() { # a unit or drop-in
+    local first=''
+    [[ -f $1 && ! -L $1 ]] && read -r first 2> /dev/null < "$1"
+    [[ $first == "$MARK"* ]]
+}
+
+# Hold the lock as file descriptor 9. What may outlive the script is to be started with 9>&-
+take_lock() {
+    umask 077
+    exec 9> "$LOCK"
+    umask 022
+    flock --nonblock 9
+}
+
+# Only what install.sh made: a copy that somebody keeps has another name than its mark
+drop_release() { # folder
+    if [[ $1 && -f $1/.release && $(< "$1/.release") == "$(basename "$1")" ]]; then
+        rm -rf "$1"
+    elif [[ -d $1 ]]; then
+        rmdir "$1" 2> /dev/null || true
+    fi
+}
+
+# Run the module of a release as the services do: their user, sandbox and settings file, nothing of
+# our environment. Unit and release come first, then the module's arguments. Signals are passed on to
+# it; the exit code is its own.
+run_module() (
+    unit=$1 release=$2 code=0 signal=''
+    trap 'signal=INT' INT
+    trap 'signal=TERM' TERM
+    trap 'signal=HUP' HUP
+    limit=20min # as TimeoutStartSec= of the services
+    [[ $3 != status ]] || limit=1min
+    setsid systemd-run --quiet --collect --wait --pipe --unit="$unit" \
+        --property="RuntimeMaxSec=$limit" -- \
+        "$release/venv/bin/python" -I "$release/webkassa_key_updater.py" --env-file "$SETTINGS" \
+        "${@:3}" < /dev/null &
+    job=$!
+    while true; do
+        code=0
+        wait "$job" || code=$?
+        [[ $signal ]] || break
+        while kill -0 "$job" 2> /dev/null && ! kill_unit "$unit" "$signal"; do
+            sleep 0.1 # it is being started
+        done
+        signal='' interrupted=yes
+    done
+    if [[ ${interrupted-} ]] && ((code == 255)); then
+        code=130 # systemd-run's word for "ended by a signal"
+    fi
+    return "$code"
+)
+
+kill_unit() { # unit, signal
+    systemctl kill --kill-who=main --signal="$2" "$1" 2> /dev/null
+}
+
+# After a good run: a failed or waiting one of the services would only log in once more
+settle() {
+    local unit
+    for unit in "$UPDATE" "$BOOT"; do
+        case $(show "$unit" SubState) in
+            auto-restart*) systemctl stop "$unit" ;;
+            failed) systemctl reset-failed "$unit" ;;
+        esac
+    done
+}
+
+# Paths in a text that exist, but that the sandbox hides
+hidden_paths() {
+    local path
+    while read -r path; do
+        [[ ! -e $path ]] || printf '%s\n' "$path"
+    done < <(grep --extended-regexp --only-matching \
+        '/(home|root|tmp|var/tmp|run/user)(/[[:alnum:]_.@+-]+)*' | sort --unique)
+}

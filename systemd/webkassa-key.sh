@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# usage: sudo webkassa-key update [--if-needed | --if-key FINGERPRINT]
+#        sudo webkassa-key check
+#        sudo webkassa-key status [--json]
+#
+# Run the installed updater as its service does: same user, sandbox and settings, so that what it
+# says is what the night will do.
+#
+#   update      log in at Webkassa and store the new key. The key in use dies with that login
+#     --if-needed           only if the key is old or dead
+#     --if-key FINGERPRINT  only if the row still holds this key
+#   check       all that an update needs, but no login
+#   status      how it stands: key, timers, last run, installation; without sudo a part of it
+#     --json    the same for machines
+#   -h, --help  print this help
+#
+# exit codes: of update and check those of webkassa_key_updater.py (0 is good, 2 wrong usage);
+# of status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. To stop an update: Ctrl-C
+set -euo pipefail
+
+HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+readonly HERE
+# shellcheck source=systemd/common.sh
+. "$HERE/common.sh"
+
+main() {
+    case ${1-} in
+        -h | --help) print_help "${BASH_SOURCE[0]}" && exit ;;
+        status)
+            # 3: for a monitor 2 would be CRITICAL
+            (($# == 1)) || [[ $# == 2 && $2 == --json ]] || refuse 3 "$@"
+            exec "$HERE/../check-status.sh" "${@:2}"
+            ;;
+        check) (($# == 1)) || refuse 2 "$@" ;;
+        update)
+            (($# == 1)) || [[ $# == 2 && $2 == --if-needed ]] ||
+                [[ $# == 3 && $2 == --if-key && $3 =~ ^[0-9a-f]{8}$ ]] || refuse 2 "$@"
+            ;;
+        '') die 2 "which command? See webkassa-key --help" ;;
+        *) refuse 2 "$@" ;;
+    esac
+    is_root || die 2 "must be run by root: sudo webkassa-key $*"
+    [[ -d $CURRENT ]] || die 78 "there is no $CURRENT: install the updater again."
+    refuse_other_command
+    local code=0
+    run_module "webkassa-key-command-$$" "$CURRENT" "$@" || code=$?
+    if [[ $1 == update ]] && ((code == 0)); then
+        settle
+    fi
+    exit "$code"
+}
+
+refuse() { # exit code, arguments
+    die "$1" "wrong usage: ${*:2}; see webkassa-key --help"
+}
+
+die() { # exit code, message
+    printf 'webkassa-key: %s\n' "${*:2}" >&2
+    exit "$1"
+}
+
+# A drop-in that says what to run would win over what the caller wants
+refuse_other_command() {
+    local found
+    if found=$(grep --files-with-matches --no-messages '^[[:blank:]]*ExecStart[[:blank:]]*=' \
+        "$UNIT_DIR/$UPDATE.d"/*.conf "$UNIT_DIR"/webkassa-key-.service.d/*.conf); then
+        die 78 "${found//$'\n'/, } sets ExecStart=. Take that line away: all else may stand there."
+    fi
+}
+
+main "$@"
