@@ -1,85 +1,133 @@
 #!/usr/bin/env bash
-# usage: sudo ./install.sh [--env-file FILE] [--with-alerts] [--with-heal] [--no-run]
+# usage: sudo ./install.sh [--env-file FILE] [--with-alerts] [--with-heal] [--take-over] [--no-run]
 #
-# Install the updater with its daily timer; run it again to upgrade or to mend an installation.
+# Install the updater with its timers; run it again to upgrade or to mend an installation.
 #
 #   --env-file FILE  the settings to begin with; settings that exist are never overwritten
 #   --with-alerts    add Apprise: alerts by Telegram, e-mail, Slack, ...
 #   --with-heal      also look every 15 minutes whether the key is old or dead
+#   --take-over      move what renewed the key so far (units, lines of crontabs) to a folder in
+#                    /var/backups; without this option such things are listed, and nothing is done
 #   --no-run         no first update now
 #   -h, --help       print this help
 #
 # Without a network: sudo PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder/of/wheels ./install.sh
 #
-# exit codes: 0 installed, checked, timer running; 1 not installed, what was there is as it was;
-# 2 wrong usage; others: installed, but the check or the first update failed with this code, see
-# webkassa_key_updater.py --help
+# exit codes: 0 installed, checked, timer running; 1 (or 130 and the like, when interrupted) not
+# installed, what was there is as it was; 2 wrong usage; others: installed, but the check or the
+# first update failed with this code, see webkassa_key_updater.py --help
 set -euo pipefail
 umask 022 # the service's user must read the code; the settings get their mode from install -m
 
 SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 readonly SOURCE
-readonly ACCOUNT=webkassa-key-updater
-readonly HOME_DIR=/opt/webkassa-key-updater # a link to the release in use, /opt/NAME.TIME
-readonly CONFIG_DIR=/etc/webkassa-key-updater
-readonly SETTINGS=$CONFIG_DIR/webkassa.env
-readonly UNIT_DIR=/etc/systemd/system
-readonly SERVICE=webkassa-key-update.service TIMER=webkassa-key-update.timer
-readonly HEAL_TIMER=webkassa-key-heal.timer
+# shellcheck source=systemd/common.sh
+. "$SOURCE/systemd/common.sh"
+# shellcheck source=systemd/others.sh
+. "$SOURCE/systemd/others.sh"
+
+readonly SNAPSHOT=$UNIT_DIR/.webkassa-key-updater # the units that a new release replaces
+readonly BACKUPS=/var/backups
 readonly APPRISE='apprise>=1.8,<3'
 readonly TIME_ZONE=Asia/Almaty
+readonly SPACE=250 # MiB that a release may need
 
-env_file='' with_alerts='' with_heal='' no_run=''
-python='' release='' code=0
+env_file='' with_alerts='' with_heal='' take_over='' no_run=''
+python='' release='' earlier='' earlier_runs='' others='' backup='' stage='' code=0 died='' placed=''
+# What is to be undone: nothing; building: the new release; switching: all
+phase=nothing
 
 main() {
     parse_options "$@"
     examine_machine
-    trap 'rm -rf "$release"' EXIT # until it is in use
+    take_lock || die "Another install.sh or uninstall.sh is at work."
+    trap leave EXIT
+    trap 'exit 130' INT
+    trap 'exit 129' HUP
+    trap 'exit 143' TERM
+    install_all 9>&-
+}
+
+install_all() {
+    examine_places
+    put_back_what_was_cut_short
+    look_for_others
+    phase=building
     build_release
-    add_user
+    add_users
     place_settings
-    check_release || code=$?
-    if ((code)) && runs "$HOME_DIR"; then
-        die "The check failed (code $code, see above). The earlier version stays in use."
-    fi
+    stage_units
+    verify_units
+    check_release
     take_release_into_use
     start_timers
-    if ((code == 0)) && [[ -z $no_run ]]; then
-        run_first_update || code=$?
-    fi
-    prove_timer
+    run_first_update
+    prove_timers
+    phase=nothing
+    remove_earlier_releases
     conclude
 }
 
 parse_options() {
     while (($#)); do
         case $1 in
-            --env-file) env_file=${2-} && shift ;;
-            --with-alerts | --with-heal | --no-run) printf -v "$(tr - _ <<< "${1#--}")" yes ;;
-            -h | --help) print_help && exit ;;
+            --env-file)
+                (($# > 1)) || die "--env-file needs a file; see --help" 2
+                env_file=$2
+                shift
+                ;;
+            --with-alerts) with_alerts=yes ;;
+            --with-heal) with_heal=yes ;;
+            --take-over) take_over=yes ;;
+            --no-run) no_run=yes ;;
+            -h | --help) print_help "${BASH_SOURCE[0]}" && exit ;;
             *) die "unknown option $1; see --help" 2 ;;
         esac
-        shift || die "--env-file needs a file; see --help" 2
+        shift
     done
-    [[ -z $env_file || -r $env_file ]] || die "$env_file cannot be read." 2
-}
-
-print_help() {
-    sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    [[ -z $env_file || -f $env_file && -r $env_file ]] || die "$env_file cannot be read." 2
 }
 
 die() { # message, exit code (1)
-    printf 'install.sh: %s\n' "$1" >&2
+    printf 'install.sh: %s\n' "$1" >&2 || true
+    died=yes
     exit "${2:-1}"
 }
 
-say() {
-    printf '%s\n' "$*"
+# The one way out: undo what is half done
+leave() {
+    local code=$?
+    trap '' INT HUP TERM
+    trap - EXIT
+    set +e
+    if ((code > 128)); then
+        say "install.sh: interrupted."
+    elif ((code)) && [[ -z $died ]]; then
+        say "install.sh: the command above failed. $(disk_full)"
+        code=1
+    fi
+    [[ $phase != switching ]] || put_everything_back
+    if [[ $phase != nothing ]]; then
+        drop_release "$release"
+        # Else the next try would keep what may have been the fault
+        [[ -z $placed ]] || rm -f "$SETTINGS"
+        rmdir "$CONFIG_DIR" 2> /dev/null
+    fi
+    [[ -z $stage ]] || rm -rf "$stage" "/run/systemd/system/${stage##*/}.service.d"
+    rm -rf "$SNAPSHOT" "$COMMAND.new" "$SETTINGS.new"
+    exit "$code"
+}
+
+disk_full() {
+    local place free
+    for place in /opt /etc "${TMPDIR:-/tmp}" /var; do
+        free=$(df --output=avail --block-size=1M "$place" 2> /dev/null | tail -n 1)
+        ((${free:-9} > 4)) || say "The disk of $place is full."
+    done
 }
 
 examine_machine() {
-    (($(id -u) == 0)) || die "must be run by root: sudo ./install.sh"
+    is_root || die "must be run by root: sudo ./install.sh"
     local version
     version=$(systemctl --version 2> /dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p') || true
     ((${version:-0} >= 249)) || die "needs systemd 249 or newer, here is ${version:-none}. \
@@ -88,23 +136,22 @@ Without systemd see \"cron\" in README.md"
     systemd-analyze calendar "05:00 $TIME_ZONE" > /dev/null 2>&1 ||
         die "The time zone $TIME_ZONE is missing. Run: $(installer tzdata tzdata timezone)"
     find_python
-    [[ ! -e $HOME_DIR || -L $HOME_DIR ]] || die "$HOME_DIR is not of this script: move it away."
-    exec 9< "$UNIT_DIR"
-    flock --nonblock 9 || die "Another install.sh is at work."
 }
 
-# A Python in a home (pyenv, conda) is out of the service's sight
+# A Python in a home (pyenv, conda) is out of the service's sight; one that is not root's may change
 readonly FITS='import os, sys
+binary = os.path.realpath(sys.executable)
 home = os.path.realpath(sys.base_prefix).startswith(("/root/", "/home/"))
-sys.exit(home or sys.version_info < (3, 10))'
+known = os.stat(binary)
+sys.exit(home or known.st_uid != 0 or bool(known.st_mode & 0o22) or sys.version_info < (3, 10))'
 
 find_python() {
     local name names version
     mapfile -t names < <(type -aP python3 python3.{14,13,12,11,10})
     for name in "${names[@]}"; do
-        if "$name" -c "$FITS" 2> /dev/null; then
-            version=$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-            "$name" -c 'import ensurepip, venv' 2> /dev/null ||
+        if "$name" -I -c "$FITS" 2> /dev/null; then
+            version=$("$name" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+            "$name" -I -c 'import ensurepip, venv' 2> /dev/null ||
                 die "Python $version lacks venv. Run: $(installer "python$version-venv" \
                     "python$version" "python${version/./}")"
             python=$name
@@ -127,21 +174,127 @@ installer() { # names of a package at Debian, Red Hat, SUSE
     fi
 }
 
-build_release() {
-    local packages=(--requirement "$SOURCE/requirements.txt")
-    if [[ $with_alerts ]] || has_apprise "$HOME_DIR"; then
-        packages+=("$APPRISE")
+# Root will run what lies there: nobody else may be able to change it
+examine_places() {
+    local place found free
+    for place in /opt "$UNIT_DIR" "${COMMAND%/*}" "$(dirname "$CONFIG_DIR")"; do
+        while [[ $place != / ]]; do
+            must_be_roots "$place"
+            place=$(dirname "$(readlink -f "$place")")
+        done
+    done
+    [[ ! -L $HOME_DIR ]] || die "$HOME_DIR is a link, and not of this installer: move it away."
+    [[ ! -L $CONFIG_DIR ]] || die "$CONFIG_DIR is a link: make it a folder (the files in it may be links)."
+    if [[ -e $HOME_DIR && ! -f $HOME_MARK ]] && ! rmdir "$HOME_DIR" 2> /dev/null; then
+        die "$HOME_DIR is not of this installer: move it away."
     fi
-    release=$HOME_DIR.$(date +%Y%m%d-%H%M%S).$$
+    for place in "$HOME_DIR" "$CONFIG_DIR" "$UNIT_DIR"/webkassa-key-*.d; do
+        [[ ! -e $place ]] || must_be_roots "$place"
+    done
+    found=$(find "$HOME_DIR" "$UNIT_DIR"/webkassa-key-*.d -xdev \
+        \( ! -uid 0 -o ! -type l -perm /022 \) -print -quit 2> /dev/null) || true
+    [[ -z $found ]] || die "$found can be changed by others than root. Run: \
+sudo chown -h root:root $found; sudo chmod go-w $found"
+    if [[ -e $COMMAND || -L $COMMAND ]] && { [[ -L $COMMAND ]] || ! grep -q "^$MARK" "$COMMAND"; }; then
+        die "$COMMAND is not of this installer: move it away."
+    fi
+    if [[ -e $CURRENT && ! -L $CURRENT ]] || [[ -L $RELEASES ]]; then
+        die "$HOME_DIR is not as the installer made it: move it away."
+    fi
+    if [[ $(findmnt --noheadings --output=OPTIONS --target /opt) == *noexec* ]]; then
+        die "/opt is mounted \"noexec\": Python's libraries could not be loaded from there."
+    fi
+    free=$(df --output=avail --block-size=1M /opt | tail -n 1)
+    ((free > SPACE)) || die "The disk of /opt is full: $free MiB are free, $SPACE are needed."
+    if [[ -L $CURRENT ]]; then
+        earlier=$RELEASES/$(basename "$(readlink "$CURRENT")")
+        ! runs "$earlier" || earlier_runs=yes
+    fi
+}
+
+must_be_roots() { # folder, or a link to one
+    local folder owner
+    folder=$(readlink -f "$1")
+    owner=$(stat --format='%u %g %a' "$folder") || die "$1 cannot be looked at."
+    local user group mode
+    read -r user group mode <<< "$owner"
+    # Debian lets the group staff write to /usr/local
+    if ((user != 0 || (8#$mode & 8#002) != 0)) ||
+        { (((8#$mode & 8#020) != 0 && group != 0)) && [[ $folder != /usr/local* ]]; }; then
+        die "$folder can be changed by others than root (owner $user, mode $mode): \
+what is installed there would not be safe."
+    fi
+    [[ -d $folder ]] || die "$1 is no folder."
+}
+
+put_back_what_was_cut_short() {
+    rm -rf "$SNAPSHOT"
+    if [[ -L $CUT_SHORT ]]; then
+        backup=$(readlink "$CUT_SHORT")
+        say "An earlier take-over was cut short. Putting back what it moved to $backup"
+        if [[ ! -L $HOME_DIR/previous ]]; then
+            forget_units
+        fi
+        put_others_back || die "Not all could be put back. Run: sudo $backup/put-back.sh --force"
+        backup=''
+    fi
+}
+
+look_for_others() {
+    local kind path remark
+    others=$(find_others)
+    [[ $others ]] || return 0
+    say "This machine renews the key in other ways, too; each login kills the key before it:"
+    while IFS=$'\t' read -r kind path remark; do
+        say "  $kind  $path  ($remark)"
+    done <<< "$others"
+    if [[ $others == *$'look\t'* || $'\n'$others == *$'\n'look$'\t'* ]]; then
+        say "What is called \"look\" does more than that and is not touched: look at it yourself."
+    fi
+    others=$(grep --invert-match $'^look\t' <<< "$others") || return 0
+    if [[ -z $take_over ]]; then
+        # Units of our names would be overwritten; other things a running installation lives with
+        [[ -z $earlier || $others == *"has the name of one of ours"* ]] || return 0
+        die "Nothing was changed. To move exactly these (but not what is called \"look\") to a \
+folder in $BACKUPS and install: sudo $0 --take-over${env_file:+ --env-file $env_file}"
+    fi
+    refuse_during_a_run
+}
+
+refuse_during_a_run() {
+    local busy
+    busy=$(at_work "$others")
+    [[ -z $busy ]] || die "${busy//$'\n'/, } is at work: it may have logged in, and the key is \
+not stored yet. Run this again when it has ended."
+}
+
+build_release() {
+    local name old
+    mkdir -p "$RELEASES"
+    touch "$HOME_MARK"
+    for old in "$RELEASES"/*; do
+        [[ $old -ef $CURRENT || $old -ef $HOME_DIR/previous ]] || drop_release "$old"
+    done
+    name=$(date +%Y%m%d-%H%M%S).$$
+    release=$RELEASES/$name
     say "Building $release"
     mkdir "$release"
-    cp -R "$SOURCE"/{webkassa_key_updater.py,requirements.txt,.env.example,systemd} \
+    printf '%s\n' "$name" > "$release/.release"
+    cp -RL "$SOURCE"/{webkassa_key_updater.py,requirements.txt,.env.example,systemd} \
         "$SOURCE"/{install,uninstall,check-status}.sh "$release"
     chmod -R u=rwX,go=rX "$release"
-    "$python" -m venv "$release/venv" || die "The virtual environment could not be made."
-    "$release/venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
-        "${packages[@]}" || die "pip failed, see above. Without a network see --help."
-    runs "$release" || die "The new version does not start."
+    make_venv "$release/venv" --requirement "$SOURCE/requirements.txt"
+    if [[ $with_alerts || -e $CURRENT/alerts ]]; then
+        make_venv "$release/alerts" "$APPRISE" # an alert of a broken venv must not need that venv
+    fi
+    runs "$release" || die "The new version does not start: $("$release/venv/bin/python" -I \
+        "$release/webkassa_key_updater.py" --version 2>&1 | tail -n 1)"
+}
+
+make_venv() { # folder, what pip is to install
+    "$python" -m venv "$1" || die "The virtual environment could not be made. $(disk_full)"
+    "$1/bin/python" -m pip install --quiet --no-input --disable-pip-version-check "${@:2}" ||
+        die "pip failed, see above. $(disk_full)Without a network see --help."
 }
 
 runs() { # release
@@ -149,91 +302,311 @@ runs() { # release
         "$1/venv/bin/python" -I "$1/webkassa_key_updater.py" --version > /dev/null 2>&1
 }
 
-has_apprise() { # release
-    compgen -G "$1/venv/lib/python3*/site-packages/apprise" > /dev/null
+# What is made here is noted, so that uninstall.sh removes that and no more
+add_users() {
+    add_group "$ACCOUNT"
+    add_group "$CLIENTS"
+    if ! id "$ACCOUNT" > /dev/null 2>&1; then
+        note_made "user $ACCOUNT"
+        useradd --system --gid "$ACCOUNT" --no-create-home --home-dir /nonexistent \
+            --shell /usr/sbin/nologin "$ACCOUNT"
+    fi
+    (($(id -u "$ACCOUNT") != 0)) || die "The user $ACCOUNT is root. Give it another number."
 }
 
-add_user() {
-    id "$ACCOUNT" > /dev/null 2>&1 ||
-        useradd --system --user-group --no-create-home --home-dir /nonexistent \
-            --shell /usr/sbin/nologin "$ACCOUNT"
+add_group() {
+    if ! getent group "$1" > /dev/null; then
+        note_made "group $1"
+        groupadd --system "$1"
+    fi
+}
+
+note_made() {
+    grep -qxF "$1" "$HOME_MARK" || printf '%s\n' "$1" >> "$HOME_MARK"
 }
 
 place_settings() {
     install -d -o root -g "$ACCOUNT" -m 0750 "$CONFIG_DIR"
-    if [[ -e $SETTINGS ]] && ! cmp --silent "$SETTINGS" "$SOURCE/.env.example"; then
+    if [[ -L $SETTINGS ]]; then
+        say "Keeping $SETTINGS, a link to $(readlink "$SETTINGS")${env_file:+; $env_file is not used}"
+    elif [[ -s $SETTINGS ]] && ! cmp --silent "$SETTINGS" "$SOURCE/.env.example"; then
         say "Keeping $SETTINGS${env_file:+; $env_file is not used}"
-        chown "root:$ACCOUNT" "$SETTINGS" # uninstall.sh has given it to root alone
-        return
+        let_service_read "$SETTINGS"
+    else
+        install -o root -g "$ACCOUNT" -m 0640 "${env_file:-$SOURCE/.env.example}" "$SETTINGS.new"
+        [[ -e $SETTINGS ]] || placed=yes
+        mv -T "$SETTINGS.new" "$SETTINGS"
     fi
-    install -o root -g "$ACCOUNT" -m 0640 "${env_file:-$SOURCE/.env.example}" "$SETTINGS"
+    [[ ! -f $ADDRESSES || -L $ADDRESSES ]] || let_service_read "$ADDRESSES"
 }
 
-# Everything but logging in, as the service would: same user, same sandbox
-check_release() {
-    local sandbox
-    mapfile -t sandbox < <(sed -n 's/^[A-Z][A-Za-z]*=/--property=&/p' \
-        "$SOURCE/systemd/webkassa-key-.service.d/00-sandbox.conf")
-    systemd-run --quiet --pipe --wait --collect "${sandbox[@]}" "$release/venv/bin/python" -I \
-        "$release/webkassa_key_updater.py" --env-file "$SETTINGS" check < /dev/null
+let_service_read() { # file; uninstall.sh has given it to root alone
+    chown "root:$ACCOUNT" "$1"
+    chmod g+r,o= "$1"
 }
 
-take_release_into_use() {
-    ln -sfn "$(basename "$release")" "$HOME_DIR.next"
-    mv -T "$HOME_DIR.next" "$HOME_DIR"
-    trap - EXIT
-    install -D -m 0644 -t "$UNIT_DIR/webkassa-key-.service.d" \
-        "$HOME_DIR"/systemd/webkassa-key-.service.d/*.conf
-    install -m 0644 -t "$UNIT_DIR" "$HOME_DIR"/systemd/*.{service,timer}
-    systemctl daemon-reload
-    local other
-    for other in "$HOME_DIR".*; do
-        [[ $other == "$release" ]] || rm -rf "$other"
+# The new units and the drop-ins of the administrator, for the trial of both before the switch
+stage_units() {
+    local name file
+    stage=/run/trial-of-webkassa-key-updater-$$ # no name of ours: it has drop-ins of its own
+    mkdir -m 0700 "$stage"
+    cp -R "$release"/systemd/webkassa-key-* "$stage"
+    sed -i "s#$CURRENT/#$release/#g" "$stage"/*.service
+    for name in "${UNITS[@]}" webkassa-key-.service; do
+        for file in "$UNIT_DIR/$name.d"/*.conf; do
+            if [[ -f $file && $file != "$UNIT_DIR/$SANDBOX" ]] && ! is_taken_over "$name"; then
+                mkdir -p "$stage/$name.d"
+                cp -L "$file" "$stage/$name.d"
+            fi
+        done
     done
 }
 
+is_taken_over() { # unit
+    [[ $others == *$'unit\t'"$UNIT_DIR/$1"$'\t'* ]]
+}
+
+verify_units() {
+    local said result=0
+    said=$(systemd-analyze verify --man=no "$stage"/webkassa-key-*.{timer,socket,service} 2>&1) || result=$?
+    said=$(grep webkassa <<< "${said//$stage/$UNIT_DIR}") || true
+    [[ -z $said ]] || say "$said"
+    ((result == 0)) || die "systemd refuses the units of the new version together with your \
+drop-ins, see above. Nothing was changed."
+}
+
+# Everything but logging in, as the service would: same user, same sandbox, same drop-ins
+check_release() {
+    local trial=${stage##*/} said
+    mkdir -p "/run/systemd/system/$trial.service.d"
+    cp "$stage"/webkassa-key-.service.d/*.conf "/run/systemd/system/$trial.service.d"
+    if [[ -d $stage/$UPDATE.d ]]; then
+        cp "$stage/$UPDATE.d"/*.conf "/run/systemd/system/$trial.service.d"
+    fi
+    # It is no run: neither retried nor alerted of, and it runs what we say
+    sed -i -E '/^[[:blank:]]*(ExecStart|Restart|OnFailure|OnSuccess)[[:blank:]]*=/d' \
+        "/run/systemd/system/$trial.service.d"/*.conf
+    systemctl daemon-reload
+    said=$stage/check
+    run_module "$trial" "$release" check 2>&1 | tee --ignore-interrupts "$said" || code=${PIPESTATUS[0]}
+    ((code)) || return 0
+    explain "$said"
+    [[ -z $others ]] || die "The check failed (code $code, see above). Nothing was taken over."
+    if [[ $earlier_runs ]]; then
+        ! cmp --silent "$SETTINGS" "$SOURCE/.env.example" ||
+            die "Fill in the settings ($SETTINGS), then run this again: nothing renews the key \
+until then." "$code"
+        die "The check failed (code $code, see above). The earlier version stays in use."
+    fi
+}
+
+explain() { # file with what the check said
+    local hidden
+    hidden=$(hidden_paths < "$1")
+    [[ -z $hidden ]] || say "${hidden//$'\n'/, } is there, but the service cannot see it: its \
+sandbox hides /home, /root and /tmp. Move it (certificates to /etc/ssl, say), or change the sandbox \
+as $UNIT_DIR/$SANDBOX says."
+}
+
+take_release_into_use() {
+    take_snapshot
+    phase=switching
+    if [[ $others ]]; then
+        take_others_over
+    fi
+    ln -sfn "releases/${release##*/}" "$HOME_DIR/.next"
+    if [[ -L $CURRENT ]]; then
+        ln -sfn "$(readlink "$CURRENT")" "$HOME_DIR/previous"
+    fi
+    mv -T "$HOME_DIR/.next" "$CURRENT"
+    place_units
+    systemctl daemon-reload
+}
+
+# Links, so that putting them back needs no room on the disk
+take_snapshot() {
+    local name
+    mkdir -p "$SNAPSHOT/webkassa-key-.service.d" "$UNIT_DIR/webkassa-key-.service.d"
+    for name in "${UNITS[@]}" "$SANDBOX"; do
+        ! is_ours "$UNIT_DIR/$name" || ln -f "$UNIT_DIR/$name" "$SNAPSHOT/$name"
+    done
+    # Room is needed before the first change, not in the middle
+    for name in "${UNITS[@]}" "$SANDBOX"; do
+        install -m 0644 "$release/systemd/$name" "$SNAPSHOT/$name.new"
+    done
+    install -m 0755 "$release/systemd/webkassa-key" "$COMMAND.new"
+}
+
+place_units() {
+    local name
+    for name in "${UNITS[@]}" "$SANDBOX"; do
+        mv -fT "$SNAPSHOT/$name.new" "$UNIT_DIR/$name"
+    done
+    mv -fT "$COMMAND.new" "$COMMAND"
+    ln -sfn "$UPDATE.d" "$UNIT_DIR/$COMMAND_DROPINS"
+}
+
+take_others_over() {
+    local folder=$BACKUPS/webkassa-key-updater-${release##*/}
+    mkdir -p "$BACKUPS"
+    [[ $(find_others | grep --invert-match $'^look\t') == "$others" ]] ||
+        die "The list above has changed meanwhile. Run this again."
+    refuse_during_a_run
+    ln -sfn "$folder" "$CUT_SHORT.next"
+    backup=$folder
+    mkdir -m 0700 "$folder"
+    write_put_back "$others" "$folder"
+    mv -T "$CUT_SHORT.next" "$CUT_SHORT"
+    move_others "$others" "$folder"
+    refuse_during_a_run # one that began meanwhile
+    say "Moved these to $folder"
+}
+
 start_timers() {
-    local timers=("$TIMER")
-    if [[ $with_heal ]] || systemctl is-enabled --quiet "$HEAL_TIMER"; then
-        timers+=("$HEAL_TIMER")
-    fi
-    if ! { systemctl enable --quiet "${timers[@]}" && systemctl restart "${timers[@]}"; }; then
-        die "The timer cannot be started. To see why: systemctl status $TIMER"
-    fi
+    local unit upgraded=''
+    [[ ! -e $SNAPSHOT/$TIMER ]] || upgraded=yes
+    for unit in "$TIMER" "$SOCKET" "$BOOT_TIMER" "$HEAL_TIMER"; do
+        if [[ $unit == "$HEAL_TIMER" && -z $with_heal ]] && ! systemctl is-enabled --quiet "$unit"; then
+            continue
+        elif [[ $upgraded && -e $SNAPSHOT/$unit && ! ($unit == "$HEAL_TIMER" && $with_heal) ]] &&
+            ! systemctl is-enabled --quiet "$unit"; then
+            say "$unit was disabled and stays so. To enable it: sudo systemctl enable --now $unit"
+            continue
+        fi
+        systemctl enable --quiet "$unit" || die "$unit cannot be enabled."
+        if [[ $unit == "$BOOT_TIMER" ]]; then
+            continue # it begins at the next boot
+        elif [[ $unit == "$SOCKET" ]] && cmp --silent "$SNAPSHOT/$unit" "$UNIT_DIR/$unit"; then
+            systemctl start "$unit" || die "$unit cannot be started. To see why: systemctl status $unit"
+        else
+            systemctl restart "$unit" || die "$unit cannot be started. To see why: systemctl status $unit"
+        fi
+    done
 }
 
-# "Persistent" does not run a timer that is new
+# A timer that is new does not run at once. With a young live key an upgrade need not log in
 run_first_update() {
-    local result=0
-    systemctl reset-failed "$SERVICE" 2> /dev/null || true
-    systemctl start "$SERVICE" 2> /dev/null || result=$(main_status)
+    local service=$UPDATE result=0
+    if ((code)) || [[ $no_run ]]; then
+        return 0
+    elif [[ $earlier ]]; then
+        service=$BOOT
+    fi
+    # In "auto-restart" a start would hang until the next retry
+    [[ $(show "$service" SubState) != auto-restart* ]] || systemctl stop "$service"
+    [[ $(show "$service" ActiveState) != activating ]] ||
+        say "A run is at work. Waiting for its end, $STOPPING."
+    systemctl reset-failed "$service" 2> /dev/null || true
+    systemctl start "$service" 2> /dev/null || result=$(main_status "$service")
     journalctl --sync
-    journalctl --quiet --no-pager --output=cat "_SYSTEMD_UNIT=$SERVICE" \
-        "_SYSTEMD_INVOCATION_ID=$(systemctl show --property=InvocationID --value "$SERVICE")"
-    return "$result"
+    journalctl --quiet --no-pager --output=cat "_SYSTEMD_UNIT=$service" \
+        "_SYSTEMD_INVOCATION_ID=$(show "$service" InvocationID)"
+    code=$result
+    if ((code == 0)); then
+        settle
+    elif [[ $others ]]; then
+        die "The first update failed (code $code, see above)."
+    elif [[ $earlier_runs && " 1 2 70 126 127 203 255 " == *" $code "* ]]; then
+        die "The new version failed (code $code, see above)."
+    fi
 }
 
-main_status() { # exit code of a run that failed; 1 where it has none
-    local status
-    status=$(systemctl show --property=ExecMainStatus --value "$SERVICE")
-    say $((status ? status : 1))
+main_status() { # exit code of a run that failed; 255 after a signal, 1 where it has none
+    local status kind
+    status=$(show "$1" ExecMainStatus) kind=$(show "$1" ExecMainCode)
+    if ((kind > 1)); then
+        say 255
+    else
+        say $((status ? status : 1))
+    fi
 }
 
-prove_timer() {
+prove_timers() {
     local next
-    next=$(systemctl show --property=NextElapseUSecRealtime --value "$TIMER")
-    systemctl is-enabled --quiet "$TIMER" || die "$TIMER is not enabled."
-    systemctl is-active --quiet "$TIMER" || die "$TIMER is not active."
-    [[ $next ]] || die "$TIMER has no next run."
-    say "Next run: $next"
+    if systemctl is-enabled --quiet "$TIMER"; then
+        next=$(show "$TIMER" NextElapseUSecRealtime)
+        systemctl is-active --quiet "$TIMER" || die "$TIMER is not active."
+        [[ $next ]] || die "$TIMER has no next run."
+        say "Next run: $next"
+    fi
+}
+
+# Whatever fails after the switch, or interrupts it
+put_everything_back() {
+    local name
+    for name in "$UPDATE" "$BOOT"; do
+        [[ $(show "$name" ActiveState) != activating ]] || say "Waiting for the run at work, $STOPPING."
+        systemctl stop "$name" 2> /dev/null
+    done
+    rm -f "$COMMAND.new" "$HOME_DIR/.next"
+    if [[ $earlier ]]; then
+        ln -sfn "releases/${earlier##*/}" "$HOME_DIR/.next"
+        mv -T "$HOME_DIR/.next" "$CURRENT"
+        for name in "${UNITS[@]}" "$SANDBOX"; do
+            if [[ -e $SNAPSHOT/$name ]]; then
+                mv -fT "$SNAPSHOT/$name" "$UNIT_DIR/$name"
+            elif is_ours "$UNIT_DIR/$name"; then
+                rm -f "$UNIT_DIR/$name"
+            fi
+        done
+    else
+        forget_units
+    fi
+    if [[ -L $CUT_SHORT ]]; then
+        put_others_back || say "Not all could be put back. Run: sudo $backup/put-back.sh --force"
+    fi
+    systemctl daemon-reload
+    if [[ $earlier ]]; then
+        for name in "$TIMER" "$SOCKET" "$HEAL_TIMER"; do
+            ! systemctl is-enabled --quiet "$name" || systemctl restart "$name"
+        done
+        say "The earlier version is in use again."
+    else
+        say "Nothing is installed."
+    fi
+}
+
+put_others_back() {
+    "$backup/put-back.sh" --force && rm -f "$CUT_SHORT"
+}
+
+# Units of ours, and all that leads to them
+forget_units() {
+    local name
+    for name in "${UNITS[@]}"; do
+        is_ours "$UNIT_DIR/$name" || continue
+        systemctl disable --quiet "$name" 2> /dev/null || true # services cannot be enabled
+        [[ $name == *@.service ]] || systemctl stop "$name" 2> /dev/null || true
+        rm -f "$UNIT_DIR/$name"
+    done
+    rm -f "$CURRENT" "$COMMAND" "$UNIT_DIR/$SANDBOX" "$UNIT_DIR/$COMMAND_DROPINS" /run/webkassa-key/renew.sock
+    rmdir "$UNIT_DIR/webkassa-key-.service.d" /run/webkassa-key 2> /dev/null || true
+}
+
+# The earlier release stays until a run of the new one has ended well
+remove_earlier_releases() {
+    local old
+    if [[ -L $CUT_SHORT ]]; then
+        rm -f "$CUT_SHORT"
+    fi
+    rm -rf "$SNAPSHOT"
+    ((code == 0)) && [[ -z $no_run ]] || return 0
+    rm -f "$HOME_DIR/previous"
+    for old in "$RELEASES"/*; do
+        [[ $old == "$release" ]] || drop_release "$old"
+    done
 }
 
 conclude() {
+    if [[ $backup ]]; then
+        say "What renewed the key so far is in $backup
+To go back to it: sudo $CURRENT/uninstall.sh && sudo $backup/put-back.sh"
+    fi
     if ((code)); then
         die "Installed, but it does not work yet (code $code, see above).
-Mend it (settings: $SETTINGS), then run again: sudo $HOME_DIR/install.sh" "$code"
+Mend it (settings: $SETTINGS), then run: sudo webkassa-key check" "$code"
     fi
-    say "Installed. How it stands: sudo $HOME_DIR/check-status.sh"
+    say "Installed. How it stands: sudo webkassa-key status"
 }
 
 main "$@"

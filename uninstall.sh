@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # usage: sudo ./uninstall.sh [--purge]
 #
-# Remove the updater: timers, services, code, state and user. Settings and your own drop-ins stay
-# (it says where). The database is never touched: the stored key goes on working.
+# Remove the updater: timers, services, code, state, and the user and groups that it made. Settings
+# and your own drop-ins stay (it says where). The database is never touched: the stored key goes on
+# working.
 #
 #   --purge     settings, alert addresses and drop-ins, too
 #   -h, --help  print this help
@@ -10,38 +11,41 @@
 # exit codes: 0 removed, or nothing there; 1 not removed; 2 wrong usage
 set -euo pipefail
 
-readonly ACCOUNT=webkassa-key-updater
-readonly HOME_DIR=/opt/webkassa-key-updater
-readonly CONFIG_DIR=/etc/webkassa-key-updater
-readonly STATE_DIR=/var/lib/webkassa-key-updater
-readonly UNIT_DIR=/etc/systemd/system
-readonly STAMPS=/var/lib/systemd/timers
-readonly UNITS=(webkassa-key-{update,heal}.timer webkassa-key-{update,heal,alert}.service)
+HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+readonly HERE
+# shellcheck source=systemd/common.sh
+. "$HERE/systemd/common.sh"
 
 main() {
     local purge=''
-    case $*/$# in
-        /0) ;;
-        --purge/1) purge=yes ;;
-        -h/1 | --help/1) print_help && exit ;;
-        *) die "unknown arguments $*; see --help" 2 ;;
+    case ${1-} in
+        --purge) purge=yes && shift ;;
+        -h | --help) print_help "${BASH_SOURCE[0]}" && exit ;;
     esac
-    (($(id -u) == 0)) || die "must be run by root: sudo ./uninstall.sh"
-    remove_units
-    rm -rf "$HOME_DIR" "$HOME_DIR".* "$STATE_DIR"
-    if [[ $purge ]]; then
-        rm -rf "$CONFIG_DIR" "$UNIT_DIR"/webkassa-key-{update,heal}.{service,timer}.d \
-            "$UNIT_DIR/webkassa-key-alert.service.d"
-    elif [[ -d $CONFIG_DIR ]]; then
-        chown -R root:root "$CONFIG_DIR" # its group's number may be given to somebody else
-    fi
-    remove_user
-    systemctl daemon-reload
-    say_what_stays
+    (($# == 0)) || die "unknown arguments $*; see --help" 2
+    is_root || die "must be run by root: sudo ./uninstall.sh"
+    take_lock || die "Another install.sh or uninstall.sh is at work."
+    remove_all "$purge" 9>&-
 }
 
-print_help() {
-    sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+remove_all() { # yes: purge
+    local unit
+    cd /
+    stop_units
+    refuse_while_in_use
+    remove_units
+    remove_users
+    remove_folders
+    if [[ $1 ]]; then
+        rm -rf "$CONFIG_DIR" "$UNIT_DIR/webkassa-key-.service.d"
+        for unit in "${UNITS[@]}"; do
+            rm -rf "$UNIT_DIR/$unit.d"
+        done
+    elif [[ -d $CONFIG_DIR && ! -L $CONFIG_DIR ]]; then
+        chown -hR root:root "$CONFIG_DIR" # its group's number may be given to somebody else
+    fi
+    systemctl daemon-reload
+    say_what_stays
 }
 
 die() { # message, exit code (1)
@@ -50,33 +54,89 @@ die() { # message, exit code (1)
 }
 
 # A run in the middle of a login ends first, and its key is stored
-remove_units() {
-    local unit
-    for unit in "${UNITS[@]}"; do
-        [[ -e $UNIT_DIR/$unit ]] || continue
+stop_units() {
+    local unit units
+    mapfile -t units < <(systemctl list-units --plain --no-legend --all \
+        'webkassa-key-command-*' 'webkassa-key-renew@*' | cut -d ' ' -f 1)
+    for unit in "$SOCKET" "${UNITS[@]}" "${units[@]}"; do
+        [[ $unit != *@.service && $unit ]] || continue
+        [[ ! -e $UNIT_DIR/$unit ]] || is_ours "$UNIT_DIR/$unit" || continue
+        [[ $(show "$unit" ActiveState) != activating ]] ||
+            say "$unit is at work. Waiting for its end, $STOPPING."
         systemctl disable --quiet "$unit" 2> /dev/null || true # services cannot be enabled
-        systemctl stop "$unit" || die "$unit cannot be stopped."
+        [[ $(show "$unit" LoadState) != loaded ]] || systemctl stop "$unit" ||
+            die "$unit cannot be stopped."
         systemctl reset-failed "$unit" 2> /dev/null || true
-        rm -f "$UNIT_DIR/$unit" "$STAMPS/stamp-$unit"
     done
-    rm -rf "$UNIT_DIR/webkassa-key-.service.d"
 }
 
-remove_user() {
-    if id "$ACCOUNT" > /dev/null 2>&1; then
+# Somebody may run the module by hand as its user, in the middle of a login
+refuse_while_in_use() {
+    local found
+    if id "$ACCOUNT" > /dev/null 2>&1 && made "user $ACCOUNT"; then
+        found=$(find /proc -maxdepth 1 -name '[0-9]*' -user "$ACCOUNT" -printf '%f ')
+        [[ -z $found ]] || die "$ACCOUNT still has a process: $found
+Timers and services are stopped. Run this again when it has ended."
+    fi
+}
+
+made() { # a line of install.sh's notes
+    [[ -f $HOME_MARK ]] && grep --quiet --line-regexp --fixed-strings "$1" "$HOME_MARK"
+}
+
+remove_units() {
+    local unit
+    for unit in "${UNITS[@]}" "$SANDBOX"; do
+        if is_ours "$UNIT_DIR/$unit"; then
+            rm -f "$UNIT_DIR/$unit" "/var/lib/systemd/timers/stamp-$unit"
+        fi
+    done
+    [[ ! -L $UNIT_DIR/$COMMAND_DROPINS ]] || rm -f "$UNIT_DIR/$COMMAND_DROPINS"
+    rm -f /run/webkassa-key/renew.sock
+    rmdir "$UNIT_DIR/webkassa-key-.service.d" /run/webkassa-key 2> /dev/null || true
+    if [[ ! -L $COMMAND ]] && grep --quiet --no-messages "^$MARK" "$COMMAND"; then
+        rm -f "$COMMAND"
+    fi
+}
+
+remove_users() {
+    local name
+    if id "$ACCOUNT" > /dev/null 2>&1 && made "user $ACCOUNT"; then
         userdel "$ACCOUNT"
     fi
-    if getent group "$ACCOUNT" > /dev/null; then # where userdel leaves it
-        groupdel "$ACCOUNT"
+    for name in "$ACCOUNT" "$CLIENTS"; do
+        if getent group "$name" > /dev/null && made "group $name"; then # where userdel leaves it
+            groupdel "$name"
+        fi
+    done
+}
+
+# What somebody else has put there stays
+remove_folders() {
+    local release
+    [[ ! -L $STATE_DIR ]] || die "$STATE_DIR is a link: remove it by hand."
+    rm -rf "$STATE_DIR"
+    [[ -f $HOME_MARK ]] || return 0
+    for release in "$RELEASES"/*; do
+        drop_release "$release"
+    done
+    rm -f "$HOME_DIR"/{current,previous,.next}
+    rmdir "$RELEASES" 2> /dev/null || true
+    if [[ -z $(find "$HOME_DIR" -mindepth 1 ! -path "$HOME_MARK" -print -quit) ]]; then
+        rm -f "$HOME_MARK"
+        rmdir "$HOME_DIR"
     fi
 }
 
 say_what_stays() {
-    echo "The updater is removed. The key in the database is as it was; nothing renews it now."
+    say "The updater is removed. The key in the database is as it was; nothing renews it now."
     local kept
-    for kept in "$CONFIG_DIR" "$UNIT_DIR"/webkassa-key-*.d; do
-        [[ ! -e $kept ]] || echo "Kept: $kept"
+    for kept in "$HOME_DIR" "$CONFIG_DIR" "$UNIT_DIR"/webkassa-key-*.d /var/backups/webkassa-key-updater-*; do
+        [[ ! -e $kept ]] || say "Kept: $kept"
     done
+    if [[ -L $CUT_SHORT ]]; then
+        say "A take-over was cut short. To put back what it moved: sudo $(readlink "$CUT_SHORT")/put-back.sh"
+    fi
 }
 
 main "$@"

@@ -11,9 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("install.sh", "uninstall.sh", "check-status.sh", "systemd/send-alert.sh")
+SCRIPTS = (
+    "install.sh",
+    "uninstall.sh",
+    "check-status.sh",
+    "systemd/send-alert.sh",
+    "systemd/webkassa-key.sh",
+)
 # What the scripts may use of the machine as it is
-HONEST = ("bash", "basename", "cat", "cmp", "dirname", "env", "flock", "grep", "sed", "tr", "date")
+HONEST = ("bash", "basename", "cat", "cmp", "cut", "date", "dirname", "env", "flock", "grep",
+          "readlink", "sed", "sort", "tail", "tr")  # fmt: skip
 
 Stub = Callable[..., None]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -65,13 +72,21 @@ def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
         ("install.sh", ["--env-file", "/nowhere"], 2),
         ("uninstall.sh", ["--prune"], 2),
         ("uninstall.sh", ["--purge", "--json"], 2),
+        ("install.sh", ["--env-file", "/"], 2),
         ("check-status.sh", ["--jsno"], 3),  # for a monitor, 2 would be CRITICAL
+        ("systemd/webkassa-key.sh", ["status", "--jsno"], 3),
+        ("systemd/webkassa-key.sh", [], 2),
+        ("systemd/webkassa-key.sh", ["renew"], 2),
+        ("systemd/webkassa-key.sh", ["update", "--env-file", "/etc/passwd"], 2),
+        ("systemd/webkassa-key.sh", ["update", "--if-key", "-"], 2),
+        ("systemd/webkassa-key.sh", ["update", "--if-key", "a1b2c3d4; reboot"], 2),
+        ("systemd/webkassa-key.sh", ["update\n", "--if-needed"], 2),
     ],
 )
 def test_wrong_usage_is_refused(script: str, arguments: list[str], code: int, run: Run) -> None:
     result = run(script, *arguments)
     assert result.returncode == code
-    assert result.stdout.startswith(f"{script}: ")
+    assert result.stdout.startswith(f"{Path(script).stem if 'systemd' in script else script}: ")
 
 
 @pytest.mark.parametrize("script", ["install.sh", "uninstall.sh"])
@@ -91,7 +106,7 @@ MACHINES = [
     ("python3", "exit 1", "Run: apt-get install python3 python3-venv"),
     (
         "python3",
-        "case $2 in *version_info*[:2]*) echo 3.12 ;; *ensurepip*) exit 1 ;; esac",
+        "case $3 in *version_info*[:2]*) echo 3.12 ;; *ensurepip*) exit 1 ;; esac",
         "Python 3.12 lacks venv. Run: apt-get install python3.12-venv",
     ),
 ]
@@ -124,3 +139,42 @@ def test_status_where_nothing_is_installed_is_critical(run: Run) -> None:
     report = json.loads(run("check-status.sh", "--json").stdout)
     assert report["status"] == "CRITICAL"
     assert report["checks"][0]["mend"] == "sudo ./install.sh"
+
+
+# a command of a unit or a crontab, and whether it renews the key
+COMMANDS = [
+    ("/usr/bin/python3 /srv/salon/webkassa_key_updater.py", True),
+    ("cd /srv/salon && venv/bin/python update_webkassa_key.py >> /var/log/x.log 2>&1", True),
+    ('/bin/sh -c "exec /usr/local/bin/webkassa-token-refresh"', True),
+    ("/srv/salon/venv/bin/python -m salon.renew_webkassa_key", True),
+    ("php artisan webkassa:update-token", True),
+    ("curl -s -d @/etc/login https://api.webkassa.kz/api/v4/Authorize", True),
+    ("systemctl start webkassa-key-update.service", True),
+    # the shop's own
+    ("/srv/salon/venv/bin/gunicorn salon.webkassa:app --keyfile /etc/ssl/update.pem", False),
+    ("/srv/salon/app --settings /etc/webkassa-key-updater/webkassa.env", False),
+    ("/srv/salon/app.py --log /var/log/webkassa_key_update.log", False),
+    ("/srv/salon/webkassa_receipts.py --key-file /etc/webkassa.key", False),
+    ("/srv/salon/update_prices.py", False),
+    # looking is not renewing
+    ("/opt/webkassa-key-updater/current/check-status.sh", False),
+    ("/usr/local/bin/webkassa-key status --json", False),
+    ("journalctl --follow --unit=webkassa-key-update", False),
+]
+
+
+@pytest.mark.parametrize(("command", "renews"), COMMANDS)
+def test_a_trigger_is_known_by_what_it_runs(command: str, renews: bool) -> None:
+    script = f". {ROOT}/systemd/common.sh; . {ROOT}/systemd/others.sh; runs_updater \"$1\""
+    result = subprocess.run(["bash", "-c", script, "bash", command], capture_output=True, text=True)
+    assert result.stderr == ""
+    assert (result.returncode == 0) == renews
+
+
+def test_a_crontab_of_another_user_does_not_run_what_it_names(tmp_path: Path) -> None:
+    """The lines are read as words, never as shell."""
+    script = f". {ROOT}/systemd/common.sh; . {ROOT}/systemd/others.sh; runs_updater \"$1\""
+    line = f"* * * * * $(touch {tmp_path}/ran) `touch {tmp_path}/ran` update_webkassa_key.py *"
+    result = subprocess.run(["bash", "-c", script, "bash", line], cwd=tmp_path)
+    assert result.returncode == 0
+    assert not (tmp_path / "ran").exists()
