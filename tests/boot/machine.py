@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
 CACHE = Path("/var/tmp/webkassa-key-updater-boot-test")
-PACKAGES = "systemd,systemd-sysv,dbus,python3-venv,tzdata,cron"
+PACKAGES = "systemd,systemd-sysv,dbus,python3-venv,tzdata,cron,sudo"
 TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "setpriv")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WHEELS = "/srv/wheels"
@@ -127,14 +128,28 @@ class Machine:
         self, *command: str, check: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the machine; its output, errors among it, is `stdout`."""
-        enter = ["nsenter", f"--target={self.pid}", "--all", "env", "-i", f"PATH={PATH}",
-                 "LANG=C.UTF-8", "HOME=/root", *(f"{k}={v}" for k, v in env.items())]  # fmt: skip
         result = subprocess.run(
-            [*enter, *command], text=True, encoding="utf-8", stdin=subprocess.DEVNULL,
+            [*self.enter(env), *command], text=True, encoding="utf-8", stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert not check or result.returncode == 0, f"{command}: {result.stdout}"
         return result
+
+    def enter(self, env: dict[str, str]) -> list[str]:
+        return ["nsenter", f"--target={self.pid}", "--all", "env", "--default-signal", "-i", f"PATH={PATH}",
+                "LANG=C.UTF-8", "HOME=/root", *(f"{k}={v}" for k, v in env.items())]  # fmt: skip
+
+    def start_process(self, *command: str, **env: str) -> subprocess.Popen[str]:
+        """Start a command in the machine; both its outputs are `stdout`."""
+        return subprocess.Popen(
+            [*self.enter(env), *command], text=True, encoding="utf-8", stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def kill(self, signal: str, word: str) -> None:
+        """Send a signal to every process in the machine with this word in its command."""
+        self.run("sh", "-c", f"for p in /proc/[0-9]*; do [ $p = /proc/$$ ] ||"
+                 f" ! grep -qse {word} $p/cmdline || kill -{signal} ${{p#/proc/}}; done")  # fmt: skip
 
     def show(self, unit: str, name: str) -> str:
         return self.run("systemctl", "show", f"--property={name}", "--value", unit).stdout.strip()
@@ -146,6 +161,10 @@ class Machine:
 
     def drop_in(self, unit: str, text: str) -> None:
         self.write(f"/etc/systemd/system/{unit}.d/test.conf", text)
+        self.run("systemctl", "daemon-reload")
+
+    def no_drop_in(self, unit: str) -> None:
+        (self.root / f"etc/systemd/system/{unit}.d/test.conf").unlink(missing_ok=True)
         self.run("systemctl", "daemon-reload")
 
     def journal(self, *matches: str) -> str:

@@ -1,0 +1,229 @@
+"""The timers and what they start: good runs, failures, retries, alerts, a boot."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import time
+
+import pytest
+import trustme
+import webkassa_simulator
+from machine import await_
+from shop_server import ALERT, BOOT, CONFIG, CURRENT, SETTINGS, TIMER, UNITS, UPDATE, Site
+from webkassa_simulator import Simulator, slow
+
+ADDRESSES = f"{CONFIG}/apprise.conf"
+
+
+def set_address(site: Site, port: int) -> None:
+    site.machine.write(ADDRESSES, f"json://alert:canary-alert@127.0.0.1:{port}/\n")
+    site.run("chown", "root:webkassa-key-updater", ADDRESSES)
+    site.run("chmod", "640", ADDRESSES)
+
+
+def test_the_timer_renews_the_key(site: Site) -> None:
+    site.reset()
+    soon = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() + 4))
+    site.machine.drop_in(TIMER, f"[Timer]\nOnCalendar=\nOnCalendar={soon}\nRandomizedDelaySec=0\n")
+    site.run("systemctl", "restart", TIMER)
+    await_(lambda: site.holds_a_new_key)
+    site.machine.no_drop_in(TIMER)
+    await_(lambda: site.state() == "dead")
+    site.run("systemctl", "restart", TIMER)
+    assert site.webkassa.authorizations == 1
+
+
+def test_socket_private_ca_and_ipv6_work_in_the_sandbox(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("::1").configure_cert(tls)
+    site.machine.write("/etc/ssl/private-ca.pem", ca.cert_pem.bytes().decode())
+    monkeypatch.setattr(webkassa_simulator.Server, "address_family", socket.AF_INET6)
+    with Simulator("::1", tls=tls) as webkassa:
+        site.reset(
+            WEBKASSA_AUTH_URL=f"https://[::1]:{webkassa.port}/api/Authorize",
+            REQUESTS_CA_BUNDLE="/etc/ssl/private-ca.pem", POSTGRES_HOST="/run/postgresql",
+        )  # fmt: skip
+        result = site.start()
+        assert result.returncode == 0, site.status().stdout
+        assert site.key == webkassa.live
+        site.webkassa.issued += webkassa.issued
+    (site.machine.root / "etc/ssl/private-ca.pem").unlink()
+
+
+def test_database_down_is_retried_and_then_alerted_of_once(site: Site) -> None:
+    site.reset()
+    set_address(site, site.receiver.server_port)
+    site.server.stop()
+    try:
+        site.fail_for_good()
+        status = site.status()
+    finally:
+        site.server.start()
+    assert site.machine.show(UPDATE, "Result") in ("exit-code", "start-limit-hit")
+    assert site.starts() == 3
+    assert len(site.receiver.alerts) == 1
+    title = site.receiver.alerts[0]["title"]
+    assert re.search(
+        r": WEBKASSA CRITICAL - last run: failing since .*202\d-.* \(code 75\)$", title
+    )
+    assert "PostgreSQL cannot be reached" in site.receiver.alerts[0]["message"]
+    assert site.webkassa.authorizations == 0
+    assert status.returncode == 2
+    print(status.stdout, site.receiver.alerts[0])
+
+
+def test_after_retries_have_ended_the_advice_works(site: Site) -> None:
+    advice = re.search("-> (sudo webkassa-key update)$", site.status().stdout, re.M)[1]
+    assert site.paste(advice).returncode == 0
+    assert site.holds_a_new_key
+    assert site.status().returncode == 0
+
+
+def test_wrong_password_is_tried_once_and_alerted_of_once(site: Site) -> None:
+    site.reset(WEBKASSA_PASSWORD="canary-wrong")
+    site.fail_for_good()
+    assert site.webkassa.authorizations == 1
+    assert site.starts() == 1
+    assert len(site.receiver.alerts) == 1
+    assert "(code 77)" in site.receiver.alerts[0]["title"]
+    assert site.status().returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [("rm -r {}/venv/lib/python3*/site-packages/requests", 1), ("rm {}/venv/bin/python*", 203)],
+)
+def test_a_broken_venv_is_alerted_of_at_once(site: Site, damage: str, code: int) -> None:
+    """Apprise has a venv of its own; the journal has the report at the priority "err" anyway."""
+    site.reset()
+    since = f"@{time.time():.3f}"
+    venv = f"{CURRENT}/venv"
+    site.run("cp", "-a", venv + "/", "/srv/venv")
+    site.run("sh", "-c", damage.format(CURRENT))
+    site.fail_for_good()
+    status = site.status()
+    site.run("sh", "-c", f"rm -r {venv} && mv /srv/venv {venv}")
+    assert site.starts() == 1
+    assert len(site.receiver.alerts) == 1
+    assert "WEBKASSA CRITICAL" in site.receiver.alerts[0]["title"]
+    assert f"(code {code})" in site.receiver.alerts[0]["message"]
+    told = site.machine.journal(f"_SYSTEMD_UNIT={ALERT}", "--priority=err", f"--since={since}")
+    assert "does not start: the virtual environment is broken" in told
+    assert status.returncode == 2
+    assert f"-> sudo {CURRENT}/install.sh\n" in status.stdout
+
+
+def test_an_alert_that_cannot_be_sent_is_tried_again_until_it_goes_out_once(site: Site) -> None:
+    site.reset(WEBKASSA_PASSWORD="canary-wrong")
+    site.machine.drop_in(ALERT, "[Service]\nRestartSec=1\n")
+    set_address(site, 1)  # where nobody listens
+    site.start()
+    tried = f"The alert could not be sent"
+    await_(lambda: site.machine.journal(f"_SYSTEMD_UNIT={ALERT}", f"--since=@{site.since}").count(tried) > 1)
+    assert "and is tried again" in site.status().stdout
+    set_address(site, site.receiver.server_port)
+    await_(lambda: site.receiver.alerts)
+    await_(lambda: site.machine.show(ALERT, "ActiveState") == "inactive")
+    site.run("systemctl", "restart", TIMER)
+    assert len(site.receiver.alerts) == 1
+    assert "(code 77)" in site.receiver.alerts[0]["message"]
+    site.machine.no_drop_in(ALERT)
+
+
+def test_killed_in_the_middle_of_a_login_it_comes_again(site: Site) -> None:
+    site.reset()
+    site.webkassa.script.append(slow(10))
+    site.run("systemctl", "start", "--no-block", UPDATE)
+    await_(lambda: site.webkassa.authorizations == 1)
+    site.run("systemctl", "kill", "--signal=KILL", UPDATE)
+    await_(lambda: site.webkassa.authorizations == 2 and site.holds_a_new_key)
+    await_(lambda: site.state() == "dead")
+    assert site.receiver.alerts == []
+
+
+def test_stopped_in_the_middle_of_a_login_it_stores_the_key_first(site: Site) -> None:
+    site.reset()
+    site.webkassa.script.append(slow(3))
+    site.run("systemctl", "start", "--no-block", UPDATE)
+    await_(lambda: site.webkassa.authorizations == 1)
+    site.run("systemctl", "stop", UPDATE)
+    assert site.holds_a_new_key
+    assert site.webkassa.authorizations == 1
+
+
+def test_heal_renews_a_dead_key_and_leaves_a_good_one(site: Site) -> None:
+    site.reset()
+    site.start()
+    site.run("systemctl", "start", "webkassa-key-heal")
+    assert site.webkassa.authorizations == 1
+    site.webkassa.issue()  # somebody else logs in
+    site.run("systemctl", "start", "webkassa-key-heal")
+    assert site.webkassa.authorizations == 2
+    assert site.holds_a_new_key
+
+
+def reboot(site: Site, off_for: float = 0) -> None:
+    site.machine.power_off()
+    site.machine.start()
+
+
+def boot_run_ended(site: Site) -> bool:
+    return site.machine.show(BOOT, "ExecMainExitTimestamp") != ""
+
+
+def test_a_run_missed_while_switched_off_is_made_up_for_at_boot(site: Site) -> None:
+    """One minute after the boot, for a till that is on for a short time; one login."""
+    site.reset()
+    site.key_of_age(23.9)  # it would be too old before tomorrow's boot
+    site.machine.power_off()
+    began = time.monotonic()
+    site.machine.start()
+    await_(lambda: site.holds_a_new_key, 100)
+    assert 55 < time.monotonic() - began < 90
+    await_(lambda: boot_run_ended(site))
+    assert site.webkassa.authorizations == 1
+
+
+def test_starting_the_boot_timer_by_hand_runs_nothing(site: Site) -> None:
+    site.reset()
+    exited = site.machine.show(BOOT, "ExecMainExitTimestamp")
+    for verb in ("start", "restart"):
+        site.run("systemctl", verb, "webkassa-key-boot.timer", check=False)
+    site.run("systemctl", "daemon-reload")
+    assert site.machine.show(BOOT, "ExecMainExitTimestamp") == exited
+    assert site.machine.show(BOOT, "ActiveState") == "inactive"
+    assert site.webkassa.authorizations == 0
+
+
+def test_a_boot_run_is_retried_and_alerted_of(site: Site) -> None:
+    site.reset()
+    site.machine.drop_in("webkassa-key-boot.timer", "[Timer]\nOnBootSec=\nOnBootSec=1s\n")
+    site.machine.drop_in(BOOT, "[Unit]\nStartLimitBurst=3\n[Service]\nRestartSec=1\n")
+    site.server.stop()
+    try:
+        reboot(site)
+        await_(lambda: site.receiver.alerts)
+        status = site.status()
+    finally:
+        site.server.start()
+    assert "CRITICAL  boot run   failing since" in status.stdout
+    assert len(site.receiver.alerts) == 1
+    assert site.paste("sudo webkassa-key update").returncode == 0
+    status = site.status()
+    assert status.returncode == 0, status.stdout
+    site.machine.no_drop_in("webkassa-key-boot.timer")
+    site.machine.no_drop_in(BOOT)
+
+
+def test_what_the_sandbox_hides_is_named_by_an_install(site: Site) -> None:
+    site.machine.write("/home/ca.pem", "")
+    site.reset(REQUESTS_CA_BUNDLE="/home/ca.pem", WEBKASSA_AUTH_URL="https://127.0.0.1:1/api/Authorize")
+    result = site.install()
+    assert result.returncode == 1
+    assert "/home/ca.pem is there, but the service cannot see it" in result.stdout
+    assert "The earlier version stays in use" in result.stdout
+    site.reset()

@@ -1,0 +1,187 @@
+"""Consumers ask for a new key at the socket, by the README's own recipes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+
+import pytest
+from machine import await_
+from shop_server import CONFIG, ROOT, SOURCE, UNITS, Site
+from webkassa_simulator import slow
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ASK_AT_ONCE = {
+    "sync": """
+import concurrent.futures, sys
+with concurrent.futures.ThreadPoolExecutor(20) as pool:
+    print(*pool.map(renew, [sys.argv[1]] * int(sys.argv[2])))
+""",
+    "asyncio": """
+import sys
+async def main():
+    print(*await asyncio.gather(*[renew(sys.argv[1]) for _ in range(int(sys.argv[2]))]))
+asyncio.run(main())
+""",
+}
+
+
+def recipe(name: str) -> str:
+    return re.search(r"```\w+\n(.*?)```", README[README.index(f"<!-- {name} -->") :], re.S)[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _consumer(site: Site) -> None:
+    for kind, rest in ASK_AT_ONCE.items():
+        site.machine.write(f"/srv/shop/{kind}.py", recipe(f"renew {kind}") + rest)
+    site.run("useradd", "--system", "shop")
+    site.run("useradd", "--system", "stranger")
+
+
+def ask(site: Site, key: str, times: int = 1, kind: str = "sync", user: str = "shop") -> str:
+    result = site.run("runuser", "-u", user, "--", "python3", f"/srv/shop/{kind}.py", key, str(times),
+                      check=False)  # fmt: skip
+    return result.stdout.strip()
+
+
+def die(site: Site, age: float = 2) -> str:
+    """Let the key in the row be dead, and so many hours old; return it."""
+    key = site.key_of_age(age)
+    site.webkassa.issue()
+    site.webkassa.calls.clear()
+    return key
+
+
+def test_the_group_is_empty_at_first_and_outside_of_it_nobody_is_heard(site: Site) -> None:
+    site.reset()
+    assert site.run("getent", "group", "webkassa-key-clients").stdout.strip().endswith(":")
+    for user in ("shop", "stranger"):
+        assert "PermissionError" in ask(site, die(site), user=user)
+    assert site.webkassa.calls == []
+    site.run("usermod", "-aG", "webkassa-key-clients", "shop")
+    assert "root, shop" in site.status().stdout
+
+
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+def test_twenty_at_once_make_one_login(site: Site, kind: str) -> None:
+    site.reset()
+    assert ask(site, die(site), 20, kind) == " ".join(["0"] * 20)
+    assert site.webkassa.authorizations == 1
+    assert site.holds_a_new_key
+    log = site.machine.journal("SYSLOG_IDENTIFIER=webkassa-key-updater", "--lines=30")
+    assert "stored the new key" in log
+
+
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+def test_a_refused_login_is_remembered(site: Site, kind: str) -> None:
+    site.reset(WEBKASSA_PASSWORD="canary-wrong")
+    key = die(site)
+    assert ask(site, key, 20, kind) == " ".join(["77"] * 20)
+    assert ask(site, key) == "77"
+    assert site.webkassa.authorizations == 1
+    assert site.key == key
+
+
+def test_a_consumer_knows_more_than_the_probe(site: Site) -> None:
+    """A directory may accept a dead key; the one that the row holds no more needs no login."""
+    site.reset()
+    key = site.key_of_age(2)  # the probe calls it alive
+    assert ask(site, "another key") == "0"
+    assert site.webkassa.authorizations == 0
+    assert ask(site, key) == "0"
+    assert site.webkassa.authorizations == 1
+    assert site.holds_a_new_key
+    assert ask(site, site.key) == "0"  # younger than a minute
+    assert site.webkassa.authorizations == 1
+
+
+def test_a_killed_run_is_answered_with_a_word(site: Site) -> None:
+    site.reset()
+    site.webkassa.script.append(slow(10))
+    key = die(site)
+    process = site.machine.start_process("runuser", "-u", "shop", "--", "python3", "/srv/shop/sync.py",
+                                         key, "1")  # fmt: skip
+    await_(lambda: site.webkassa.authorizations == 1)
+    site.run("systemctl", "kill", "--signal=KILL", "webkassa-key-renew@*")
+    assert process.communicate()[0].strip() == "KILL"
+
+
+def test_drop_ins_for_all_units_reach_it(site: Site) -> None:
+    site.reset()
+    path = f"{UNITS}/webkassa-key-.service.d/50-local.conf"
+    site.machine.write(path, "[Service]\nEnvironment=WEBKASSA_AUTH_URL=ftp://nowhere\n")
+    site.run("systemctl", "daemon-reload")
+    assert ask(site, die(site)) == "78"
+    (site.machine.root / path[1:]).unlink()
+    site.run("systemctl", "daemon-reload")
+
+
+def container(site: Site, group: str) -> list[str]:
+    """A command's beginning that has a root file system of its own, and of ours the folder alone."""
+    mounts = recipe("renew container")
+    (folder,) = re.findall(r'volumes: \["(\S+):\S+"\]', mounts)
+    return ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", "-pTemporaryFileSystem=/:ro",
+            "-pBindReadOnlyPaths=/usr /lib /lib64 /bin /srv/shop", f"-pBindPaths={folder}", "-pUser=4711",
+            "-pMountAPIVFS=yes", "-pGroup=4711", f"-pSupplementaryGroups={group}"]  # fmt: skip
+
+
+def test_a_container_needs_the_folder_and_the_groups_number(site: Site) -> None:
+    site.reset()
+    number = site.run("getent", "group", "webkassa-key-clients").stdout.split(":")[2]
+    assert re.search(r'group_add: \["\d+"\]', recipe("renew container"))
+    key = die(site)
+    result = site.run(*container(site, number), "ls", "/", "/run", check=False)
+    assert "opt" not in result.stdout
+    assert "etc" not in result.stdout
+    result = site.run(*container(site, "4711"), "python3", "/srv/shop/sync.py", key, "1", check=False)
+    assert "PermissionError" in result.stdout
+    result = site.run(*container(site, number), "python3", "/srv/shop/sync.py", key, "20", check=False)
+    assert result.stdout.split() == ["0"] * 20
+    assert site.webkassa.authorizations == 1
+
+
+def test_the_folder_outlives_an_upgrade(site: Site) -> None:
+    """A container that was started before asks after it."""
+    site.reset()
+    number = site.run("getent", "group", "webkassa-key-clients").stdout.split(":")[2]
+    script = f"""
+import os, time
+while not os.path.exists("/srv/shop/go"): time.sleep(0.1)
+{recipe("renew sync")}
+print(renew("{die(site)}"))
+"""
+    site.machine.write("/srv/shop/later.py", script)
+    process = site.machine.start_process(*container(site, number), "python3", "/srv/shop/later.py")
+    site.run("sh", "-c", f"sed -i 's/^MaxConnections=.*/MaxConnections=31/' {SOURCE}/systemd/*.socket")
+    assert site.install().returncode == 0
+    assert site.machine.show("webkassa-key-renew.socket", "MaxConnections") == "31"
+    die(site)
+    site.machine.write("/srv/shop/go", "")
+    said, _ = process.communicate()
+    assert said.strip() == "0"
+
+
+def test_after_a_flood_the_next_client_is_served(site: Site) -> None:
+    site.reset()
+    flood = """
+import socket, time
+end, count = time.monotonic() + 4, 0
+while time.monotonic() < end:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
+        try:
+            client.connect("/run/webkassa-key/renew.sock")
+            count += 1
+        except OSError:
+            pass
+print(count)
+"""
+    site.machine.write("/srv/shop/flood.py", flood)
+    count = int(site.run("runuser", "-u", "shop", "--", "python3", "/srv/shop/flood.py").stdout)
+    assert count > 1000
+    began = time.monotonic()
+    assert ask(site, die(site)) == "0"
+    print(f"{count} connects, then served after {time.monotonic() - began:.1f} s")
+    assert site.machine.show("webkassa-key-renew.socket", "ActiveState") == "active"
+    assert site.webkassa.authorizations == 1
