@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import re
 import shutil
@@ -96,7 +97,7 @@ def test_runs_are_24_hours_apart_whatever_the_machines_zone(zone: str, month: in
     pattern = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?= UTC)"
     times = [datetime.datetime.fromisoformat(text) for text in re.findall(pattern, said)]
     assert len(times) == 10
-    assert {later - sooner for sooner, later in zip(times, times[1:])} == {
+    assert {later - sooner for sooner, later in itertools.pairwise(times)} == {
         datetime.timedelta(hours=24)
     }
     assert {f"{moment:%H:%M}" for moment in times} == {"00:00"}  # 05:00 in Almaty
