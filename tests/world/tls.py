@@ -22,3 +22,9 @@ class Authority:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.authority.issue_cert(*names).configure_cert(context)
         return context
+
+    def client_context(self) -> ssl.SSLContext:
+        """Return a context for a client that trusts this authority."""
+        context = ssl.create_default_context()
+        self.authority.configure_trust(context)
+        return context

@@ -28,10 +28,13 @@ WHAT is one of these; 3*WHAT is the same three times:
   code:NUMBER           this error code over HTTP 200, and no login
   same                  the token that was given before, once more
   lower-case            {"data": {"token": ...}}
-  long, long-open       a Content-Length that is too long; hang up, or leave the connection open
-  chunked, chunked-open without the last chunk; hang up, or leave the connection open
+  long                  a Content-Length that is too long, then hang up
+  long-open             the same, and leave the connection open
+  chunked               chunks without the last one, then hang up
+  chunked-open          the same, and leave the connection open
   no-length             no length, and leave the connection open
-  gzip, false-gzip      compressed; or said to be compressed and is not
+  gzip                  compressed, though nobody asked for it
+  false-gzip            said to be compressed, and is not
 """
 
 # In a test:
