@@ -300,13 +300,16 @@ def test_simulator_refuses_what_it_does_not_know(what: str) -> None:
 
 
 class Echo(socketserver.ThreadingTCPServer):
-    """Answers every line with itself; `heard` is what came, `ended` that a client is gone."""
+    """Answers every line with itself, and "more" a second time when `more` is set.
+
+    `heard` is what came, `ended` that a client is gone.
+    """
 
     daemon_threads = allow_reuse_address = True
 
     def __init__(self) -> None:
         self.heard: list[bytes] = []
-        self.ended = threading.Event()
+        self.ended, self.more = threading.Event(), threading.Event()
         super().__init__(("127.0.0.1", 0), EchoHandler)
 
 
@@ -317,6 +320,8 @@ class EchoHandler(socketserver.StreamRequestHandler):
         for line in self.rfile:
             self.server.heard.append(line)
             self.wfile.write(line)
+            if line == b"more\n" and self.server.more.wait(10):
+                self.wfile.write(line)
         self.server.ended.set()
 
 
@@ -340,11 +345,18 @@ def client(relay: Relay) -> Iterator[socket.socket]:
         yield connection
 
 
-def test_relay_passes_bytes_and_counts_round_trips(relay: Relay, client: socket.socket) -> None:
+def test_relay_passes_bytes_and_counts_round_trips(
+    relay: Relay, client: socket.socket, echo: Echo
+) -> None:
     for _ in range(3):
         client.sendall(b"line\n")
         assert client.recv(100) == b"line\n"
     assert relay.round_trips == 3
+    client.sendall(b"more\n")
+    assert client.recv(100) == b"more\n"
+    echo.more.set()
+    assert client.recv(100) == b"more\n"  # nobody asked for it again
+    assert relay.round_trips == 4
 
 
 def test_paused_relay_holds_back_bytes_and_ends(
