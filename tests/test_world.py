@@ -289,9 +289,20 @@ def test_every_behaviour_is_named_in_the_help() -> None:
         assert len(webkassa_simulator.behaviours(f"{name}:3")) == 1
 
 
-@pytest.mark.parametrize("what", ["nonsense", "slow", "hang:3", "status:x", "0"])
-def test_simulator_refuses_what_it_does_not_know(what: str) -> None:
-    run = subprocess.run([*SIMULATOR, "--authorize", what], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        ("--authorize", "nonsense"),
+        ("--authorize", "slow"),
+        ("--authorize", "hang:3"),
+        ("--authorize", "status:x"),
+        ("--probe", "late:3"),
+        ("--probe", "same"),
+        ("--port", "x"),
+    ],
+)
+def test_simulator_refuses_what_it_does_not_know(option: str, what: str) -> None:
+    run = subprocess.run([*SIMULATOR, option, what], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (2, "")
     assert "--help" in run.stderr
 

@@ -12,7 +12,7 @@ options:
   --port PORT       listen on this port of 127.0.0.1 (default: a free one)
   --v4              print the settings of /v4/, with its API key (both paths always work)
   --authorize WHAT  misbehave at the next login; may be repeated, one after another
-  --probe WHAT      the same for the probe (references/RefUnits)
+  --probe WHAT      the same for the probe (references/RefUnits); late and same are for logins
 
 WHAT is one of these; 3*WHAT is the same three times:
   good                  the usual answer
@@ -537,6 +537,14 @@ def behaviours(text: str) -> list[Behaviour]:
     raise argparse.ArgumentTypeError(f"{text} is nothing that it can do; see --help")
 
 
+def probe_behaviours(text: str) -> list[Behaviour]:
+    """The same for a probe, which must not log anybody in."""
+    found = behaviours(text)
+    if not all(behaviour.logs_in or behaviour.refuses for behaviour in found):
+        raise argparse.ArgumentTypeError(f"{text} is for logins; see --help")
+    return found
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose help is the text at the top of this file."""
 
@@ -563,7 +571,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--v4", action="store_true")
     parser.add_argument("--authorize", type=behaviours, action="extend", default=[])
-    parser.add_argument("--probe", type=behaviours, action="extend", default=[])
+    parser.add_argument("--probe", type=probe_behaviours, action="extend", default=[])
     options = parser.parse_args(argv)
     try:
         webkassa = Simulator(port=options.port)
