@@ -9,7 +9,7 @@ import time
 import pytest
 from world.shop import UPDATERS, Shop
 from world.waiting import await_
-from world.webkassa_simulator import slow
+from world.webkassa_simulator import Handler
 
 
 @pytest.mark.parametrize("count", [12, 20])
@@ -29,11 +29,14 @@ def test_many_plain_updates_leave_the_live_key(shop: Shop, count: int) -> None:
 
 
 def test_who_waited_and_finds_a_new_key_asks_for_nothing(shop: Shop) -> None:
-    shop.webkassa.script.append(slow(1.5))
+    def answer_when_another_waits(handler: Handler, good: bytes) -> None:
+        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+        handler.send(200, good)
+
+    shop.webkassa.script.append(answer_when_another_waits)
     first = shop.start()
     await_(lambda: shop.webkassa.authorizations)
     second = shop.start()
-    await_(lambda: len(shop.sql(UPDATERS)) == 2)
     results = [shop.finish(run) for run in (first, second)]
     assert [result.code for result in results] == [0, 0]
     assert "another updater" in results[1].err
