@@ -7,15 +7,21 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+title() {
+    printf '\n== %s\n' "$1"
+}
+
 # Print a command as a person would type it, run it, and print its exit code.
 show() {
     printf '\n$ %s\n' "$*"
     local code=0
     case $1 in
-    webkassa_key_updater.py) .venv/bin/python "$@" || code=$? ;;
+    webkassa_key_updater.py) "$STAGE_PYTHON" "$@" || code=$? ;;
     *) "$@" || code=$? ;;
     esac
-    [ "$code" = 0 ] || echo "(exit code $code)"
+    if (( code )); then
+        printf '(exit code %s)\n' "$code"
+    fi
 }
 
 # Print the row with a fingerprint in the place of the key.
@@ -27,22 +33,19 @@ row() {
 }
 
 play() {
-    echo "== A first run creates the table and stores a key"
+    title 'A first run creates the table and stores a key'
     show webkassa_key_updater.py check
     show webkassa_key_updater.py update
     show row
-    echo "== The next one renews it: the fingerprint changes, and the old key is dead"
+    title 'The next one renews it: the fingerprint changes, and the old key is dead'
     show webkassa_key_updater.py update
     show row
     show webkassa_key_updater.py status
-    echo
-    echo "== A consumer met a dead key? This asks Webkassa only when it must"
+    title 'A consumer met a dead key? This asks Webkassa only when it must'
     show webkassa_key_updater.py update --if-needed
-    echo
-    echo "== Wrong password: one call, and the stored key is as it was"
+    title 'Wrong password: one call, and the stored key is as it was'
     WEBKASSA_PASSWORD=wrong show webkassa_key_updater.py update
-    echo
-    echo "== Database down: nothing is asked of Webkassa, which would kill the key in use"
+    title 'Database down: nothing is asked of Webkassa, which would kill the key in use'
     kill -INT "$STAGE_POSTGRES_PID"
     while kill -0 "$STAGE_POSTGRES_PID" 2>/dev/null; do sleep 0.1; done
     show webkassa_key_updater.py update
@@ -55,7 +58,7 @@ main() {
         # shellcheck source=tests/venv.sh
         . tests/venv.sh
         make_venv
-        exec .venv/bin/python tests/stage.py bash demo.sh --on-stage
+        PYTHONPATH=tests exec "$venv/bin/python" -m world.stage bash demo.sh --on-stage
         ;;
     --on-stage) play ;;
     *) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/d;p;}' "$0" ;;

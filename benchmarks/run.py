@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import psycopg2  # noqa: E402
-import webkassa_simulator  # noqa: E402
-from postgres import PASSWORD, Postgres  # noqa: E402
+from world import webkassa_simulator  # noqa: E402
+from world.postgres import PASSWORD, Postgres  # noqa: E402
 
 
 def measure(command: list[str], env: dict[str, str]) -> tuple[float, float]:
@@ -36,6 +36,13 @@ def measure(command: list[str], env: dict[str, str]) -> tuple[float, float]:
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def answered_at(webkassa: webkassa_simulator.Simulator) -> float:
+    """Return the time at which the last login's answer left."""
+    return next(
+        e.clock for e in reversed(webkassa.events) if (e.what, e.said) == ("answer", "Authorize")
+    )
 
 
 def main(rounds: int) -> None:
@@ -58,8 +65,6 @@ def main(rounds: int) -> None:
         connection = psycopg2.connect(url)
         connection.autocommit = True
         cursor = connection.cursor()
-        answered: list[float] = []
-        webkassa.on_issue = lambda token: answered.append(time.time())
         measure(ours, env)  # creates the table, and warms the caches
 
         windows, times = [], {"ours": [], "bare": []}
@@ -69,7 +74,7 @@ def main(rounds: int) -> None:
             cursor.execute(
                 "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 FROM api_keys"
             )
-            windows.append(cursor.fetchone()[0] - answered[-1])
+            windows.append(cursor.fetchone()[0] - answered_at(webkassa))
 
     python = platform.python_version()
     print(f"{rounds} rounds, Python {python}, {os.cpu_count()} cores, {platform.machine()}")

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CONSUMERS_TABLE, PROGRAM, ROOT, Shop
-from postgres import PASSWORD
+from world.postgres import PASSWORD
+from world.shop import CONSUMERS_TABLE, PROGRAM, ROOT, Shop
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import os
-import pwd
-import shutil
-import subprocess
-from collections.abc import Iterator
 
 import pytest
-from conftest import Shop, await_, connect
-from postgres import PASSWORD, free_port
+from world.postgres import PASSWORD
+from world.shop import Shop, connect, seconds_ago
 
 ZONES = ["UTC", "Asia/Almaty", "America/New_York"]
-
-
-def seconds_ago(text: str) -> float:
-    """How long ago a naive (UTC) or aware time of the database was."""
-    time = datetime.datetime.fromisoformat(text)
-    aware = time if time.tzinfo else time.replace(tzinfo=datetime.timezone.utc)
-    return (datetime.datetime.now(datetime.timezone.utc) - aware).total_seconds()
 
 
 @pytest.mark.parametrize("zone", ZONES)
@@ -150,37 +137,6 @@ def test_server_of_another_encoding_serves_as_well(shop: Shop) -> None:
 
 
 # Through PgBouncer -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def pooled(shop: Shop) -> Iterator[Shop]:
-    """The shop through a PgBouncer in transaction mode with two server connections."""
-    program = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
-    if program is None:
-        pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
-    port, folder = free_port(), shop.server.folder / "pgbouncer"
-    folder.mkdir()
-    quoted = PASSWORD.replace('"', '""')
-    (folder / "users").write_text(f'"postgres" "{quoted}"\n', encoding="utf-8")
-    (folder / "pgbouncer.ini").write_text(
-        f"[databases]\nshop = host=127.0.0.1 port={shop.server.port}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-        f"auth_type = scram-sha-256\nauth_file = {folder}/users\npool_mode = transaction\n"
-        f"default_pool_size = 4\nmax_client_conn = 200\nlogfile = {folder}/log\n",
-        encoding="utf-8",
-    )
-    user = "nobody" if os.geteuid() == 0 else None
-    if user:
-        for path in (folder, *folder.iterdir()):
-            os.chown(path, pwd.getpwnam(user).pw_uid, -1)
-    process = subprocess.Popen([program, "-q", str(folder / "pgbouncer.ini")], user=user)
-    try:
-        await_(lambda: process.poll() is None and "up" in (folder / "log").read_text() if (folder / "log").exists() else False)  # fmt: skip
-        shop.env["POSTGRES_PORT"] = str(port)
-        yield shop
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_pgbouncer_in_transaction_mode_one_winner_and_nothing_leaks(pooled: Shop) -> None:

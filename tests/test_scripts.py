@@ -165,7 +165,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("command", "renews"), COMMANDS)
 def test_a_trigger_is_known_by_what_it_runs(command: str, renews: bool) -> None:
-    script = f". {ROOT}/systemd/common.sh; . {ROOT}/systemd/others.sh; runs_updater \"$1\""
+    script = f'. {ROOT}/systemd/common.sh; . {ROOT}/systemd/others.sh; runs_updater "$1"'
     result = subprocess.run(["bash", "-c", script, "bash", command], capture_output=True, text=True)
     assert result.stderr == ""
     assert (result.returncode == 0) == renews
@@ -173,7 +173,7 @@ def test_a_trigger_is_known_by_what_it_runs(command: str, renews: bool) -> None:
 
 def test_a_crontab_of_another_user_does_not_run_what_it_names(tmp_path: Path) -> None:
     """The lines are read as words, never as shell."""
-    script = f". {ROOT}/systemd/common.sh; . {ROOT}/systemd/others.sh; runs_updater \"$1\""
+    script = f'. {ROOT}/systemd/common.sh; . {ROOT}/systemd/others.sh; runs_updater "$1"'
     line = f"* * * * * $(touch {tmp_path}/ran) `touch {tmp_path}/ran` update_webkassa_key.py *"
     result = subprocess.run(["bash", "-c", script, "bash", line], cwd=tmp_path)
     assert result.returncode == 0

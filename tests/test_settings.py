@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-import webkassa_simulator
-from conftest import ROOT, Shop
-from postgres import PASSWORD as DATABASE_PASSWORD
-from postgres import free_port
+from world import webkassa_simulator
+from world.postgres import PASSWORD as DATABASE_PASSWORD
+from world.postgres import free_port
+from world.shop import ROOT, Shop
 
 BAD = {
     "WEBKASSA_LOGIN": ["your_login", "<login>", "cash\u200bier@example.kz", "a\tb"],

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 
 import pytest
-from conftest import PROGRAM, Shop
-from test_update import fingerprint
-from webkassa_simulator import answer, errors, hang
+from world.monitor import Monitor
+from world.shop import PROGRAM, Shop, fingerprint
+from world.webkassa_simulator import answer, errors, hang
 
 
 @pytest.mark.parametrize(
@@ -169,37 +166,6 @@ def test_help_and_version() -> None:
 
 
 # The monitor -------------------------------------------------------------------------------------
-
-
-class Monitor:
-    """Healthchecks-compatible; remembers the paths that were asked for."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-        monitor = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                monitor.paths.append(self.path)
-                if "hang" in self.path:
-                    threading.Event().wait(15)
-                self.send_response(500 if "broken" in self.path else 200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.origin = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def monitor() -> Iterator[Monitor]:
-    monitor = Monitor()
-    yield monitor
-    monitor.server.shutdown()
 
 
 def test_monitor_is_told_of_success_and_failure(shop: Shop, monitor: Monitor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import re
 import shutil
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 UNITS = Path(__file__).parents[1] / "systemd"
-FILES = sorted(path for path in UNITS.rglob("*") if path.suffix in (".service", ".timer", ".socket", ".conf"))
+FILES = sorted(
+    path for path in UNITS.rglob("*") if path.suffix in (".service", ".timer", ".socket", ".conf")
+)
 SERVICES = sorted(UNITS.glob("*.service"))
 RETRIED = ("webkassa-key-update.service", "webkassa-key-boot.service")
 LONGEST_DEADLINE = 5 * 60  # of WEBKASSA_DEADLINE
@@ -57,7 +60,9 @@ def test_every_unit_bears_the_mark_of_ours(path: Path) -> None:
     mark = re.search("^readonly MARK='(.+)'", (UNITS / "common.sh").read_text(), re.M)[1]
     assert path.read_text().startswith(mark)
     listed = re.search(r"^readonly UNITS=\((.+?)\)", (UNITS / "common.sh").read_text(), re.M | re.S)
-    names = subprocess.run(["bash", "-c", f"echo " + listed[1].replace("\n", " ")], text=True, stdout=subprocess.PIPE)
+    names = subprocess.run(
+        ["bash", "-c", "echo " + listed[1].replace("\n", " ")], text=True, stdout=subprocess.PIPE
+    )
     assert path.name in (*names.stdout.split(), "00-sandbox.conf")
 
 
@@ -154,7 +159,7 @@ def test_runs_are_24_hours_apart_whatever_the_machines_zone(zone: str, month: in
     pattern = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?= UTC)"
     times = [datetime.datetime.fromisoformat(text) for text in re.findall(pattern, said)]
     assert len(times) == 10
-    assert {later - sooner for sooner, later in zip(times, times[1:])} == {
+    assert {later - sooner for sooner, later in itertools.pairwise(times)} == {
         datetime.timedelta(hours=24)
     }
     assert {f"{moment:%H:%M}" for moment in times} == {"00:00"}  # 05:00 in Almaty

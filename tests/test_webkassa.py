@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import json
 import re
-import socket
-import ssl
 import string
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import trustme
-import webkassa_simulator
-from conftest import Shop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from webkassa_simulator import Simulator, answer, cut, drip, errors, flood, hang, redirect
+from world import webkassa_simulator
+from world.shop import Shop
+from world.tls import Authority
+from world.webkassa_simulator import (
+    Simulator,
+    answer,
+    cut,
+    drip,
+    errors,
+    flood,
+    hang,
+    real_gzip,
+    redirect,
+)
 
 GOOD = {"Data": {"Token": "0123456789abcdef0123456789abcdef"}}
 EXIT_CODES = {0, 69, 76, 77}
@@ -109,11 +113,7 @@ def test_redirect_is_never_followed(shop: Shop, kind: Any) -> None:
 
 def test_compressed_answer_is_read(shop: Shop) -> None:
     """A proxy may ignore that we accept none: the token in it must not be lost."""
-
-    def compress(handler: Any, good: bytes) -> None:
-        handler.send(200, gzip.compress(good), {"Content-Encoding": "gzip"})
-
-    shop.webkassa.script.append(compress)
+    shop.webkassa.script.append(real_gzip())
     assert shop.run().code == 0
     assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
 
@@ -274,58 +274,6 @@ def test_test_system_is_called_by_its_name(tls_shop: Shop) -> None:
 # TLS, proxies, other hosts: a proxy that leads every host name to a simulator with TLS -----------
 
 
-class ConnectProxy:
-    """An HTTP proxy: CONNECT to any name ends at `target`; `hosts` are the names asked for."""
-
-    def __init__(self, target: int) -> None:
-        self.target, self.hosts = target, []
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client = self.listener.accept()[0]
-                threading.Thread(target=self.carry, args=(client,), daemon=True).start()
-
-    def carry(self, client: socket.socket) -> None:
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += client.recv(1)
-        self.hosts.append(re.match(rb"CONNECT (\S+):443 ", head)[1].decode())
-        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        server = socket.create_connection(("127.0.0.1", self.target))
-        threading.Thread(target=self.pump, args=(client, server), daemon=True).start()
-        self.pump(server, client)
-
-    def pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-
-
-@pytest.fixture
-def tls_shop(shop: Shop) -> Iterator[Shop]:
-    """A shop whose Webkassa has TLS, a private CA, and vendor's host names, behind a proxy."""
-    authority = trustme.CA()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("*.webkassa.kz", "127.0.0.1").configure_cert(context)
-    ca_file = shop.home / "ca.pem"
-    authority.cert_pem.write_to_path(ca_file)
-    with Simulator(tls=context) as webkassa:
-        webkassa.issued.append(shop.old_key)
-        shop.webkassa, shop.proxy = webkassa, ConnectProxy(webkassa.port)
-        shop.env["WEBKASSA_AUTH_URL"] = "https://api.webkassa.kz/api/Authorize"
-        settings_file = shop.home / "shop.env"  # under systemd, this is the only place for them
-        settings_file.write_text(f"HTTPS_PROXY={shop.proxy.url}\nREQUESTS_CA_BUNDLE='{ca_file}'\n")
-        original = shop.start
-        shop.start = lambda *a, **env: original(*a, "--env-file", str(settings_file), **env)
-        yield shop
-        shop.proxy.listener.close()
-
-
 def test_proxy_and_ca_of_the_settings_file_are_used(tls_shop: Shop) -> None:
     assert tls_shop.run().code == 0
     assert tls_shop.holds_the_live_key
@@ -337,8 +285,7 @@ def test_proxy_and_ca_of_the_settings_file_are_used(tls_shop: Shop) -> None:
 
 @pytest.mark.parametrize("command", ["update", "check"])
 def test_unknown_certificate_is_never_accepted(tls_shop: Shop, command: str) -> None:
-    other = tls_shop.home / "other.pem"
-    trustme.CA().cert_pem.write_to_path(other)
+    other = Authority().write(tls_shop.home / "other.pem")
     result = tls_shop.run(command, REQUESTS_CA_BUNDLE=str(other), WEBKASSA_DEADLINE="2s")
     assert result.code == 69
     assert "certificate" in result.out + result.err

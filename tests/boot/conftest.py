@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import machine as machines
 import pytest
-import webkassa_simulator
-from postgres import PASSWORD as DATABASE_PASSWORD
 from shop_server import Site, new_site
+from world import webkassa_simulator
+from world.postgres import PASSWORD as DATABASE_PASSWORD
 
 # systemd 252 comes to the alert when retries have ended, 257 on every retry: try "trixie", too
 SUITES = os.environ.get("WEBKASSA_BOOT_SUITES", "bookworm").split()

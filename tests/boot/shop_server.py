@@ -16,11 +16,11 @@ from typing import Any
 
 import machine as machines
 import psycopg2
-import webkassa_simulator
 from machine import WHEELS, Machine, await_
-from postgres import PASSWORD as DATABASE_PASSWORD
-from postgres import Postgres
-from webkassa_simulator import Simulator
+from world import webkassa_simulator
+from world.postgres import PASSWORD as DATABASE_PASSWORD
+from world.postgres import Postgres
+from world.webkassa_simulator import Simulator
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "/root/webkassa-key-updater"

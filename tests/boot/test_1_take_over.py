@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from machine import await_
 from shop_server import CONFIG, CURRENT, OPT, TIMER, UNITS, UPDATE, Site
-from webkassa_simulator import slow
+from world.webkassa_simulator import slow
 
 UPDATER = "/srv/salon/update_webkassa_key.py"
 # What the public web application for salons ships, as far as it matters here

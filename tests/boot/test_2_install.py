@@ -9,9 +9,18 @@ from pathlib import Path
 import psycopg2
 import pytest
 from machine import await_
-from postgres import PASSWORD as DATABASE_PASSWORD
-from shop_server import BOOT, CONFIG, CURRENT, OPT, SETTINGS, SOURCE, TIMER, UNITS, UPDATE, Site, env_file
-from webkassa_simulator import slow
+from shop_server import (
+    CONFIG,
+    CURRENT,
+    SETTINGS,
+    TIMER,
+    UNITS,
+    UPDATE,
+    Site,
+    env_file,
+)
+from world.postgres import PASSWORD as DATABASE_PASSWORD
+from world.webkassa_simulator import slow
 
 # Press Ctrl-C (or hang up) on a terminal in which a command runs, when /tmp/press appears
 TERMINAL = """
@@ -82,7 +91,10 @@ def test_status_is_one_screen_and_a_monitors_code(site: Site) -> None:
     assert len(result.stdout.splitlines()) <= 24
     report = json.loads(site.run("webkassa-key", "status", "--json").stdout)
     assert report["status"] == report["key"]["status"] == "OK"
-    assert site.run(f"{CURRENT}/check-status.sh").stdout.splitlines()[1:9] == result.stdout.splitlines()[1:9]
+    assert (
+        site.run(f"{CURRENT}/check-status.sh").stdout.splitlines()[1:9]
+        == result.stdout.splitlines()[1:9]
+    )
     print(result.stdout)
 
 
@@ -90,7 +102,9 @@ def test_status_without_root_says_what_it_could_not_see(site: Site) -> None:
     result = site.run("runuser", "-u", "nobody", "--", "webkassa-key", "status", check=False)
     assert result.returncode == 3
     assert "key        not visible to nobody without sudo" in result.stdout
-    assert "triggers   not visible to nobody without sudo: /var/spool/cron/crontabs" in result.stdout
+    assert (
+        "triggers   not visible to nobody without sudo: /var/spool/cron/crontabs" in result.stdout
+    )
     assert "enabled, active, next run" in result.stdout
     print(result.stdout)
 

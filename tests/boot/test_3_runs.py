@@ -9,10 +9,10 @@ import time
 
 import pytest
 import trustme
-import webkassa_simulator
 from machine import await_
-from shop_server import ALERT, BOOT, CONFIG, CURRENT, SETTINGS, TIMER, UNITS, UPDATE, Site
-from webkassa_simulator import Simulator, slow
+from shop_server import ALERT, BOOT, CONFIG, CURRENT, TIMER, UPDATE, Site
+from world import webkassa_simulator
+from world.webkassa_simulator import Simulator, slow
 
 ADDRESSES = f"{CONFIG}/apprise.conf"
 
@@ -122,8 +122,13 @@ def test_an_alert_that_cannot_be_sent_is_tried_again_until_it_goes_out_once(site
     site.machine.drop_in(ALERT, "[Service]\nRestartSec=1\n")
     set_address(site, 1)  # where nobody listens
     site.start()
-    tried = f"The alert could not be sent"
-    await_(lambda: site.machine.journal(f"_SYSTEMD_UNIT={ALERT}", f"--since=@{site.since}").count(tried) > 1)
+    tried = "The alert could not be sent"
+    await_(
+        lambda: (
+            site.machine.journal(f"_SYSTEMD_UNIT={ALERT}", f"--since=@{site.since}").count(tried)
+            > 1
+        )
+    )
     assert "and is tried again" in site.status().stdout
     set_address(site, site.receiver.server_port)
     await_(lambda: site.receiver.alerts)
@@ -221,7 +226,9 @@ def test_a_boot_run_is_retried_and_alerted_of(site: Site) -> None:
 
 def test_what_the_sandbox_hides_is_named_by_an_install(site: Site) -> None:
     site.machine.write("/home/ca.pem", "")
-    site.reset(REQUESTS_CA_BUNDLE="/home/ca.pem", WEBKASSA_AUTH_URL="https://127.0.0.1:1/api/Authorize")
+    site.reset(
+        REQUESTS_CA_BUNDLE="/home/ca.pem", WEBKASSA_AUTH_URL="https://127.0.0.1:1/api/Authorize"
+    )
     result = site.install()
     assert result.returncode == 1
     assert "/home/ca.pem is there, but the service cannot see it" in result.stdout

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 
 import pytest
 from machine import await_
-from shop_server import CONFIG, ROOT, SOURCE, UNITS, Site
-from webkassa_simulator import slow
+from shop_server import ROOT, SOURCE, UNITS, Site
+from world.webkassa_simulator import slow
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ASK_AT_ONCE = {
@@ -134,9 +133,13 @@ def test_a_container_needs_the_folder_and_the_groups_number(site: Site) -> None:
     result = site.run(*container(site, number), "ls", "/", "/run", check=False)
     assert "opt" not in result.stdout
     assert "etc" not in result.stdout
-    result = site.run(*container(site, "4711"), "python3", "/srv/shop/sync.py", key, "1", check=False)
+    result = site.run(
+        *container(site, "4711"), "python3", "/srv/shop/sync.py", key, "1", check=False
+    )
     assert "PermissionError" in result.stdout
-    result = site.run(*container(site, number), "python3", "/srv/shop/sync.py", key, "20", check=False)
+    result = site.run(
+        *container(site, number), "python3", "/srv/shop/sync.py", key, "20", check=False
+    )
     assert result.stdout.split() == ["0"] * 20
     assert site.webkassa.authorizations == 1
 
@@ -153,7 +156,9 @@ print(renew("{die(site)}"))
 """
     site.machine.write("/srv/shop/later.py", script)
     process = site.machine.start_process(*container(site, number), "python3", "/srv/shop/later.py")
-    site.run("sh", "-c", f"sed -i 's/^MaxConnections=.*/MaxConnections=31/' {SOURCE}/systemd/*.socket")
+    site.run(
+        "sh", "-c", f"sed -i 's/^MaxConnections=.*/MaxConnections=31/' {SOURCE}/systemd/*.socket"
+    )
     assert site.install().returncode == 0
     assert site.machine.show("webkassa-key-renew.socket", "MaxConnections") == "31"
     die(site)

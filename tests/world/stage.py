@@ -1,6 +1,6 @@
 """Run a command with a PostgreSQL, a Webkassa simulator and the settings for both; clean up after.
 
-python tests/stage.py COMMAND [ARGUMENT ...]
+PYTHONPATH=tests python -m world.stage COMMAND [ARGUMENT ...]
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import os
 import subprocess
 import sys
 
-import webkassa_simulator
-from postgres import PASSWORD, Postgres
+from world import webkassa_simulator
+from world.postgres import PASSWORD, Postgres
 
 
 def main(command: list[str]) -> int:
@@ -26,6 +26,7 @@ def main(command: list[str]) -> int:
                 "POSTGRES_DB": "postgres",
                 "POSTGRES_USER": "postgres",
                 "POSTGRES_PASSWORD": PASSWORD,
+                "STAGE_PYTHON": sys.executable,
                 "STAGE_PSQL": str(server.bin / "psql"),
                 "STAGE_POSTGRES_PID": str(server.pid),
             }

@@ -1,0 +1,247 @@
+"""Nothing is asked of Webkassa until its answer can be kept."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import time
+
+import pytest
+from world.shop import Shop, lock_number, trigger
+from world.webkassa_simulator import slow
+
+
+def test_database_down_asks_webkassa_for_nothing(shop: Shop) -> None:
+    shop.server.stop()
+    try:
+        result = shop.run()
+    finally:
+        shop.server.start()
+    assert result.code == 75
+    assert shop.webkassa.calls == []
+    assert "the stored key is as it was" in result.err
+    assert f"port={shop.server.port}" in result.err
+
+
+def test_database_that_says_nothing_is_given_up_after_5_s(shop: Shop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        result = shop.run(POSTGRES_PORT=str(silent.getsockname()[1]))
+        assert time.monotonic() - start < 9
+    assert (result.code, shop.webkassa.calls) == (75, [])
+
+
+RAISE = "RAISE 'no: %', NEW.api_key USING COLUMN = OLD.api_key, DETAIL = NEW.api_key;"
+UNWRITABLE = {
+    "no UPDATE": (
+        "REVOKE UPDATE ON api_keys FROM keeper",
+        "GRANT UPDATE ON public.api_keys TO keeper",
+    ),
+    "no SELECT": (
+        "REVOKE SELECT ON api_keys FROM keeper",
+        "GRANT SELECT ON public.api_keys TO keeper",
+    ),
+    "no schema of the setting": (
+        "REVOKE USAGE ON SCHEMA public FROM public",
+        "GRANT USAGE ON SCHEMA public TO keeper",
+    ),
+    "no schema": (
+        "CREATE SCHEMA s; ALTER TABLE api_keys SET SCHEMA s; ALTER ROLE keeper SET search_path = s",
+        "GRANT USAGE ON SCHEMA s TO keeper",
+    ),
+    "other schema": (
+        "CREATE SCHEMA s; ALTER TABLE api_keys SET SCHEMA s",
+        "API_KEYS_TABLE=s.api_keys",
+    ),
+    "other case": ('ALTER TABLE api_keys RENAME TO "Api_Keys"', "API_KEYS_TABLE=public.Api_Keys"),
+    "short column": (
+        "UPDATE api_keys SET api_key = 'x'; ALTER TABLE api_keys ALTER api_key TYPE varchar(31)",
+        "22001",
+    ),
+    "no sequence": (
+        "DELETE FROM api_keys WHERE service_name = 'Webkassa'; REVOKE USAGE ON api_keys_id_seq FROM keeper",
+        "GRANT USAGE ON SEQUENCE public.api_keys_id_seq TO keeper",
+    ),
+    "no default": (
+        "DELETE FROM api_keys WHERE service_name = 'Webkassa'; ALTER TABLE api_keys ALTER user_id SET NOT NULL",
+        "user_id",
+    ),
+    "no key column": ("ALTER TABLE api_keys RENAME api_key TO key", "no column api_key"),
+    "no service column": (
+        "ALTER TABLE api_keys RENAME service_name TO s",
+        "no column service_name",
+    ),
+    "two rows": (
+        "ALTER TABLE api_keys DROP CONSTRAINT api_keys_service_name_key;"
+        "UPDATE api_keys SET service_name = 'Webkassa'",
+        "2 rows",
+    ),
+    "trigger raises": (
+        trigger(body=RAISE),
+        "P0001",
+    ),
+    "deferred trigger raises": (
+        trigger(body=RAISE, kind="CONSTRAINT", when="AFTER UPDATE", deferred="INITIALLY DEFERRED"),
+        "P0001",
+    ),
+    "trigger swallows": (
+        trigger(body="RETURN NULL;"),
+        "swallows",
+    ),
+    "trigger changes": (
+        trigger(body="NEW.api_key := upper(NEW.api_key); RETURN NEW;"),
+        "changes",
+    ),
+    "row-level security": (
+        "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
+        "CREATE POLICY p ON api_keys FOR SELECT USING (true)",
+        "swallows",
+    ),
+    "read-only database": ("ALTER ROLE keeper SET default_transaction_read_only = on", "25006"),
+    "view": (
+        "ALTER TABLE api_keys RENAME TO t; CREATE VIEW api_keys AS SELECT DISTINCT * FROM t;"
+        "GRANT ALL ON api_keys TO keeper",
+        "refuses",
+    ),
+}
+
+
+def test_the_minimal_grants_suffice(keeper: Shop) -> None:
+    assert keeper.run().code == 0
+    keeper.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
+    assert keeper.run().code == 0
+    assert keeper.holds_the_live_key
+
+
+@pytest.mark.parametrize("case", UNWRITABLE)
+@pytest.mark.parametrize("command", ["update", "check"])
+def test_unwritable_table_asks_webkassa_for_nothing(keeper: Shop, case: str, command: str) -> None:
+    statement, said = UNWRITABLE[case]
+    keeper.sql(statement)
+    result = keeper.run(command)
+    assert result.code == 73
+    assert said in result.out + result.err
+    assert keeper.webkassa.authorizations == 0
+    assert "keeper-canary-pass" not in result.out + result.err
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ("53100", 73),
+        ("53300", 75),
+        ("40001", 75),
+        ("57014", 75),
+        ("08006", 75),
+        ("XX000", 73),
+        ("T0K3N", 73),
+    ],
+)
+def test_error_of_the_database_is_passing_or_not(shop: Shop, state: str, code: int) -> None:
+    """53100 is a full disk: it does not mend itself as a lack of connections does."""
+    body = f"RAISE 'no' USING ERRCODE = '{state}';"
+    shop.sql(trigger(body=body))
+    result = shop.run()
+    assert (result.code, shop.webkassa.calls) == (code, [])
+    assert state in result.err
+
+
+def test_standby_asks_webkassa_for_nothing(shop: Shop) -> None:
+    """A server in recovery refuses the write."""
+    with shop.server.standby() as folder:
+        result = shop.run(POSTGRES_HOST=str(folder))
+    assert (result.code, shop.webkassa.calls) == (73, [])
+    assert "read_only" in result.err
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE",
+        "SELECT * FROM api_keys FOR UPDATE",
+        "SELECT pg_advisory_xact_lock({number})",
+    ],
+)
+def test_lock_held_by_somebody_asks_webkassa_for_nothing(shop: Shop, held: str) -> None:
+    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute(held.format(number=lock_number()))
+        start = time.monotonic()
+        result = shop.run(WEBKASSA_DEADLINE="1s")
+        assert 1 <= time.monotonic() - start < 5
+    assert (result.code, shop.webkassa.calls) == (75, [])
+    assert shop.is_untouched
+    assert shop.run().code == 0
+
+
+def test_lock_is_held_and_write_is_rehearsed_when_webkassa_is_asked(shop: Shop) -> None:
+    shop.sql("CREATE SEQUENCE writes")
+    shop.sql(trigger(body="PERFORM nextval('writes'); RETURN NEW;"))
+    seen = []
+
+    def look(token: str) -> None:
+        locks = shop.sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+        writes = shop.sql("SELECT last_value, is_called FROM writes")
+        free = shop.sql("SELECT count(*) FROM (SELECT 1 FROM api_keys WHERE service_name = 'Webkassa' FOR UPDATE SKIP LOCKED) AS t")  # fmt: skip
+        seen.append((locks, writes, free, shop.key))
+
+    shop.webkassa.on_issue = look
+    assert shop.run().code == 0
+    assert seen == [([(1,)], [(1, True)], [(0,)], shop.old_key)]
+    assert shop.sql("SELECT last_value FROM writes") == [(2,)]
+
+
+def test_rehearsal_is_as_long_as_the_stored_key(shop: Shop) -> None:
+    """Should the vendor change to longer keys, a column that is too short shows in time."""
+    shop.sql("UPDATE api_keys SET api_key = repeat('k', 80)")
+    shop.sql("ALTER TABLE api_keys ADD CHECK (length(api_key) NOT BETWEEN 33 AND 80) NOT VALID")
+    assert shop.run().code == 73
+    assert shop.webkassa.authorizations == 0
+
+
+def test_servers_own_timeouts_do_not_break_the_lock(shop: Shop) -> None:
+    for setting in (
+        "idle_in_transaction_session_timeout",
+        "transaction_timeout",
+        "statement_timeout",
+    ):
+        shop.sql(f"ALTER DATABASE shop SET {setting} = '1s'")
+    shop.webkassa.script.append(slow(2))
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 1)
+    assert "broke" not in result.err
+    assert shop.holds_the_live_key
+
+
+def test_lock_of_a_host_that_lost_its_power_is_bounded(shop: Shop) -> None:
+    """The server itself ends a session that stays idle much longer than Authorize may take."""
+    limits = []
+    shop.webkassa.on_issue = lambda token: limits.extend(
+        shop.sql("SELECT query FROM pg_stat_activity WHERE state = 'idle in transaction'")
+    )
+    shop.webkassa.script.append(slow(0.2))
+    assert shop.run(WEBKASSA_DEADLINE="12s").code == 0
+    assert limits == [("ROLLBACK TO SAVEPOINT rehearsal",)]  # all is prepared before the question
+    import webkassa_key_updater
+
+    assert "idle_in_transaction_session_timeout', %(idle)s" in webkassa_key_updater.SET_LOCAL
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_other_isolation_by_default_changes_nothing(shop: Shop, level: str) -> None:
+    shop.sql(f"ALTER DATABASE shop SET default_transaction_isolation = '{level}'")
+    runs = [shop.start() for _ in range(4)]
+    assert [shop.finish(run).code for run in runs] == [0] * 4
+    assert shop.holds_the_live_key
+
+
+def test_role_with_an_odd_name_is_quoted_in_the_grants(shop: Shop) -> None:
+    shop.sql('DROP ROLE IF EXISTS "web-upd"; CREATE ROLE "web-upd" LOGIN PASSWORD \'odd-canary\'')
+    result = shop.run(POSTGRES_USER="web-upd", POSTGRES_PASSWORD="odd-canary")
+    assert result.code == 73
+    for grant in re.findall(r"GRANT [^;]*;", result.err):
+        shop.sql(grant)
+    assert 'TO "web-upd";' in result.err
+    assert shop.run(POSTGRES_USER="web-upd", POSTGRES_PASSWORD="odd-canary").code == 0
+    shop.sql('DROP OWNED BY "web-upd"; DROP ROLE "web-upd"')

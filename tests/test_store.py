@@ -1,0 +1,126 @@
+"""Once given, a key is stored, whatever happens."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from world.relay import CutAtCommit, Relay
+from world.shop import Shop, fingerprint, trigger
+from world.webkassa_simulator import Handler
+
+
+def test_connection_killed_after_the_answer_loses_no_key(shop: Shop) -> None:
+    shop.webkassa.on_issue = shop.kill_connections
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 1)
+    assert shop.holds_the_live_key
+
+
+def test_server_restarted_for_6_s_after_the_answer_loses_no_key(shop: Shop) -> None:
+    def restart(token: str) -> None:
+        shop.server.stop("immediate")
+        threading.Timer(6, shop.server.start).start()
+
+    shop.webkassa.on_issue = restart
+    result = shop.run(WEBKASSA_DEADLINE="60s")
+    assert (result.code, shop.webkassa.authorizations) == (0, 1)
+    assert shop.holds_the_live_key
+
+
+def test_write_refused_after_the_answer_is_tried_again(shop: Shop) -> None:
+    """Somebody breaks the table after the rehearsal, and mends it before the deadline."""
+
+    def break_for_a_while(token: str) -> None:
+        shop.kill_connections()
+        shop.sql("ALTER TABLE api_keys RENAME api_key TO k")
+        threading.Timer(1.5, shop.sql, ["ALTER TABLE api_keys RENAME k TO api_key"]).start()
+
+    shop.webkassa.on_issue = break_for_a_while
+    assert shop.run().code == 0
+    assert shop.webkassa.authorizations == 1
+    assert shop.holds_the_live_key
+
+
+def test_key_that_cannot_be_stored_until_the_deadline_is_reported_lost(shop: Shop) -> None:
+    def break_for_good(token: str) -> None:
+        shop.kill_connections()
+        shop.sql("ALTER TABLE api_keys RENAME api_key TO k")
+
+    shop.webkassa.on_issue = break_for_good
+    start = time.monotonic()
+    result = shop.run(WEBKASSA_DEADLINE="3s")
+    assert 3 <= time.monotonic() - start < 8
+    assert (result.code, shop.webkassa.authorizations) == (73, 1)
+    assert f"{fingerprint(shop.webkassa.live)}, but it could not be stored" in result.err
+    assert "run at once" in result.err
+
+
+def test_key_of_somebody_who_logged_in_after_us_is_left_alone(shop: Shop) -> None:
+    """Our connection and so our lock are lost after the probe; another updater comes in between."""
+
+    def other_updater(handler: Handler, good: bytes) -> None:
+        shop.kill_connections()
+        shop.sql(
+            "UPDATE api_keys SET api_key = %s WHERE service_name = 'Webkassa'",
+            shop.webkassa.issue(),
+        )
+        handler.send(200, good)
+
+    shop.webkassa.probe_script.append(other_updater)
+    result = shop.run()
+    assert result.code == 0
+    assert "another updater logged in after us" in result.err
+    assert shop.holds_the_live_key
+
+
+def test_dead_key_of_somebody_who_logged_in_before_us_is_replaced(shop: Shop) -> None:
+    """Two lost their connections; the one whose key is dead came to store it first."""
+
+    def other_updater(token: str) -> None:
+        shop.kill_connections()
+        shop.sql("UPDATE api_keys SET api_key = 'earlier' WHERE service_name = 'Webkassa'")
+
+    shop.webkassa.on_issue = other_updater
+    assert shop.run().code == 0
+    assert shop.holds_the_live_key
+
+
+@pytest.mark.parametrize(
+    "emptied",
+    ["DELETE FROM api_keys WHERE id = 1", "UPDATE api_keys SET api_key = '' WHERE id = 1"],
+)
+def test_new_key_is_stored_where_the_row_was_emptied_meanwhile(shop: Shop, emptied: str) -> None:
+    def empty(token: str) -> None:
+        shop.kill_connections()
+        shop.sql(emptied)
+
+    shop.webkassa.on_issue = empty
+    assert shop.run().code == 0
+    assert shop.webkassa.authorizations == 1
+    assert shop.holds_the_live_key
+
+
+def test_grants_taken_away_for_a_while_after_the_answer_lose_no_key(keeper: Shop) -> None:
+    def revoke(token: str) -> None:
+        keeper.kill_connections()
+        keeper.sql("REVOKE UPDATE ON api_keys FROM keeper")
+        threading.Timer(1.5, keeper.sql, ["GRANT UPDATE ON api_keys TO keeper"]).start()
+
+    keeper.webkassa.on_issue = revoke
+    assert keeper.run().code == 0
+    assert keeper.webkassa.authorizations == 1
+    assert keeper.holds_the_live_key
+
+
+def test_commit_whose_confirmation_is_lost_is_not_made_twice(shop: Shop) -> None:
+    """A proxy passes COMMIT on and hangs up; whether it was done shows only when looking again."""
+    shop.sql("CREATE TABLE writes (api_key text)")
+    shop.sql(trigger(body="INSERT INTO writes VALUES (NEW.api_key); RETURN NEW;"))
+    with Relay(("127.0.0.1", shop.server.port)) as relay:
+        commit = CutAtCommit(relay)
+        result = shop.run(POSTGRES_PORT=str(relay.port))
+    assert (result.code, commit.cuts) == (0, 1), result
+    assert shop.holds_the_live_key
+    assert shop.sql("SELECT api_key FROM writes") == [(shop.webkassa.live,)]

@@ -1,0 +1,208 @@
+"""A shop that runs the program: its database, its account, and what came of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psycopg2
+from psycopg2.extensions import get_wait_callback, set_wait_callback
+
+from world import webkassa_simulator
+from world.postgres import PASSWORD as DATABASE_PASSWORD
+from world.postgres import Postgres
+from world.webkassa_simulator import Simulator
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "webkassa_key_updater.py"
+
+CONSUMERS_TABLE = """
+    CREATE TABLE api_keys (
+        id serial PRIMARY KEY,
+        service_name varchar(50) UNIQUE NOT NULL,
+        api_key varchar(255) NOT NULL,
+        user_id varchar(255),
+        created_at timestamp NOT NULL,
+        updated_at timestamp NOT NULL)
+"""  # as the web application's SQLAlchemy model makes it: no server defaults
+
+CLEAN_SLATE = """
+    DO $$ DECLARE name text; BEGIN
+        FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)' LOOP
+            EXECUTE format('DROP SCHEMA %I CASCADE', name);
+        END LOOP;
+    END $$;
+    CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO public;
+    ALTER DATABASE shop RESET ALL
+"""
+
+UPDATERS = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'webkassa_key_updater'"
+
+
+def lock_number(service: str = "Webkassa") -> int:
+    """Return the number of the advisory lock of a service."""
+    digest = hashlib.sha256(f"webkassa_key_updater:{service}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def fingerprint(token: str | None) -> str:
+    assert token is not None
+    return hashlib.sha256(token.encode()).hexdigest()[:8]
+
+
+def seconds_ago(text: str) -> float:
+    """How long ago a naive (UTC) or aware time of the database was."""
+    # Python 3.10 reads three or six digits of a second; PostgreSQL leaves zeros at the end out
+    text = re.sub(r"(?<=\.)\d+", lambda digits: digits[0].ljust(6, "0"), text)
+    time = datetime.datetime.fromisoformat(text)
+    aware = time if time.tzinfo else time.replace(tzinfo=datetime.timezone.utc)
+    return (datetime.datetime.now(datetime.timezone.utc) - aware).total_seconds()
+
+
+def trigger(body: str, kind: str = "", when: str = "BEFORE UPDATE", deferred: str = "") -> str:
+    """Return the SQL that puts a trigger with this body on the table."""
+    return f"""
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$;
+        CREATE {kind} TRIGGER t {when} ON api_keys {deferred} FOR EACH ROW EXECUTE FUNCTION f()
+    """
+
+
+def connect(server: Postgres, database: str) -> Any:
+    connection = psycopg2.connect(
+        host="127.0.0.1", port=server.port, dbname=database, user="postgres", password=DATABASE_PASSWORD,
+        options="-c default_transaction_read_only=off",
+    )  # fmt: skip
+    connection.autocommit = True
+    return connection
+
+
+@dataclasses.dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+class Shop:
+    """A database of its own with the consumers' table and a live key in it, and an account."""
+
+    def __init__(self, server: Postgres, webkassa: Simulator, home: Path) -> None:
+        self.server, self.webkassa, self.home = server, webkassa, home
+        self.old_key = webkassa.issue()
+        self.options: tuple[str, ...] = ()  # of every run
+        self.env = {
+            "HOME": str(home),
+            "PATH": os.environ["PATH"],
+            "WEBKASSA_LOGIN": webkassa_simulator.LOGIN,
+            "WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD,
+            "WEBKASSA_AUTH_URL": webkassa.url,
+            "WEBKASSA_DEADLINE": "12s",
+            "POSTGRES_HOST": "127.0.0.1",
+            "POSTGRES_PORT": str(server.port),
+            "POSTGRES_DB": "shop",
+            "POSTGRES_USER": "postgres",
+            "POSTGRES_PASSWORD": DATABASE_PASSWORD,
+        }
+        self.sql(CLEAN_SLATE)
+        self.sql(CONSUMERS_TABLE)
+        self.sql(
+            "INSERT INTO api_keys (service_name, api_key, user_id, created_at, updated_at)"
+            " VALUES ('Webkassa', %s, 'user-1', '2026-01-01', now() AT TIME ZONE 'UTC' - %s::interval),"
+            "        ('Other', 'foreign', 'user-2', '2026-01-01', '2026-01-02')",
+            self.old_key,
+            "30 hours",
+        )
+        self.foreign_row = self.row("Other")
+
+    def connect(self) -> Any:
+        return connect(self.server, "shop")
+
+    def sql(self, statement: str, *values: Any) -> list[Any]:
+        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(statement, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def row(self, service: str = "Webkassa", table: str = "api_keys") -> Any:
+        """Return the row as a dictionary, or None."""
+        rows = self.sql(f"SELECT to_jsonb(t) FROM {table} t WHERE service_name = %s", service)
+        assert len(rows) <= 1
+        return rows[0][0] if rows else None
+
+    @property
+    def key(self) -> str | None:
+        row = self.row()
+        return row["api_key"] if row else None
+
+    @property
+    def is_untouched(self) -> bool:
+        return bool(self.key == self.old_key and self.row("Other") == self.foreign_row)
+
+    @property
+    def holds_the_live_key(self) -> bool:
+        return self.key == self.webkassa.live != self.old_key
+
+    @contextlib.contextmanager
+    def lock_held(self) -> Iterator[None]:
+        """Hold the lock of an updater meanwhile."""
+        with contextlib.closing(self.connect()) as other, other.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", (lock_number(),))
+            yield
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(PROGRAM), *arguments, *self.options]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, env=self.env | env, stdout=pipe, stderr=pipe, text=True, encoding="utf-8"
+        )
+
+    def finish(self, process: subprocess.Popen[str]) -> Result:
+        out, err = process.communicate(timeout=60)
+        return self.watched(Result(process.returncode, out, err))
+
+    def run(self, *arguments: str, **env: str) -> Result:
+        """Run the program as a user does, at -v, and look for secrets in what it says."""
+        return self.finish(self.start(*(arguments or ("update",)), "-v", **env))
+
+    def main(self, *arguments: str, **env: str) -> Result:
+        """The same within this process, where hundreds of runs are wanted."""
+        import webkassa_key_updater
+
+        out, err = io.StringIO(), io.StringIO()
+        signals, callback = signal.pthread_sigmask(signal.SIG_BLOCK, ()), get_wait_callback()
+        try:
+            with (
+                mock.patch.dict(os.environ, self.env | env, clear=True),
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+            ):
+                code = webkassa_key_updater.main([*arguments, "-v", *self.options])
+        finally:  # what ends with a process of its own must not stay in this one
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+            set_wait_callback(callback)
+        return self.watched(Result(code, out.getvalue(), err.getvalue()))
+
+    def watched(self, result: Result) -> Result:
+        secrets = {webkassa_simulator.PASSWORD, webkassa_simulator.API_KEY, DATABASE_PASSWORD}
+        for secret in {*secrets, *self.webkassa.issued}:
+            assert secret not in result.out + result.err
+        assert "Traceback" not in result.out + result.err
+        assert "A bug of this program" not in result.err
+        return result
+
+    def kill_connections(self, *_: object) -> None:
+        self.sql(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'webkassa_key_updater'"
+        )
