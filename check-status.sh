@@ -79,7 +79,7 @@ print(report["message"].removeprefix("key "))'
 
 # The module's own status, as the service's user; the alert is that user already
 look_at_key() {
-    local level=0 read what mends_key=('' "$RENEW" "$RENEW" "$CHECK")
+    local level=0 read what hidden mends_key=('' "$RENEW" "$RENEW" "$CHECK")
     if is_root; then
         key_report=$(run_module "webkassa-key-command-status-$$" "$CURRENT" status --json \
             2> /dev/null) || level=$?
@@ -97,6 +97,8 @@ look_at_key() {
         return
     fi
     key_age=${read%%$'\n'*} what=${read#*$'\n'}
+    hidden=$(hidden_paths <<< "$what")
+    [[ -z $hidden ]] || what+=$'\n'"The sandbox hides ${hidden//$'\n'/, } from the service."
     note "$level" key "$what" "${mends_key[level]}"
 }
 

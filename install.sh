@@ -120,7 +120,7 @@ leave() {
 
 disk_full() {
     local place free
-    for place in /opt /etc "${TMPDIR:-/tmp}" /var; do
+    for place in /opt /etc "$UNIT_DIR" "$CONFIG_DIR" "${TMPDIR:-/tmp}" /var; do
         free=$(df --output=avail --block-size=1M "$place" 2> /dev/null | tail -n 1)
         ((${free:-9} > 4)) || say "The disk of $place is full."
     done
@@ -228,7 +228,8 @@ what is installed there would not be safe."
 }
 
 put_back_what_was_cut_short() {
-    rm -rf "$SNAPSHOT"
+    rm -rf "$SNAPSHOT" /run/trial-of-webkassa-key-updater-* \
+        /run/systemd/system/trial-of-webkassa-key-updater-*.service.d
     if [[ -L $CUT_SHORT ]]; then
         backup=$(readlink "$CUT_SHORT")
         say "An earlier take-over was cut short. Putting back what it moved to $backup"
@@ -270,8 +271,9 @@ not stored yet. Run this again when it has ended."
 
 build_release() {
     local name old
-    mkdir -p "$RELEASES"
+    mkdir -p "$HOME_DIR" # the mark comes first: without it the folder would be somebody else's
     touch "$HOME_MARK"
+    mkdir -p "$RELEASES"
     for old in "$RELEASES"/*; do
         [[ $old -ef $CURRENT || $old -ef $HOME_DIR/previous ]] || drop_release "$old"
     done
@@ -443,7 +445,7 @@ place_units() {
         mv -fT "$SNAPSHOT/$name.new" "$UNIT_DIR/$name"
     done
     mv -fT "$COMMAND.new" "$COMMAND"
-    ln -sfn "$UPDATE.d" "$UNIT_DIR/$COMMAND_DROPINS"
+    mkdir -p "$UNIT_DIR/$COMMAND_DROPINS"
 }
 
 take_others_over() {
@@ -579,7 +581,8 @@ forget_units() {
         [[ $name == *@.service ]] || systemctl stop "$name" 2> /dev/null || true
         rm -f "$UNIT_DIR/$name"
     done
-    rm -f "$CURRENT" "$COMMAND" "$UNIT_DIR/$SANDBOX" "$UNIT_DIR/$COMMAND_DROPINS" /run/webkassa-key/renew.sock
+    rm -f "$CURRENT" "$COMMAND" "$UNIT_DIR/$SANDBOX" /run/webkassa-key/renew.sock
+    rm -rf "${UNIT_DIR:?}/$COMMAND_DROPINS" # links of ours
     rmdir "$UNIT_DIR/webkassa-key-.service.d" /run/webkassa-key 2> /dev/null || true
 }
 

@@ -91,7 +91,7 @@ remove_units() {
             rm -f "$UNIT_DIR/$unit" "/var/lib/systemd/timers/stamp-$unit"
         fi
     done
-    [[ ! -L $UNIT_DIR/$COMMAND_DROPINS ]] || rm -f "$UNIT_DIR/$COMMAND_DROPINS"
+    rm -rf "${UNIT_DIR:?}/$COMMAND_DROPINS" # links of ours
     rm -f /run/webkassa-key/renew.sock
     rmdir "$UNIT_DIR/webkassa-key-.service.d" /run/webkassa-key 2> /dev/null || true
     if [[ ! -L $COMMAND ]] && grep --quiet --no-messages "^$MARK" "$COMMAND"; then
@@ -101,8 +101,13 @@ remove_units() {
 
 remove_users() {
     local name
+    local group
+    group=$(getent group "$ACCOUNT" | cut -d : -f 3) || true
     if id "$ACCOUNT" > /dev/null 2>&1 && made "user $ACCOUNT"; then
         userdel "$ACCOUNT"
+        if ! made "group $ACCOUNT" && ! getent group "$ACCOUNT" > /dev/null; then
+            groupadd --gid "$group" "$ACCOUNT" # userdel has taken it along
+        fi
     fi
     for name in "$ACCOUNT" "$CLIENTS"; do
         if getent group "$name" > /dev/null && made "group $name"; then # where userdel leaves it

@@ -8,7 +8,7 @@ readonly SETTINGS=$CONFIG_DIR/webkassa.env ADDRESSES=$CONFIG_DIR/apprise.conf
 readonly STATE_DIR=/var/lib/webkassa-key-updater
 readonly UNIT_DIR=/etc/systemd/system SANDBOX=webkassa-key-.service.d/00-sandbox.conf
 readonly COMMAND=/usr/local/bin/webkassa-key
-# The drop-ins of the daily run reach the command, too, by this link
+# A folder with links to the drop-ins of the daily run, for the command
 readonly COMMAND_DROPINS=webkassa-key-command-.service.d
 readonly UPDATE=webkassa-key-update.service TIMER=webkassa-key-update.timer
 readonly BOOT=webkassa-key-boot.service BOOT_TIMER=webkassa-key-boot.timer
@@ -65,16 +65,20 @@ drop_release() { # folder
 
 # Run the module of a release as the services do: their user, sandbox and settings file, nothing of
 # our environment. Unit and release come first, then the module's arguments. Signals are passed on to
-# it; the exit code is its own.
-run_module() (
-    unit=$1 release=$2 code=0 signal=''
+# it, from now on; the exit code is its own.
+run_module() {
+    local unit=$1 release=$2 code=0 signal='' interrupted='' job limit=20min # as TimeoutStartSec= of services
+    [[ $3 != status ]] || limit=1min
+    link_drop_ins
     trap 'signal=INT' INT
     trap 'signal=TERM' TERM
     trap 'signal=HUP' HUP
-    limit=20min # as TimeoutStartSec= of the services
-    [[ $3 != status ]] || limit=1min
+    # Its own session: the terminal's signals come from here alone. systemd takes a death by INT, TERM
+    # or HUP for a good end, test does not: then the code is the signal's number
+    # shellcheck disable=SC2016 # systemd expands it
     setsid systemd-run --quiet --collect --wait --pipe --unit="$unit" \
-        --property="RuntimeMaxSec=$limit" -- \
+        --property="RuntimeMaxSec=$limit" \
+        --property='ExecStopPost=/usr/bin/test ${EXIT_CODE} = exited' -- \
         "$release/venv/bin/python" -I "$release/webkassa_key_updater.py" --env-file "$SETTINGS" \
         "${@:3}" < /dev/null &
     job=$!
@@ -87,11 +91,24 @@ run_module() (
         done
         signal='' interrupted=yes
     done
-    if [[ ${interrupted-} ]] && ((code == 255)); then
-        code=130 # systemd-run's word for "ended by a signal"
+    if [[ $code == 15 || ($interrupted && $code == [12]) ]]; then
+        code=$((128 + code))
     fi
     return "$code"
-)
+}
+
+# The administrator's drop-ins of the daily run reach the command by links: systemd follows none to a
+# folder, and a folder that is new to it needs a reload
+link_drop_ins() {
+    local file links=$UNIT_DIR/$COMMAND_DROPINS
+    [[ -d $links ]] || return 0
+    for file in "$links"/*.conf; do
+        [[ ! -L $file || -e $file ]] || rm -f "$file"
+    done
+    for file in "$UNIT_DIR/$UPDATE.d"/*.conf; do
+        [[ ! -e $file || -L $links/${file##*/} ]] || ln -s "../$UPDATE.d/${file##*/}" "$links"
+    done
+}
 
 kill_unit() { # unit, signal
     systemctl kill --kill-who=main --signal="$2" "$1" 2> /dev/null

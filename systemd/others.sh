@@ -25,15 +25,15 @@ find_others() {
 # Does this command run an updater? One of its words must be named like one: the shop's own
 # application has webkassa in its command, too
 runs_updater() {
-    local word name words
+    local word base name words
     [[ ${1,,} == *webkassa* && $1 != *journalctl* ]] || return 1
     read -ra words <<< "${1//[\"\';&|()<>]/ }"
     for word in "${words[@]}"; do
-        name=${word##*/}
-        name=${name,,}
+        base=${word##*/}
+        name=${base,,}
         if [[ $name == *webkassa* && $name =~ key|token && $name =~ updat|renew|refresh|rotat &&
             $name != *.@(env|conf|ini|json|ya?ml|toml|log|txt|lock|pid|sock|md) ]]; then
-            printf '%s' "$word"
+            printf '%s' "${base//[^[:print:]]/?}" # the rest may hold secrets
             return
         elif [[ ${word,,} =~ ^https?://[^/]*webkassa[^/]*/.*authorize ]]; then
             printf 'a login at Webkassa'
@@ -109,6 +109,9 @@ find_other_lines() {
     for file in "${CRON_FILES[@]}"; do
         if [[ ! -f $file || ! -r $file ]] || ! is_read_by_cron "$file"; then
             continue
+        elif [[ -L $file ]]; then
+            [[ $file == /etc/* ]] || continue # users write to the spool
+            file=$(readlink -f "$file")
         fi
         number=0
         while IFS= read -r line || [[ $line ]]; do
@@ -188,8 +191,9 @@ move_others() { # the list, folder
 }
 
 edit_crontab() { # file, command of sed; cron sees it by the folder's time
-    local new=${1%/*}/.webkassa-key-updater
-    cp --preserve=all "$1" "$new"
+    local new
+    new=$(mktemp "${1%/*}/.webkassa-key-updater.XXXXXX") # others may write to that folder
+    cp --attributes-only --preserve=all "$1" "$new"
     sed "$2" "$1" > "$new"
     mv --no-target-directory "$new" "$1"
 }
@@ -211,12 +215,14 @@ put_back() {
 }
 
 uncomment() { # the lines that were made a comment: the rest may have been changed since
+    local new
     [[ -e $1 ]] || return 0
-    cp --preserve=all "$1" "${1%/*}/.webkassa-key-updater"
+    new=$(mktemp "${1%/*}/.webkassa-key-updater.XXXXXX")
+    cp --attributes-only --preserve=all "$1" "$new"
 END
-        printf "    sed 's/^%s//' \"\$1\" > \"\${1%%/*}/.webkassa-key-updater\"\n" "$COMMENT"
+        printf "    sed 's/^%s//' \"\$1\" > \"\$new\"\n" "$COMMENT"
         cat << 'END'
-    mv --no-target-directory "${1%/*}/.webkassa-key-updater" "$1"
+    mv --no-target-directory "$new" "$1"
 }
 
 if [[ ${1-} != --force && -e /opt/webkassa-key-updater/current ]]; then

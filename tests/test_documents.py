@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socketserver
 import subprocess
 import sys
-from pathlib import Path
+import threading
+from collections.abc import Iterator
 
 import pytest
 from world.postgres import PASSWORD
@@ -59,14 +62,29 @@ def test_grants_of_the_readme_suffice(shop: Shop) -> None:
     shop.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+@contextlib.contextmanager
+def asked_at_a_socket(shop: Shop) -> Iterator[str]:
+    """Serve as the units do: a run of the program for each connection, its exit code the answer."""
+
+    class Connection(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            command = [sys.executable, str(PROGRAM), "update", "--if-key", "-"]
+            run = subprocess.run(command, stdin=self.request, env=shop.env, stderr=subprocess.PIPE)
+            self.request.sendall(b"%d\n" % run.returncode)
+
+    path = str(shop.home / "renew.sock")
+    with socketserver.ThreadingUnixStreamServer(path, Connection) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield path
+        server.shutdown()
+
+
 @pytest.mark.parametrize("example", ["psycopg2", "SQLAlchemy"])
 def test_consumer_of_the_readme_gets_through_a_dead_key(shop: Shop, example: str) -> None:
     """The stored key is dead; the example's own code meets code 2, heals and reads afresh."""
     shop.webkassa.live = None
     url = f"postgresql+psycopg2://postgres:@127.0.0.1:{shop.server.port}/shop"
-    program = block(f"<!-- consumer {example} -->").replace(
-        "/opt/webkassa-key-updater/webkassa_key_updater.py", str(PROGRAM)
-    )
+    program = block("<!-- renew sync -->") + block(f"<!-- consumer {example} -->")
     test = f"""
 import requests
 def create_check(token):
@@ -78,12 +96,10 @@ answer = with_key(create_check)
 assert answer["Data"], answer
 """
     path = shop.home / "consumer.py"
-    path.write_text(test, encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, str(path)],
-        env=shop.env | {"PGPASSWORD": PASSWORD, "PATH": f"{Path(sys.executable).parent}:{shop.env['PATH']}"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+    with asked_at_a_socket(shop) as socket:
+        path.write_text(test.replace("/run/webkassa-key/renew.sock", socket), encoding="utf-8")
+        env = shop.env | {"PGPASSWORD": PASSWORD}
+        run = subprocess.run([sys.executable, str(path)], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert shop.webkassa.authorizations == 1
     assert shop.holds_the_live_key

@@ -32,6 +32,14 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield site
 
 
+@pytest.fixture(scope="module")
+def installed(site: Site) -> None:
+    """For a file that is run alone."""
+    if not site.installed:
+        result = site.install("--env-file", "/root/my.env", "--with-alerts")
+        assert result.returncode == 0, result.stdout
+
+
 @pytest.fixture(autouse=True)
 def _silence_about_secrets(site: Site) -> Iterator[None]:
     """Whatever a test did: no secret in the journal, in what systemd shows, or in the alerts."""

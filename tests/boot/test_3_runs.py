@@ -14,6 +14,8 @@ from shop_server import ALERT, BOOT, CONFIG, CURRENT, TIMER, UPDATE, Site
 from world import webkassa_simulator
 from world.webkassa_simulator import Simulator, slow
 
+pytestmark = pytest.mark.usefixtures("installed")
+
 ADDRESSES = f"{CONFIG}/apprise.conf"
 
 

@@ -171,6 +171,8 @@ def test_after_a_flood_the_next_client_is_served(site: Site) -> None:
     site.reset()
     flood = """
 import socket, time
+
+pytestmark = pytest.mark.usefixtures("installed")
 end, count = time.monotonic() + 4, 0
 while time.monotonic() < end:
     with socket.socket(socket.AF_UNIX) as client:

@@ -1,0 +1,344 @@
+"""An upgrade that fails, or is interrupted, changes nothing."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+from machine import await_
+from shop_server import (
+    BOOT,
+    CONFIG,
+    CURRENT,
+    SETTINGS,
+    SOURCE,
+    TIMER,
+    UNITS,
+    UPDATE,
+    Site,
+    env_file,
+)
+
+pytestmark = pytest.mark.usefixtures("installed")
+
+HEAL = "webkassa-key-heal.service"
+BROKEN = "/root/broken"
+# Sends a signal to install.sh just before the command that begins like this
+INTERRUPTION = """
+trap '[[ $BASH_COMMAND != "$AT"* ]] || kill -"$SIGNAL" $$' DEBUG
+set -o functrace
+"""
+STEPS = [
+    "mkdir \"$release\"",
+    "\"$python\" -m venv",
+    "runs \"$release\"",
+    "add_users",
+    "cp -R \"$release\"",
+    "systemctl daemon-reload",
+    "take_snapshot",
+    "install -m 0755",
+    "ln -sfn \"releases/${release",
+    "mv -T \"$HOME_DIR/.next\"",
+    "mv -fT \"$SNAPSHOT/$name.new\"",
+    "mv -fT \"$COMMAND.new\"",
+    "systemctl restart \"$unit\"",
+    "systemctl start \"$service\"",
+    "journalctl --sync",
+    "prove_timers",
+    "rm -f \"$HOME_DIR/previous\"",
+    "rm -rf \"$1\"",
+    "conclude",
+]  # fmt: skip
+
+
+def works(site: Site) -> None:
+    """What is installed renews a dead key, and its timer and socket are ready."""
+    site.key_of_age(2)
+    site.webkassa.issue()
+    site.webkassa.calls.clear()
+    site.run("systemctl", "start", HEAL)
+    assert site.holds_a_new_key
+    units = (TIMER, "webkassa-key-renew.socket")
+    assert site.run("systemctl", "is-active", *units).stdout == "active\nactive\n"
+    assert site.run("webkassa-key", "check").returncode == 0
+    verified = site.run("sh", "-c", f"systemd-analyze verify {UNITS}/webkassa-key-*.*[a-z]")
+    assert verified.stdout == ""
+
+
+def state(site: Site) -> Any:
+    units = {k: v for k, v in site.machine.tree().items() if "webkassa-key" in k and "/releases" not in k
+             and not k.startswith(("run", "var/lib"))}  # fmt: skip
+    return site.release, site.releases, units
+
+
+def break_source(site: Site, at_update: str) -> None:
+    """A new version that passes its check; its update does this, and its units differ."""
+    site.run("sh", "-c", f"rm -rf {BROKEN}; cp -a {SOURCE} {BROKEN}; "
+             f"sed -i 's/^Description=/&New: /' {BROKEN}/systemd/*.service")  # fmt: skip
+    path = site.machine.root / BROKEN[1:] / "webkassa_key_updater.py"
+    text = path.read_text()
+    path.write_text(re.sub(r'(?m)^if __name__ == "__main__":\n',
+                           rf"\g<0>    if 'update' in sys.argv: {at_update}\n", text))  # fmt: skip
+
+
+def test_a_failed_install_leaves_the_earlier_one_working(site: Site) -> None:
+    site.reset()
+    before = state(site)
+    result = site.install(PIP_FIND_LINKS="/nowhere")
+    assert result.returncode == 1
+    assert "pip failed" in result.stdout
+    site.server.stop()
+    try:
+        result = site.install()
+    finally:
+        site.server.start()
+    assert result.returncode == 1
+    assert "The check failed (code 75, see above). The earlier version stays" in result.stdout
+    assert state(site) == before
+    works(site)
+
+
+@pytest.mark.parametrize(
+    ("at_update", "code"),
+    [("os._exit(70)", 70), ("sys.exit(1)", 1), ("os.kill(os.getpid(), 11)", 255)],
+)
+def test_a_new_version_that_breaks_down_is_taken_back(
+    site: Site, at_update: str, code: int
+) -> None:
+    site.reset()
+    before = state(site)
+    break_source(site, at_update)
+    result = site.install(source=BROKEN)
+    assert result.returncode == 1, result.stdout
+    assert f"The new version failed (code {code}, see above)" in result.stdout
+    assert "The earlier version is in use again" in result.stdout
+    assert state(site) == before
+    works(site)
+
+
+def test_the_earlier_version_stays_until_a_good_run(site: Site) -> None:
+    site.reset(WEBKASSA_PASSWORD="canary-wrong")
+    earlier = site.release
+    result = site.install()
+    assert result.returncode == 77, result.stdout
+    assert site.release != earlier
+    assert site.releases == sorted([earlier, site.release])
+    site.machine.write(SETTINGS, env_file(site.settings))
+    result = site.install()
+    assert result.returncode == 0, result.stdout
+    assert site.releases == [site.release]
+
+
+def test_with_a_young_live_key_an_upgrade_does_not_log_in(site: Site) -> None:
+    site.reset()
+    key = site.key_of_age(1)
+    result = site.install()
+    assert result.returncode == 0, result.stdout
+    assert site.key == key
+    assert site.webkassa.authorizations == 0
+
+
+def test_no_run_runs_nothing(site: Site) -> None:
+    site.reset()
+    site.machine.drop_in(TIMER, "[Timer]\nPersistent=true\n")
+    result = site.install("--no-run", "--with-heal")
+    assert result.returncode == 0, result.stdout
+    assert site.webkassa.authorizations == 0
+    assert site.machine.show(UPDATE, "ActiveState") == "inactive"
+    assert site.run("systemctl", "is-active", "webkassa-key-heal.timer").stdout == "active\n"
+    site.run("systemctl", "disable", "--now", "webkassa-key-heal.timer")
+    site.machine.no_drop_in(TIMER)
+
+
+def test_a_disabled_timer_stays_disabled_and_that_is_said(site: Site) -> None:
+    site.reset()
+    site.run("systemctl", "disable", "--now", TIMER)
+    result = site.install()
+    assert result.returncode == 0, result.stdout
+    assert f"{TIMER} was disabled and stays so" in result.stdout
+    command = re.search(f"To enable it: (sudo .*{TIMER})", result.stdout)[1]
+    assert site.run("systemctl", "is-active", TIMER, check=False).stdout == "inactive\n"
+    assert site.paste(command).returncode == 0
+    assert site.run("systemctl", "is-active", TIMER).stdout == "active\n"
+
+
+def test_settings_that_are_a_link_stay_one(site: Site) -> None:
+    site.reset()
+    site.run("sh", "-c", f"mv {SETTINGS} /srv/w.env && ln -s /srv/w.env {SETTINGS}")
+    site.run("chmod", "640", "/srv/w.env")
+    before = site.run("stat", "-c", "%U:%G %a %Y", "/srv/w.env").stdout
+    assert site.install().returncode == 0
+    assert site.run("readlink", SETTINGS).stdout == "/srv/w.env\n"
+    assert site.run("stat", "-c", "%U:%G %a %Y", "/srv/w.env").stdout == before
+    site.run("mv", "/srv/w.env", "/srv/away")
+    result = site.install()  # its target is away: nothing is put there
+    assert result.returncode == 1
+    assert site.run("readlink", SETTINGS).stdout == "/srv/w.env\n"
+    assert not (site.machine.root / "srv/w.env").exists()
+    site.run("sh", "-c", f"rm {SETTINGS}; mv /srv/away {SETTINGS}")
+    works(site)
+
+
+def test_an_upgrade_is_checked_with_the_administrators_drop_ins(site: Site) -> None:
+    """As the sandbox file advises; a check in the bare sandbox would block every upgrade."""
+    site.run("ln", "-s", "/run/postgresql", "/tmp/pg")
+    site.reset(POSTGRES_HOST="/tmp/pg")
+    result = site.install()
+    assert result.returncode == 1
+    assert "/tmp/pg is there, but the service cannot see it" in result.stdout
+    for folder in (f"{UPDATE}.d", "webkassa-key-.service.d"):
+        drop_in = f"{UNITS}/{folder}/70-tmp.conf"
+        site.machine.write(drop_in, "[Service]\nPrivateTmp=false\n")
+        site.run("systemctl", "daemon-reload")
+        site.key_of_age(1)
+        result = site.install(*(["--no-run"] if folder.startswith(UPDATE) else []))
+        assert result.returncode == 0, result.stdout
+        assert (site.machine.root / drop_in[1:]).exists()
+        (site.machine.root / drop_in[1:]).unlink()
+    site.run("rm", "/tmp/pg")
+    site.reset()
+    works(site)
+
+
+def test_units_that_systemd_refuses_with_a_drop_in_change_nothing(site: Site) -> None:
+    site.reset()
+    site.machine.drop_in(UPDATE, "[Service]\nType=simple\nExecStart=/bin/true\n")
+    before = state(site)
+    result = site.install()
+    assert result.returncode == 1, result.stdout
+    assert "systemd refuses the units of the new version" in result.stdout
+    assert state(site) == before
+    site.reset()
+    works(site)
+
+
+def test_waiting_for_the_next_retry_does_not_hold_it_up(site: Site) -> None:
+    """A plain `systemctl start` hangs for RestartSec then."""
+    site.reset()
+    site.machine.drop_in(BOOT, "[Service]\nRestartSec=5min\n")
+    site.server.stop()
+    site.run("systemctl", "start", BOOT, check=False)
+    await_(lambda: "auto-restart" in site.machine.show(BOOT, "SubState"))
+    site.server.start()
+    began = time.monotonic()
+    assert site.install().returncode == 0
+    assert time.monotonic() - began < 60
+    site.machine.no_drop_in(BOOT)
+
+
+def test_two_at_once(site: Site) -> None:
+    first = site.machine.start_process(f"{SOURCE}/install.sh", **site.offline)
+    try:
+        await_(lambda: len(site.releases) > 1)
+        for script in ("install.sh", "uninstall.sh"):
+            result = site.run(f"{SOURCE}/{script}", check=False)
+            assert result.returncode == 1
+            assert "Another install.sh or uninstall.sh is at work." in result.stdout
+        reader = site.run(
+            "runuser", "-u", "nobody", "cat", "/run/webkassa-key-updater.lock", check=False
+        )
+        assert reader.returncode == 1  # or anybody could hold it
+    finally:
+        first.communicate()
+    works(site)
+
+
+def test_the_pip_of_a_killed_installer_does_not_hold_the_lock(site: Site) -> None:
+    site.reset()
+    first = site.machine.start_process(f"{SOURCE}/install.sh", **site.offline)
+    await_(
+        lambda: (
+            "install --quiet" in site.run("sh", "-c", "cat /proc/*/cmdline | tr '\\0' ' '").stdout
+        )
+    )
+    site.machine.kill("KILL", "install.sh")
+    result = site.install()
+    assert result.returncode == 0, result.stdout
+    first.communicate()
+    works(site)
+
+
+@pytest.mark.parametrize("signal", ["KILL", "INT"])
+def test_interrupted_at_any_step_the_earlier_version_runs_on(site: Site, signal: str) -> None:
+    site.reset()
+    site.machine.write("/root/interruption.sh", INTERRUPTION)
+    steps = STEPS if signal == "KILL" else STEPS[5:17:2]
+    for step in steps:
+        before = state(site)
+        result = site.install(BASH_ENV="/root/interruption.sh", AT=step, SIGNAL=signal)
+        code = {"KILL": -9, "INT": 130}[signal]
+        assert result.returncode in (code, 128 - code), (step, result.stdout)
+        if signal == "INT":
+            assert state(site) == before, (step, result.stdout)
+        works(site)
+    result = site.install()
+    assert result.returncode == 0, result.stdout
+    assert site.releases == [site.release]
+    works(site)
+    left = site.run("sh", "-c", f"find /etc /usr/local /opt {CONFIG} -name '*.new' -o -name '.next*';"
+                    f" ls -d {UNITS}/.web* /run/trial* /run/systemd/system/trial*", check=False).stdout  # fmt: skip
+    assert [line for line in left.splitlines() if not line.startswith("ls:")] == []
+
+
+def test_a_full_disk_changes_nothing(site: Site) -> None:
+    site.reset()
+    before = state(site)
+    site.run("sh", "-c", f"mount -t tmpfs -o size=120k none /mnt && cp -a {UNITS}/. /mnt && "
+             f"(cat /dev/zero > /mnt/full || true) && mount --bind /mnt {UNITS}")  # fmt: skip
+    try:
+        result = site.install()
+    finally:
+        site.run("sh", "-c", f"umount {UNITS} /mnt")
+    assert result.returncode == 1, result.stdout
+    assert f"The disk of {UNITS} is full" in result.stdout
+    assert state(site) == before
+    works(site)
+
+
+def test_no_empty_settings_are_left_by_a_full_disk(site: Site) -> None:
+    site.reset()
+    site.run(
+        "sh",
+        "-c",
+        f"mount -t tmpfs -o size=4k none {CONFIG} && (cat /dev/zero > {CONFIG}/full || true)",
+    )
+    try:
+        result = site.install("--env-file", "/root/my.env")
+        assert result.returncode == 1, result.stdout
+        assert f"The disk of {CONFIG} is full" in result.stdout
+        assert site.run("ls", CONFIG).stdout == "full\n"
+    finally:
+        site.run("umount", CONFIG)
+    works(site)
+
+
+def test_a_place_without_room_or_execution_is_named(site: Site) -> None:
+    for options, said in (("noexec", "noexec"), ("size=20m", "The disk of /opt is full")):
+        site.run("mount", "-t", "tmpfs", "-o", options, "none", "/opt")
+        try:
+            result = site.install()
+        finally:
+            site.run("umount", "/opt")
+        assert result.returncode == 1
+        assert said in result.stdout
+    works(site)
+
+
+def test_install_again_heals_a_broken_venv_and_keeps_settings(site: Site) -> None:
+    site.reset(WEBKASSA_MAX_AGE="23h")
+    settings = (site.machine.root / SETTINGS[1:]).read_text()
+    site.run("sh", "-c", f"rm -r {CURRENT}/venv/lib/python3*/site-packages/requests")
+    status = site.status()
+    assert status.returncode == 2
+    command = re.search(f"-> (sudo {CURRENT}/install.sh)$", status.stdout, re.M)[1]
+    result = site.paste(
+        " ".join([command.replace("sudo ", "sudo PIP_NO_INDEX=1 PIP_FIND_LINKS=/srv/wheels ")])
+    )
+    assert result.returncode == 0, result.stdout
+    assert f"Keeping {SETTINGS}" in result.stdout
+    assert (site.machine.root / SETTINGS[1:]).read_text() == settings
+    assert site.holds_a_new_key
+    assert (site.machine.root / CURRENT[1:] / "alerts/bin/apprise").exists()  # kept, too
+    assert site.status().returncode == 0
