@@ -97,8 +97,8 @@ look_at_key() {
         return
     fi
     key_age=${read%%$'\n'*} what=${read#*$'\n'}
-    hidden=$(hidden_paths <<< "$what")
-    [[ -z $hidden ]] || what+=$'\n'"The sandbox hides ${hidden//$'\n'/, } from the service."
+    hidden=$({ printf '%s\n' "$what"; cat "$SETTINGS" 2> /dev/null; } | hidden_paths) || true
+    [[ $level == "$OK" || -z $hidden ]] || what+=$'\n'"The sandbox hides ${hidden//$'\n'/, } from the service."
     note "$level" key "$what" "${mends_key[level]}"
 }
 

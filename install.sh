@@ -404,7 +404,7 @@ until then." "$code"
 
 explain() { # file with what the check said
     local hidden
-    hidden=$(hidden_paths < "$1")
+    hidden=$(cat "$1" "$SETTINGS" 2> /dev/null | hidden_paths)
     [[ -z $hidden ]] || say "${hidden//$'\n'/, } is there, but the service cannot see it: its \
 sandbox hides /home, /root and /tmp. Move it (certificates to /etc/ssl, say), or change the sandbox \
 as $UNIT_DIR/$SANDBOX says."

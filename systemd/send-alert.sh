@@ -17,42 +17,60 @@ main() {
         exit
     fi
     cd /
-    readonly PENDING=${STATE_DIRECTORY:-$STATE_DIR}/alert
-    if [[ ! -s $PENDING ]]; then
-        ! still_tried || exit 0
-        write_report
-    elif ! still_tried; then
-        write_report # a newer failure
+    local folder=${STATE_DIRECTORY:-$STATE_DIR} failed report
+    readonly PENDING=$folder/alert TOLD=$folder/told # a report; the runs that were told of
+    failed=$(failed_runs)
+    if is_news "$failed"; then
+        make_report
+        keep "$failed" "$TOLD"
+    elif [[ -s $PENDING ]]; then
+        report=$("$HERE/../check-status.sh") || true
+        report="$(< "$PENDING")"$'\n'"Since then: ${report%%$'\n'*}"
+    elif still_tried; then
+        exit # systemd 254 and newer come on every retry
+    else
+        make_report # somebody wants to see one
     fi
     send_report
 }
 
-# systemd 254 and newer start the alert on every retry; those name the unit that failed
-still_tried() {
-    [[ ${MONITOR_UNIT-} && $(show "$MONITOR_UNIT" SubState) == auto-restart* ]]
+failed_runs() {
+    local unit
+    for unit in "$UPDATE" "$BOOT"; do
+        [[ $(show "$unit" ActiveState) != failed ]] || show "$unit" InvocationID
+    done
 }
 
-write_report() {
-    local report
+still_tried() {
+    [[ "$(show "$UPDATE" SubState) $(show "$BOOT" SubState)" == *auto-restart* ]]
+}
+
+is_news() { # runs
+    [[ $1 ]] && { [[ ! -s $TOLD ]] || grep --quiet -vxFf "$TOLD" <<< "$1"; }
+}
+
+make_report() {
     report=$("$HERE/../check-status.sh") || true
-    printf '%s\n' "$report" > "$PENDING.new"
-    mv "$PENDING.new" "$PENDING"
-    sed 's/^/<3>/' "$PENDING"
+    printf '%s\n' "<3>${report//$'\n'/$'\n<3>'}"
+    keep "$report" "$PENDING"
+}
+
+keep() { # text, file; where the disk is full the alert goes out all the same
+    { printf '%s\n' "$1" > "$2.new" && mv "$2.new" "$2"; } 2> /dev/null || true
 }
 
 send_report() {
-    local report title
+    local title
     if [[ ! -e $ADDRESSES ]]; then
         say "There is no $ADDRESSES: nobody was told but this journal."
-        rm "$PENDING"
+        rm -f "$PENDING"
         return
     fi
-    report=$(< "$PENDING")
     title="$(uname -n): ${report%%[|$'\n']*}"
     # What Apprise says can carry addresses, and those carry passwords: it must not reach the journal
     if "$HERE/../alerts/bin/apprise" --config "$ADDRESSES" --notification-type failure \
         --title "$title" <<< "$report" > /dev/null 2>&1; then
-        rm "$PENDING"
+        rm -f "$PENDING"
         say "The alert was sent."
     else
         say "<3>The alert could not be sent; it is tried again in 5 minutes. To see why: sudo -u" \

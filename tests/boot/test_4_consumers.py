@@ -10,6 +10,8 @@ from machine import await_
 from shop_server import ROOT, SOURCE, UNITS, Site
 from world.webkassa_simulator import slow
 
+pytestmark = pytest.mark.usefixtures("installed")
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ASK_AT_ONCE = {
     "sync": """
@@ -31,15 +33,15 @@ def recipe(name: str) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _consumer(site: Site) -> None:
+def _consumer(site: Site, installed: None) -> None:
     for kind, rest in ASK_AT_ONCE.items():
-        site.machine.write(f"/srv/shop/{kind}.py", recipe(f"renew {kind}") + rest)
+        site.machine.write(f"/srv/shop/ask_{kind}.py", recipe(f"renew {kind}") + rest)
     site.run("useradd", "--system", "shop")
     site.run("useradd", "--system", "stranger")
 
 
 def ask(site: Site, key: str, times: int = 1, kind: str = "sync", user: str = "shop") -> str:
-    result = site.run("runuser", "-u", user, "--", "python3", f"/srv/shop/{kind}.py", key, str(times),
+    result = site.run("runuser", "-u", user, "--", "python3", f"/srv/shop/ask_{kind}.py", key, str(times),
                       check=False)  # fmt: skip
     return result.stdout.strip()
 
@@ -99,7 +101,7 @@ def test_a_killed_run_is_answered_with_a_word(site: Site) -> None:
     site.reset()
     site.webkassa.script.append(slow(10))
     key = die(site)
-    process = site.machine.start_process("runuser", "-u", "shop", "--", "python3", "/srv/shop/sync.py",
+    process = site.machine.start_process("runuser", "-u", "shop", "--", "python3", "/srv/shop/ask_sync.py",
                                          key, "1")  # fmt: skip
     await_(lambda: site.webkassa.authorizations == 1)
     site.run("systemctl", "kill", "--signal=KILL", "webkassa-key-renew@*")
@@ -134,11 +136,11 @@ def test_a_container_needs_the_folder_and_the_groups_number(site: Site) -> None:
     assert "opt" not in result.stdout
     assert "etc" not in result.stdout
     result = site.run(
-        *container(site, "4711"), "python3", "/srv/shop/sync.py", key, "1", check=False
+        *container(site, "4711"), "python3", "/srv/shop/ask_sync.py", key, "1", check=False
     )
     assert "PermissionError" in result.stdout
     result = site.run(
-        *container(site, number), "python3", "/srv/shop/sync.py", key, "20", check=False
+        *container(site, number), "python3", "/srv/shop/ask_sync.py", key, "20", check=False
     )
     assert result.stdout.split() == ["0"] * 20
     assert site.webkassa.authorizations == 1
@@ -172,7 +174,6 @@ def test_after_a_flood_the_next_client_is_served(site: Site) -> None:
     flood = """
 import socket, time
 
-pytestmark = pytest.mark.usefixtures("installed")
 end, count = time.monotonic() + 4, 0
 while time.monotonic() < end:
     with socket.socket(socket.AF_UNIX) as client:
