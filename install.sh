@@ -255,9 +255,13 @@ look_for_others() {
     others=$(grep --invert-match $'^look\t' <<< "$others") || return 0
     if [[ -z $take_over ]]; then
         # Units of our names would be overwritten; other things a running installation lives with
-        [[ -z $earlier || $others == *"has the name of one of ours"* ]] || return 0
+        if [[ $earlier && $others != *"has the name of one of ours"* ]]; then
+            say "They stay. To move them to a folder in $BACKUPS: sudo $0 --take-over"
+            others=''
+            return 0
+        fi
         die "Nothing was changed. To move exactly these (but not what is called \"look\") to a \
-folder in $BACKUPS and install: sudo $0 --take-over${env_file:+ --env-file $env_file}"
+folder in $BACKUPS and install: sudo $0 --take-over$([[ -z $env_file ]] || printf ' --env-file %q' "$env_file")"
     fi
     refuse_during_a_run
 }

