@@ -263,6 +263,8 @@ look_for_others() {
         die "Nothing was changed. To move exactly these (but not what is called \"look\") to a \
 folder in $BACKUPS and install: sudo $0 --take-over$([[ -z $env_file ]] || printf ' --env-file %q' "$env_file")"
     fi
+    mkdir -p "$BACKUPS"
+    must_be_roots "$BACKUPS"
     refuse_during_a_run
 }
 
@@ -377,7 +379,8 @@ verify_units() {
     said=$(systemd-analyze verify --man=no "$stage"/webkassa-key-*.{timer,socket,service} 2>&1) || result=$?
     said=$(grep webkassa <<< "${said//$stage/$UNIT_DIR}") || true
     [[ -z $said ]] || say "$said"
-    ((result == 0)) || die "systemd refuses the units of the new version together with your \
+    # Units of others may have faults, too
+    ((result == 0)) || [[ -z $said ]] || die "systemd refuses the units of the new version together with your \
 drop-ins, see above. Nothing was changed."
 }
 
@@ -454,7 +457,6 @@ place_units() {
 
 take_others_over() {
     local folder=$BACKUPS/webkassa-key-updater-${release##*/}
-    mkdir -p "$BACKUPS"
     [[ $(find_others | grep --invert-match $'^look\t') == "$others" ]] ||
         die "The list above has changed meanwhile. Run this again."
     refuse_during_a_run
@@ -548,6 +550,7 @@ put_everything_back() {
     if [[ $earlier ]]; then
         ln -sfn "releases/${earlier##*/}" "$HOME_DIR/.next"
         mv -T "$HOME_DIR/.next" "$CURRENT"
+        rm -f "$HOME_DIR/previous"
         for name in "${UNITS[@]}" "$SANDBOX"; do
             if [[ -e $SNAPSHOT/$name ]]; then
                 mv -fT "$SNAPSHOT/$name" "$UNIT_DIR/$name"

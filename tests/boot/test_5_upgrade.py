@@ -41,20 +41,13 @@ set -o functrace
 STEPS = [
     "mkdir \"$release\"",
     "\"$python\" -m venv",
-    "runs \"$release\"",
-    "add_users",
-    "cp -R \"$release\"",
     "systemctl daemon-reload",
     "take_snapshot",
-    "install -m 0755",
-    "ln -sfn \"releases/${release",
     "mv -T \"$HOME_DIR/.next\"",
     "mv -fT \"$SNAPSHOT/$name.new\"",
     "mv -fT \"$COMMAND.new\"",
     "systemctl restart \"$unit\"",
     "systemctl start \"$service\"",
-    "journalctl --sync",
-    "prove_timers",
     "rm -f \"$HOME_DIR/previous\"",
     "rm -rf \"$1\"",
     "conclude",
@@ -75,11 +68,20 @@ def works(site: Site) -> None:
     assert site.run("bash", "-c", units).stdout == ""
 
 
-def state(site: Site) -> Any:
+def state(site: Site) -> dict[str, Any]:
     skipped = ("run", "var/lib", "etc/systemd/system/webkassa-key-command-")
     units = {path: what for path, what in site.machine.tree().items()
              if "webkassa-key" in path and "/releases" not in path and not path.startswith(skipped)}  # fmt: skip
-    return site.release, site.releases, units
+    return {"release": site.release, "releases": site.releases, **units}
+
+
+def unchanged(site: Site, before: dict[str, Any]) -> bool:
+    now = state(site)
+    changed = {
+        k: (before.get(k), now.get(k)) for k in {*before, *now} if before.get(k) != now.get(k)
+    }
+    print(changed)
+    return not changed
 
 
 def break_source(site: Site, at_update: str) -> None:
@@ -105,7 +107,7 @@ def test_a_failed_install_leaves_the_earlier_one_working(site: Site) -> None:
         site.server.start()
     assert result.returncode == 1
     assert "The check failed (code 75, see above). The earlier version stays" in result.stdout
-    assert state(site) == before
+    assert unchanged(site, before)
     works(site)
 
 
@@ -123,7 +125,7 @@ def test_a_new_version_that_breaks_down_is_taken_back(
     assert result.returncode == 1, result.stdout
     assert f"The new version failed (code {code}, see above)" in result.stdout
     assert "The earlier version is in use again" in result.stdout
-    assert state(site) == before
+    assert unchanged(site, before)
     works(site)
 
 
@@ -235,7 +237,7 @@ def test_units_that_systemd_refuses_with_a_drop_in_change_nothing(site: Site) ->
     result = site.install()
     assert result.returncode == 1, result.stdout
     assert "systemd refuses the units of the new version" in result.stdout
-    assert state(site) == before
+    assert unchanged(site, before)
     site.reset()
     works(site)
 
@@ -290,14 +292,14 @@ def test_the_pip_of_a_killed_installer_does_not_hold_the_lock(site: Site) -> Non
 def test_interrupted_at_any_step_the_earlier_version_runs_on(site: Site, signal: str) -> None:
     site.reset()
     site.machine.write("/root/interruption.sh", INTERRUPTION)
-    steps = STEPS if signal == "KILL" else STEPS[5:17:2]
+    steps = STEPS if signal == "KILL" else STEPS[2:10:2]
     for step in steps:
         before = state(site)
         result = site.install(BASH_ENV="/root/interruption.sh", AT=step, SIGNAL=signal)
         code = {"KILL": -9, "INT": 130}[signal]
         assert result.returncode in (code, 128 - code), (step, result.stdout)
         if signal == "INT":
-            assert state(site) == before, (step, result.stdout)
+            assert unchanged(site, before), (step, result.stdout)
         works(site)
     result = site.install()
     assert result.returncode == 0, result.stdout
@@ -319,7 +321,7 @@ def test_a_full_disk_changes_nothing(site: Site) -> None:
         site.run("sh", "-c", f"umount {UNITS} /mnt")
     assert result.returncode == 1, result.stdout
     assert f"The disk of {UNITS} is full" in result.stdout
-    assert state(site) == before
+    assert unchanged(site, before)
     works(site)
 
 
