@@ -42,6 +42,7 @@ main() {
     examine_machine
     take_lock || die "Another install.sh or uninstall.sh is at work."
     trap leave EXIT
+    trap '' PIPE # who pipes the output into head gets an installation all the same
     trap 'exit 130' INT
     trap 'exit 129' HUP
     trap 'exit 143' TERM
@@ -100,7 +101,7 @@ leave() {
     trap '' INT HUP TERM
     trap - EXIT
     set +e
-    if ((code > 128)); then
+    if ((code > 128)) && [[ -z $died ]]; then
         say "install.sh: interrupted."
     elif ((code)) && [[ -z $died ]]; then
         say "install.sh: the command above failed. $(disk_full)"
@@ -122,6 +123,7 @@ disk_full() {
     local place free
     for place in /opt /etc "$UNIT_DIR" "$CONFIG_DIR" "${TMPDIR:-/tmp}" /var; do
         free=$(df --output=avail --block-size=1M "$place" 2> /dev/null | tail -n 1)
+        free=${free//[^0-9]/}
         ((${free:-9} > 4)) || say "The disk of $place is full."
     done
 }
@@ -205,7 +207,8 @@ sudo chown -h root:root $found; sudo chmod go-w $found"
         die "/opt is mounted \"noexec\": Python's libraries could not be loaded from there."
     fi
     free=$(df --output=avail --block-size=1M /opt | tail -n 1)
-    ((free > SPACE)) || die "The disk of /opt is full: $free MiB are free, $SPACE are needed."
+    free=${free//[^0-9]/}
+    ((${free:-9999} > SPACE)) || die "The disk of /opt is full: $free MiB are free, $SPACE are needed."
     if [[ -L $CURRENT ]]; then
         earlier=$RELEASES/$(basename "$(readlink "$CURRENT")")
         ! runs "$earlier" || earlier_runs=yes
@@ -411,7 +414,7 @@ until then." "$code"
 
 explain() { # file with what the check said
     local hidden
-    hidden=$(cat "$1" "$SETTINGS" 2> /dev/null | hidden_paths)
+    hidden=$(cat "$1" "$SETTINGS" 2> /dev/null | hidden_paths) || true
     [[ -z $hidden ]] || say "${hidden//$'\n'/, } is there, but the service cannot see it: its \
 sandbox hides /home, /root and /tmp. Move it (certificates to /etc/ssl, say), or change the sandbox \
 as $UNIT_DIR/$SANDBOX says."
