@@ -75,7 +75,8 @@ readonly READ_REPORT='import json, sys
 report = json.load(sys.stdin)
 ages = [account["age_seconds"] for account in report["accounts"]]
 print(max((age for age in ages if age is not None), default=""))
-print(report["message"].removeprefix("key "))'
+text = report["message"].removeprefix("key ")
+print("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text))'
 
 # The module's own status, as the service's user; the alert is that user already
 look_at_key() {
