@@ -73,7 +73,7 @@ reinstall() { # options
 
 readonly READ_REPORT='import json, sys
 report = json.load(sys.stdin)
-ages = [account["age_seconds"] for account in report["accounts"]]
+ages = [account.get("age_seconds") for account in report["accounts"]]
 print(max((age for age in ages if age is not None), default=""))
 text = report["message"].removeprefix("key ")
 print("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text))'
@@ -248,7 +248,7 @@ look_at_alerts() {
         note $OK alerts "off: there is no $ADDRESSES"
     elif [[ ! -x $CURRENT/alerts/bin/apprise ]]; then
         note $WARNING alerts "cannot be sent: Apprise is not installed" "$(reinstall --with-alerts)"
-    elif [[ $(show "$ALERT" SubState) == @(auto-restart*|failed) ]]; then
+    elif [[ -s $STATE_DIR/alert || $(show "$ALERT" SubState) == @(auto-restart*|failed) ]]; then
         note $WARNING alerts "the last one could not be sent and is tried again" \
             "sudo systemctl status $ALERT"
     else

@@ -56,8 +56,11 @@ take_lock() {
 
 # Only what install.sh made: a copy that somebody keeps has another name than its mark
 drop_release() { # folder
-    if [[ $1 && -f $1/.release && $(< "$1/.release") == "$(basename "$1")" ]]; then
-        rm -rf "$1"
+    local gone=${1%.gone}.gone
+    if [[ $1 && -f $1/.release && $(< "$1/.release") == "$(basename "${1%.gone}")" ]]; then
+        [[ $1 == "$gone" ]] || mv -T "$1" "$gone" # a killed install.sh's pip may still write to it
+        find "$gone" -mindepth 1 -maxdepth 1 ! -name .release -exec rm -rf {} + # the mark goes last
+        rm -rf "$gone"
     elif [[ -d $1 ]]; then
         rmdir "$1" 2> /dev/null || true
     fi

@@ -49,7 +49,7 @@ STEPS = [
     "systemctl restart \"$unit\"",
     "systemctl start \"$service\"",
     "rm -f \"$HOME_DIR/previous\"",
-    "rm -rf \"$1\"",
+    "rm -rf \"$gone\"",
     "conclude",
 ]  # fmt: skip
 
