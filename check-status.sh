@@ -158,6 +158,7 @@ look_at_last_run() { # service, name
         note $OK "$2" "${ended:+good, }${ended:-none since this machine started}"
     fi
     [[ $1 == "$UPDATE" || $failing ]] || return 0
+    [[ -z $lines ]] || lines+=$'\n'
     lines+=$(journalctl --quiet --no-pager --lines=3 --output=short --no-hostname \
         "_SYSTEMD_UNIT=$1" 2> /dev/null) || true
     [[ $lines ]] || can_read_journal || note $UNSEEN journal "$UNSEEN_BY"

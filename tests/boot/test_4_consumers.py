@@ -104,7 +104,7 @@ def test_a_killed_run_is_answered_with_a_word(site: Site) -> None:
     process = site.machine.start_process("runuser", "-u", "shop", "--", "python3",
                                          "/srv/shop/ask_sync.py", "1")  # fmt: skip
     await_(lambda: site.webkassa.authorizations == 1)
-    site.run("systemctl", "kill", "--signal=KILL", "webkassa-key-renew@*")
+    site.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "webkassa-key-renew@*")
     assert process.communicate()[0].strip() == "KILL"
 
 
