@@ -40,7 +40,7 @@ def missing() -> str:
     return f"needs {', '.join(lacking)}" if lacking else ""
 
 
-def await_(condition: Callable[[], Any], seconds: float = 30) -> Any:
+def await_(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Wait until `condition` holds, and return what it gave."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

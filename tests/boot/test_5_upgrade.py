@@ -346,7 +346,10 @@ def test_no_empty_settings_are_left_by_a_full_disk(site: Site) -> None:
 
 
 def test_a_place_without_room_or_execution_is_named(site: Site) -> None:
-    for options, said in (("noexec,mode=755", "noexec"), ("size=20m,mode=755", "The disk of /opt is full")):
+    for options, said in (
+        ("noexec,mode=755", "noexec"),
+        ("size=20m,mode=755", "The disk of /opt is full"),
+    ):
         site.run("mount", "-t", "tmpfs", "-o", options, "none", "/opt")
         try:
             result = site.install()
