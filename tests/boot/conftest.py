@@ -16,6 +16,7 @@ from world.postgres import PASSWORD as DATABASE_PASSWORD
 SUITES = os.environ.get("WEBKASSA_BOOT_SUITES", "bookworm").split()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == machines.HERE:
