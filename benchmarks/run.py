@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/run.py [ROUNDS]
 
 PostgreSQL (with fsync) and the simulator run on loopback. Runs alternate, so that whatever else the
-machine does meets both. Medians; CPU is user + system time of the process.
+machine does meets both. Medians; CPU is user + system time of the process. Then the same at a
+distance: relays delay what goes to Webkassa and to the database, and count the database's answers.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 import psycopg2  # noqa: E402
 from world import webkassa_simulator  # noqa: E402
 from world.postgres import PASSWORD, Postgres  # noqa: E402
+from world.relay import Relay  # noqa: E402
+
+# Seconds there and back. The dead window cannot be shorter than half the way to Webkassa (its
+# reply), the whole of it (the probe) and half the way to the database (the commit)
+WEBKASSA_DISTANCE, DATABASE_DISTANCE = 0.060, 0.020
+LEAST = WEBKASSA_DISTANCE * 1.5 + DATABASE_DISTANCE / 2
+COMMITTED = "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 FROM api_keys"
 
 
 def measure(command: list[str], env: dict[str, str]) -> tuple[float, float]:
@@ -53,11 +61,11 @@ def main(rounds: int) -> None:
         webkassa.password = "without-a-dollar"  # python-dotenv's own reading would expand it
         url = f"postgresql://postgres:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}/postgres"
         env_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "env"
+        login = (
+            f"WEBKASSA_LOGIN={webkassa_simulator.LOGIN}\nWEBKASSA_PASSWORD={webkassa.password}\n"
+        )
         env_file.write_text(
-            f"WEBKASSA_LOGIN={webkassa_simulator.LOGIN}\n"
-            f"WEBKASSA_PASSWORD={webkassa.password}\n"
-            f"WEBKASSA_AUTH_URL={webkassa.url}\nDATABASE_URL={url}\n",
-            encoding="utf-8",
+            f"{login}WEBKASSA_AUTH_URL={webkassa.url}\nDATABASE_URL={url}\n", encoding="utf-8"
         )
         env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "ENV_FILE": str(env_file)}
         ours = [str(ROOT / "webkassa_key_updater.py"), "--env-file", str(env_file)]
@@ -71,10 +79,25 @@ def main(rounds: int) -> None:
         for _ in range(rounds):
             times["bare"].append(measure(bare, env))
             times["ours"].append(measure(ours, env))
-            cursor.execute(
-                "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 FROM api_keys"
-            )
+            cursor.execute(COMMITTED)
             windows.append(cursor.fetchone()[0] - answered_at(webkassa))
+
+        far = stack.enter_context(Relay(("127.0.0.1", webkassa.port)))
+        database = stack.enter_context(Relay(("127.0.0.1", server.port)))
+        far.delay_to_server = far.delay_to_client = WEBKASSA_DISTANCE / 2
+        database.delay_to_server = database.delay_to_client = DATABASE_DISTANCE / 2
+        env_file.write_text(
+            f"{login}WEBKASSA_AUTH_URL={webkassa.url.replace(str(webkassa.port), str(far.port))}\n"
+            f"DATABASE_URL={url.replace(str(server.port), str(database.port))}\n",
+            encoding="utf-8",
+        )
+        far_windows, round_trips = [], []
+        for _ in range(rounds):
+            before = database.round_trips
+            measure(ours, env)
+            round_trips.append(database.round_trips - before)
+            cursor.execute(COMMITTED)
+            far_windows.append(cursor.fetchone()[0] - answered_at(webkassa))
 
     python = platform.python_version()
     print(f"{rounds} rounds, Python {python}, {os.cpu_count()} cores, {platform.machine()}")
@@ -85,6 +108,14 @@ def main(rounds: int) -> None:
         f"dead window (answer to commit, probe on): median {statistics.median(windows) * 1000:.1f} ms,"
         f" worst {max(windows) * 1000:.1f} ms"
     )
+    far_window = statistics.median(far_windows)
+    print(
+        f"at a distance (Webkassa {WEBKASSA_DISTANCE * 1000:.0f} ms, database"
+        f" {DATABASE_DISTANCE * 1000:.0f} ms there and back): dead window median"
+        f" {far_window * 1000:.0f} ms, best {min(far_windows) * 1000:.0f} ms, least possible"
+        f" {LEAST * 1000:.0f} ms, {far_window / LEAST:.2f} x"
+    )
+    print(f"database round trips of a whole run: {statistics.median(round_trips):.0f}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,14 @@ from world.tls import Authority
 from world.webkassa_simulator import Simulator
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "begins_first: waits long; the others run beside it")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("begins_first") is None)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Postgres]:
     server = Postgres("fsync=off")

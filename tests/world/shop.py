@@ -48,6 +48,18 @@ CLEAN_SLATE = """
     ALTER DATABASE shop RESET ALL
 """
 
+HURRIED = """
+import os, sys
+sys.path.insert(0, {root!r})
+import webkassa_key_updater as program
+for name, value in {seconds!r}.items():
+    owner, _, name = name.rpartition("__")
+    owner = getattr(program, owner) if owner else program
+    assert hasattr(owner, name)
+    setattr(owner, name, value)
+os._exit(program.main())
+"""
+
 UPDATERS = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'webkassa_key_updater'"
 
 
@@ -102,6 +114,7 @@ class Shop:
         self.server, self.webkassa, self.home = server, webkassa, home
         self.old_key = webkassa.issue()
         self.options: tuple[str, ...] = ()  # of every run
+        self.program = [str(PROGRAM)]  # Python's arguments
         self.env = {
             "HOME": str(home),
             "PATH": os.environ["PATH"],
@@ -154,14 +167,21 @@ class Shop:
         return self.key == self.webkassa.live != self.old_key
 
     @contextlib.contextmanager
-    def lock_held(self) -> Iterator[None]:
+    def lock_held(self, service: str = "Webkassa") -> Iterator[None]:
         """Hold the lock of an updater meanwhile."""
         with contextlib.closing(self.connect()) as other, other.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", (lock_number(),))
+            cursor.execute("SELECT pg_advisory_lock(%s)", (lock_number(service),))
             yield
 
+    def hurry(self, **seconds: float) -> None:
+        """Have the program take other times than its own, as `Run__STORING_TIME=3`."""
+        self.program = ["-c", HURRIED.format(root=str(ROOT), seconds=seconds)]
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, *self.program, *arguments]
+
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(PROGRAM), *arguments, *self.options]
+        command = self.command(*arguments, *self.options)
         pipe = subprocess.PIPE
         return subprocess.Popen(
             command, env=self.env | env, stdout=pipe, stderr=pipe, text=True, encoding="utf-8"

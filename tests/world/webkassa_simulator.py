@@ -43,6 +43,8 @@ WHAT is one of these; 3*WHAT is the same three times:
 #         webkassa.script.append(answer(503))      # the next login; the one after is good again
 #         webkassa.probe_script.append(hang())     # the same for the probe
 #         webkassa.verdict = lambda token: UNCLEAR # what probes say of a token, from now on
+#         webkassa.enroll("b@example.kz", "pass") # another account, with a live token of its own
+#         webkassa.scripts["b@example.kz"].append(answer(503))  # its next login
 #         ... webkassa.url, webkassa.live, webkassa.authorizations, webkassa.calls, webkassa.events
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ class Event:
     said: str  # of a probe: alive, dead, ...; of an answer: which request it is for
     at: float  # time.monotonic, the same in all processes of a machine
     clock: float  # time.time, to compare with a server's
+    login: str | None = None  # whose token or question it is, where that is known
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -109,6 +112,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1  # one packet an answer
     server: Server
+    login: str | None = None  # of the latest request to log in
 
     def log_message(self, *_: object) -> None:
         pass
@@ -156,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def complete(self) -> None:
         """Send what was written; it ends an answer. The stamp is taken before it leaves."""
-        self.server.webkassa.note("answer", None, self.path.rpartition("/")[2])
+        self.server.webkassa.note("answer", None, self.path.rpartition("/")[2], self.login)
         self.wfile.flush()
 
     def hang_up(self) -> None:
@@ -164,6 +168,10 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_in(self, token: str | None = None) -> bytes:
+        """Log in whoever asks; return the answer that carries the token."""
+        return self.server.webkassa.log_in(token, self.login or LOGIN)
 
     def wait(self, seconds: float = 60) -> bool:
         """Wait; return False when the simulator ended meanwhile."""
@@ -197,20 +205,28 @@ class Behaviour:
         self.act, self.logs_in, self.refuses = act, logs_in and not refuses, refuses
 
 
+Script = collections.deque[Any]
+
+
 class Simulator:
     def __init__(
         self, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
     ) -> None:
         self.host, self.port, self.tls = host, port, tls
-        self.password = PASSWORD
-        self.live: str | None = None  # the token that works
+        self.passwords = {LOGIN: PASSWORD}
+        self.tokens: dict[str, str | None] = {}  # the one that works, by login
         self.issued: list[str] = []
+        self.issued_to: dict[str, str] = {}  # whose a token is
+        self.latency = 0.0  # seconds before the answer to a login and to a probe
         self.calls: list[Call] = []
         self.events: list[Event] = []
         self.connections: set[socket.socket] = set()
         # The next requests' behaviours, also as functions of the handler and the good answer
-        self.script: collections.deque[Any] = collections.deque()
-        self.probe_script: collections.deque[Any] = collections.deque()
+        self.script: Script = collections.deque()
+        self.probe_script: Script = collections.deque()
+        # The same of one login; these come first
+        self.scripts: dict[str, Script] = collections.defaultdict(collections.deque)
+        self.probe_scripts: dict[str, Script] = collections.defaultdict(collections.deque)
         self.on_issue: Callable[[str], object] = lambda token: None  # before the answer is sent
         self.on_event: Callable[[Event], object] = lambda event: None
         self.new_token: Callable[[], str] = lambda: secrets.token_hex(16)
@@ -262,6 +278,33 @@ class Simulator:
         self.hear()
 
     @property
+    def password(self) -> str:
+        """The password of LOGIN."""
+        return self.passwords[LOGIN]
+
+    @password.setter
+    def password(self, password: str) -> None:
+        self.passwords[LOGIN] = password
+
+    @property
+    def live(self) -> str | None:
+        """The token of LOGIN that works."""
+        return self.tokens.get(LOGIN)
+
+    @live.setter
+    def live(self, token: str | None) -> None:
+        self.tokens[LOGIN] = token
+
+    def enroll(self, login: str, password: str) -> str:
+        """Know one more account; return its live token."""
+        self.passwords[login] = password
+        return self.issue(login=login)
+
+    def logins(self, login: str) -> int:
+        """How often this login was asked for."""
+        return len([e for e in list(self.events) if e.what == "asked" and e.login == login])
+
+    @property
     def authorizations(self) -> int:
         return len([call for call in self.calls if call.path.endswith("/Authorize")])
 
@@ -273,22 +316,29 @@ class Simulator:
         """When events of this kind happened, by `time.monotonic`."""
         return [event.at for event in list(self.events) if event.what == what]
 
-    def note(self, what: str, token: str | None = None, said: str = "") -> None:
-        event = Event(what, token, said, time.monotonic(), time.time())
+    def note(
+        self, what: str, token: str | None = None, said: str = "", login: str | None = None
+    ) -> None:
+        event = Event(what, token, said, time.monotonic(), time.time(), login)
         self.events.append(event)
         self.on_event(event)
 
-    def issue(self, token: str | None = None) -> str:
-        """Log somebody in: a new token (or this one) lives, the one before is dead."""
+    def issue(self, token: str | None = None, login: str = LOGIN) -> str:
+        """Log somebody in: a new token (or this one) lives, that login's one before is dead."""
         with self.lock:
             token = token or self.new_token()
             self.issued.append(token)
-            self.live = token
-            self.note("login", token)
+            self.issued_to[token] = login
+            self.tokens[login] = token
+            self.note("login", token, login=login)
         return token
 
     def truth(self, token: str | None) -> Any:
-        return ALIVE if token is not None and token == self.live else DEAD
+        return ALIVE if token is not None and token == self.tokens.get(self.owner(token)) else DEAD
+
+    def owner(self, token: str | None) -> str:
+        """Return the login that a token was issued to."""
+        return self.issued_to.get(token or "", LOGIN)
 
     def act(self, handler: Handler, body: Any) -> None:
         if handler.command != "POST":
@@ -299,42 +349,47 @@ class Simulator:
             self.authorize(handler, body)
         elif handler.path.endswith("/references/RefUnits"):
             token = body.get("Token") if isinstance(body, dict) else None
+            handler.login = self.owner(token)
             verdict = self.verdict(token)
-            self.note("probe", token, said_of(verdict))
-            self.play(next_of(self.probe_script), handler, json.dumps(verdict).encode())
+            self.note("probe", token, said_of(verdict), handler.login)
+            behaviour = next_of(self.probe_scripts[handler.login], self.probe_script)
+            self.play(behaviour, handler, json.dumps(verdict).encode())
         else:
             handler.send(404, b"<html>not found</html>")
 
     def authorize(self, handler: Handler, body: Any) -> None:
-        behaviour = next_of(self.script)
-        self.note("asked")
-        good = b""
+        handler.login = str(body.get("Login")) if isinstance(body, dict) else ""
+        behaviour = next_of(self.scripts[handler.login], self.script)
+        self.note("asked", login=handler.login)
+        good, password = b"", self.passwords.get(handler.login)
         if behaviour.refuses:
             pass
-        elif body != {"Login": LOGIN, "Password": self.password}:
+        elif password is None or body != {"Login": handler.login, "Password": password}:
             good = json.dumps(errors(1)).encode()
             if not behaviour.logs_in:
                 behaviour = GOOD
         elif behaviour.logs_in:
-            good = self.log_in()
+            good = handler.log_in()
         self.play(behaviour, handler, good)
 
-    def log_in(self, token: str | None = None) -> bytes:
+    def log_in(self, token: str | None = None, login: str = LOGIN) -> bytes:
         """Issue a token and return the answer that carries it."""
-        token = self.issue(token)
+        token = self.issue(token, login)
         self.on_issue(token)
         return json.dumps({"Data": {"Token": token}}).encode()
 
     def play(self, behaviour: Behaviour, handler: Handler, good: bytes) -> None:
+        if self.latency:
+            handler.wait(self.latency)
         behaviour.act(handler, good)
 
 
-def next_of(script: collections.deque[Any]) -> Behaviour:
-    try:
-        found = script.popleft()
-    except IndexError:
-        return GOOD
-    return found if isinstance(found, Behaviour) else Behaviour(found)
+def next_of(*scripts: Script) -> Behaviour:
+    for script in scripts:
+        with contextlib.suppress(IndexError):
+            found = script.popleft()
+            return found if isinstance(found, Behaviour) else Behaviour(found)
+    return GOOD
 
 
 def said_of(verdict: Any) -> str:
@@ -382,7 +437,7 @@ def late(seconds: float, *, hang_up: bool = False, reply: bool = False) -> Behav
             handler.hang_up()
         if not handler.wait(seconds):
             return
-        token_in_answer = handler.server.webkassa.log_in()
+        token_in_answer = handler.log_in()
         if reply:
             handler.send(200, token_in_answer)
         elif not hang_up:
@@ -395,8 +450,9 @@ def same_token() -> Behaviour:
     """Give the token that was issued last, once more."""
 
     def act(handler: Handler, good: bytes) -> None:
-        webkassa = handler.server.webkassa
-        handler.send(200, webkassa.log_in(webkassa.issued[-1] if webkassa.issued else None))
+        issued, owners = handler.server.webkassa.issued, handler.server.webkassa.issued_to
+        own = [token for token in issued if owners.get(token) in (None, handler.login)]
+        handler.send(200, handler.log_in(own[-1] if own else None))
 
     return Behaviour(act, logs_in=False)
 

@@ -1,0 +1,289 @@
+"""Step 7: the connection is gone with a token in hand, and nobody may trust what was true before."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from typing import Any
+
+import pytest
+from world.relay import Link, Relay
+from world.shop import UPDATERS, Shop, fingerprint, lock_number, trigger
+from world.waiting import await_
+from world.webkassa_simulator import (
+    DEAD,
+    UNCLEAR,
+    Behaviour,
+    Handler,
+    answer,
+    errors,
+    late,
+    same_token,
+)
+
+SET_KEY = "UPDATE api_keys SET api_key = %s WHERE service_name = 'Webkassa'"
+WAITING = UPDATERS + " AND wait_event = 'advisory'"
+
+
+def once(action: Any) -> Any:
+    """Return what does `action` at its first call alone."""
+    calls: list[object] = []
+
+    def act(token: str) -> None:
+        calls.append(token)
+        if len(calls) == 1:
+            action(token)
+
+    return act
+
+
+@pytest.fixture(params=["probe on", "probe off", "probe unclear"])
+def env(request: pytest.FixtureRequest, shop: Shop) -> dict[str, str]:
+    if request.param == "probe unclear":
+        shop.webkassa.verdict = lambda token: UNCLEAR
+    return {"WEBKASSA_PROBE_URL": "off"} if request.param == "probe off" else {}
+
+
+def test_later_login_of_ours_wins_over_the_key_that_another_stored(
+    shop: Shop, env: dict[str, str]
+) -> None:
+    """Theirs is dead; "ours is dead" must not be taken on trust."""
+
+    def other_updater(token: str) -> None:
+        shop.kill_connections()
+        shop.sql(SET_KEY, "of an earlier login")
+
+    shop.webkassa.on_issue = once(other_updater)
+    result = shop.run(**env)
+    assert (result.code, shop.webkassa.authorizations) == (0, 2)
+    assert shop.holds_the_live_key
+
+
+def test_login_of_another_that_was_killed_before_it_stored_is_noticed(
+    shop: Shop, env: dict[str, str]
+) -> None:
+    """Ours is dead, theirs is lost, and the row is as it was."""
+
+    def other_updater(token: str) -> None:
+        shop.kill_connections()
+        shop.webkassa.issue()
+
+    shop.webkassa.on_issue = once(other_updater)
+    result = shop.run(**env)
+    assert (result.code, shop.webkassa.authorizations) == (0, 2)
+    assert shop.holds_the_live_key
+
+
+@pytest.mark.parametrize("verdict", [DEAD, UNCLEAR])
+def test_key_of_another_that_is_not_called_alive_is_no_reason_to_be_done(
+    shop: Shop, verdict: Any
+) -> None:
+    """Ours is dead, and so may be theirs: a third login was made, and its key is lost."""
+
+    def other_updater(token: str) -> None:
+        shop.kill_connections()
+        shop.sql(SET_KEY, "of another")
+        shop.webkassa.issue()
+        shop.webkassa.verdict = lambda key: (
+            verdict if key == "of another" else shop.webkassa.truth(key)
+        )
+
+    shop.webkassa.on_issue = once(other_updater)
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 2)
+    assert shop.holds_the_live_key
+
+
+def test_row_that_somebody_restored_by_hand_is_no_newer_key(shop: Shop) -> None:
+    shop.sql(SET_KEY, "the one before")
+
+    def restore(token: str) -> None:
+        shop.kill_connections()
+        shop.sql(SET_KEY, shop.old_key)
+
+    shop.webkassa.on_issue = once(restore)
+    assert shop.run().code == 0
+    assert shop.holds_the_live_key
+
+
+@pytest.mark.parametrize("row", ["as it was", "another key"])
+@pytest.mark.parametrize(("reply", "code"), [(errors(1), 77), (errors(7), 76)])
+def test_second_login_that_fails_never_ends_with_0(
+    shop: Shop, row: str, reply: Any, code: int
+) -> None:
+    """The token in hand may live: it is stored in place of a key that cannot, and of no other."""
+
+    def doubt(token: str) -> None:
+        shop.kill_connections()
+        if row == "another key":
+            shop.sql(SET_KEY, "of another updater")
+
+    shop.webkassa.on_issue = once(doubt)
+    shop.webkassa.verdict = lambda token: UNCLEAR
+    shop.webkassa.script.extend([lambda handler, good: handler.send(200, good), answer(200, reply)])
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (code, 2)
+    assert shop.key == (shop.webkassa.live if row == "as it was" else "of another updater")
+
+
+def test_second_login_is_the_last_of_a_run(shop: Shop) -> None:
+    """Whoever cuts every connection gets no third login out of us."""
+    shop.hurry(Run__STORING_TIME=4)
+    shop.webkassa.verdict = lambda token: UNCLEAR
+    shop.webkassa.on_issue = shop.kill_connections
+    result = shop.run()
+    assert result.code != 0
+    assert shop.webkassa.authorizations == 2
+
+
+def test_lock_is_taken_again_after_a_reconnect(shop: Shop) -> None:
+    """Another updater got it in between: we wait until it is done, and find its key."""
+    other = shop.connect()
+    waited = []
+
+    def log_in_and_store() -> None:
+        with contextlib.closing(other), other.cursor() as cursor:
+            waited.append(await_(lambda: shop.sql(WAITING)))
+            cursor.execute(SET_KEY, (shop.webkassa.issue(),))
+
+    def other_updater(token: str) -> None:
+        shop.kill_connections()
+        other.cursor().execute("SELECT pg_advisory_lock(%s)", (lock_number(),))
+        threading.Thread(target=log_in_and_store).start()
+
+    shop.webkassa.on_issue = once(other_updater)
+    result = shop.run()
+    assert (result.code, len(waited), shop.webkassa.authorizations) == (0, 1, 1)
+    assert "another updater" in result.err
+    assert shop.holds_the_live_key
+
+
+# The same token twice ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_vendor_that_gives_the_same_token_again_gets_it_stored_again(shop: Shop, cut: bool) -> None:
+    """That the row holds it already does not say that a commit went through: the time moves."""
+    shop.webkassa.script.append(same_token())
+    if cut:
+        shop.webkassa.on_issue = once(shop.kill_connections)
+    before = shop.row()
+    result = shop.run()
+    assert (result.code, shop.key) == (0, shop.old_key)
+    assert shop.key == shop.webkassa.live
+    assert shop.row()["updated_at"] > before["updated_at"]
+
+
+# An earlier login that got no answer -------------------------------------------------------------
+
+
+def test_unanswered_login_that_kills_the_next_is_noticed_after_the_commit(shop: Shop) -> None:
+    """It takes effect after our probe; so one more probe comes after the commit."""
+
+    def answer_then_late_login(handler: Handler, good: bytes) -> None:
+        shop.webkassa.issue()  # the first try's, at last
+        handler.send(200, good)
+
+    shop.webkassa.script.append(late(60, hang_up=True))
+    shop.webkassa.probe_script.append(answer_then_late_login)
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 3)
+    assert shop.holds_the_live_key
+
+
+def test_without_an_unanswered_login_one_probe_is_enough(shop: Shop) -> None:
+    """429 says that nothing was done."""
+    shop.webkassa.script.append(answer(429))
+    assert shop.run().code == 0
+    assert shop.webkassa.probes == 1
+
+
+def test_unanswered_login_is_not_forgotten_by_the_next_try(shop: Shop) -> None:
+    """The stored key works when it is looked at last; it may die yet, and that is said."""
+    shop.webkassa.script.append(late(60, hang_up=True))
+    shop.webkassa.script.extend([answer(429, b"", {"Retry-After": "60"})] * 9)
+    result = shop.run(WEBKASSA_DEADLINE="10s")
+    assert (result.code, shop.webkassa.authorizations) == (69, 2)
+    assert f"{fingerprint(shop.old_key)} still works" in result.err
+    assert re.search("may (still )?(kill|end) it", result.err)
+
+
+def test_stored_key_of_another_is_not_enough_after_an_unanswered_login(shop: Shop) -> None:
+    """The late login may kill that one, too: so we log in under the lock all the same."""
+
+    def lose_lock(handler: Handler, good: bytes) -> None:
+        shop.kill_connections()
+        shop.sql(SET_KEY, shop.webkassa.issue())
+        handler.hang_up()
+
+    shop.webkassa.script.append(lose_lock)
+    assert shop.run().code == 0
+    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (2, True)
+
+
+def test_key_that_another_stored_while_our_login_was_put_off_is_enough(shop: Shop) -> None:
+    """429 says that we were not logged in; then the connection was lost, and another came first."""
+
+    def lose_lock(handler: Handler, good: bytes) -> None:
+        shop.kill_connections()
+        shop.sql(SET_KEY, shop.webkassa.issue())
+        handler.send(429, b"")
+
+    shop.webkassa.script.append(Behaviour(lose_lock, refuses=True))
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 1)
+    assert shop.holds_the_live_key
+
+
+# What PostgreSQL says, spoiled on its way ----------------------------------------------------------
+
+
+def test_rollback_that_answers_a_commit_is_no_commit(shop: Shop) -> None:
+    """PostgreSQL answers COMMIT of an aborted transaction so, without an error."""
+    rolled_back = []
+
+    def roll_back(link: Link, data: bytes) -> bytes:
+        match = re.search(rb"COMMIT;?\s*\0$", data)
+        if not match or rolled_back or data[:1] != b"Q" or b"pg_notify" not in data:
+            return data
+        rolled_back.append(link)
+        text = data[5 : match.start()] + b"ROLLBACK\0"
+        return b"Q" + (len(text) + 4).to_bytes(4, "big") + text
+
+    with Relay(("127.0.0.1", shop.server.port), to_server=roll_back) as relay:
+        result = shop.run(POSTGRES_PORT=str(relay.port))
+    assert (result.code, len(rolled_back), shop.webkassa.authorizations) == (0, 1, 1)
+    assert shop.holds_the_live_key
+
+
+def test_bug_of_ours_in_the_store_does_not_cost_the_token(shop: Shop) -> None:
+    """What no Failure was thought of for: the catalog's JSON comes spoiled, once."""
+    spoiled: list[Link] = []
+
+    def spoil(link: Link, data: bytes) -> bytes:
+        if relay.links.index(link) == 1 and b'{ "id"' in data:
+            spoiled.append(link)
+            return data.replace(b'{ "id"', b'{{ "id')
+        return data
+
+    shop.webkassa.on_issue = shop.kill_connections
+    with Relay(("127.0.0.1", shop.server.port), to_client=spoil) as relay:
+        result = shop.run(POSTGRES_PORT=str(relay.port))
+    assert (result.code, len(spoiled), shop.webkassa.authorizations) == (0, 1, 1)
+    assert shop.holds_the_live_key
+
+
+def test_write_that_is_changed_at_the_commit_alone_is_noticed(shop: Shop) -> None:
+    """A deferred trigger restores the old key, but not in the rehearsal."""
+    shop.sql("CREATE SEQUENCE writes")
+    body = """
+        IF pg_trigger_depth() = 1 AND nextval('writes') = 2 THEN
+            UPDATE api_keys SET api_key = OLD.api_key WHERE id = NEW.id;
+        END IF; RETURN NULL;"""
+    shop.sql(
+        trigger(body=body, kind="CONSTRAINT", when="AFTER UPDATE", deferred="INITIALLY DEFERRED")
+    )
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 1)
+    assert shop.holds_the_live_key
