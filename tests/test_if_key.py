@@ -1,0 +1,181 @@
+"""update --if-key: a consumer that was told code 2 asks for a new key by its fingerprint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from world.shop import PROGRAM, UPDATERS, Result, Shop, fingerprint
+from world.waiting import await_
+
+
+@pytest.fixture
+def dead(shop: Shop) -> Shop:
+    """A shop whose key died before its time: somebody logged in elsewhere."""
+    shop.sql(
+        "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - interval '1 hour' WHERE id = 1"
+    )
+    shop.webkassa.live = None
+    return shop
+
+
+def of_input(shop: Shop, text: bytes) -> Result:
+    run = subprocess.run(
+        [sys.executable, str(PROGRAM), "update", "--if-key", "-"],
+        env=shop.env, input=text, capture_output=True,
+    )  # fmt: skip
+    return shop.watched(Result(run.returncode, run.stdout.decode(), run.stderr.decode()))
+
+
+def test_key_that_is_still_stored_is_renewed(dead: Shop) -> None:
+    result = dead.main("update", "--if-key", fingerprint(dead.old_key))
+    assert (result.code, dead.webkassa.authorizations) == (0, 1)
+    assert dead.holds_the_live_key
+
+
+def test_key_is_renewed_though_the_probe_calls_it_alive(dead: Shop) -> None:
+    """The consumer knows better: that the probe refuses a dead key is not verified."""
+    dead.webkassa.live = dead.old_key
+    assert dead.main("update", "--if-key", fingerprint(dead.old_key)).code == 0
+    assert dead.webkassa.authorizations == 1
+
+
+def test_key_that_is_stored_no_more_asks_for_nothing(dead: Shop) -> None:
+    result = dead.main("update", "--if-key", "0badc0de")
+    assert (result.code, dead.webkassa.authorizations) == (0, 0)
+    assert dead.key == dead.old_key
+    assert "0badc0de" in result.err
+    assert fingerprint(dead.old_key) in result.err  # the one to read now
+
+
+@pytest.mark.parametrize(("seconds", "asks"), [(5, 0), (50, 0), (65, 1)])
+def test_key_younger_than_a_minute_asks_for_nothing(dead: Shop, seconds: int, asks: int) -> None:
+    """Twenty consumers that were told code 2 make one login, however late the last comes."""
+    dead.sql(
+        "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - %s::interval WHERE id = 1",
+        f"{seconds} seconds",
+    )
+    result = dead.main("update", "--if-key", fingerprint(dead.old_key))
+    assert (result.code, dead.webkassa.authorizations) == (0, asks)
+
+
+def test_twenty_at_once_make_one_login(dead: Shop) -> None:
+    with dead.lock_held():
+        key = fingerprint(dead.old_key)
+        runs = [dead.start("update", "--if-key", key) for _ in range(20)]
+        await_(lambda: len(dead.sql(UPDATERS + " AND wait_event = 'advisory'")) == 20, 40)
+    assert [dead.finish(run).code for run in runs] == [0] * 20
+    assert dead.webkassa.authorizations == 1
+    assert dead.holds_the_live_key
+
+
+@pytest.mark.parametrize("ending", [b"", b" \r\n", b"\nsecond line\n"])
+def test_fingerprint_is_read_from_standard_input(dead: Shop, ending: bytes) -> None:
+    assert of_input(dead, b"0badc0de" + ending).code == 0
+    assert dead.webkassa.authorizations == 0
+    assert of_input(dead, fingerprint(dead.old_key).encode() + ending).code == 0
+    assert dead.webkassa.authorizations == 1
+    assert dead.holds_the_live_key
+
+
+@pytest.mark.parametrize("line", [b"\n", b"", b" \r\n"])
+def test_empty_line_is_if_needed(dead: Shop, line: bytes) -> None:
+    dead.webkassa.live = dead.old_key
+    assert of_input(dead, line).code == 0
+    assert dead.webkassa.authorizations == 0
+    dead.webkassa.live = None
+    assert of_input(dead, line).code == 0
+    assert dead.webkassa.authorizations == 1
+
+
+def test_line_is_read_before_its_end_comes(dead: Shop) -> None:
+    """A socket stays open: who asked waits there for the answer."""
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAM), "update", "--if-key", "-"],
+        env=dead.env, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin
+    process.stdin.write(b"0badc0de\n")
+    process.stdin.flush()
+    assert process.wait(20) == 0
+    process.communicate()
+
+
+WRONG = [
+    "xyz",
+    "0badc0de0",
+    "٠" * 8,
+    "if needed",
+]
+
+
+@pytest.mark.parametrize("text", WRONG)
+@pytest.mark.parametrize("way", ["argument", "input"])
+def test_what_is_no_fingerprint_is_wrong_usage(dead: Shop, text: str, way: str) -> None:
+    if way == "argument":
+        result = dead.finish(dead.start("update", "--if-key", text))
+    else:
+        result = of_input(dead, text.encode() + b"\n")
+    assert (result.code, result.out) == (2, "")
+    assert "fingerprint" in result.err.lower() or "8 hex digits" in result.err
+    assert "see --help" in result.err
+    assert dead.webkassa.calls == []
+
+
+def test_key_itself_in_place_of_its_fingerprint_is_not_repeated(dead: Shop) -> None:
+    """`watched` looks for it in what is said."""
+    for result in (
+        dead.finish(dead.start("update", "--if-key", dead.old_key)),
+        of_input(dead, dead.old_key.encode() + b"\n"),
+    ):
+        assert result.code == 2
+    assert dead.webkassa.calls == []
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\xff\xfe\n", b"\0\0\0\0\0\0\0\0\n"])
+def test_bytes_that_are_no_text_are_wrong_usage(dead: Shop, text: bytes) -> None:
+    result = of_input(dead, text)
+    assert (result.code, dead.webkassa.calls) == (2, [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "--if-key", "0badc0de"],
+        ["status", "--if-key", "0badc0de"],
+        ["update", "--if-needed", "--if-key", "0badc0de"],
+        ["update", "--if-key"],
+    ],
+)
+def test_it_goes_with_update_alone(dead: Shop, arguments: list[str]) -> None:
+    result = dead.finish(dead.start(*arguments))
+    assert result.code == (3 if "status" in arguments else 2)
+    assert dead.webkassa.calls == []
+
+
+def test_closed_standard_input_is_no_bug(dead: Shop) -> None:
+    run = subprocess.run(
+        ["bash", "-c", '"$0" "$1" update --if-key - <&-', sys.executable, str(PROGRAM)],
+        env=dead.env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode in (0, 2), run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("stored", ["no row", "empty"])
+def test_missing_key_is_fetched_whatever_the_fingerprint(dead: Shop, stored: str) -> None:
+    dead.sql(
+        "DELETE FROM api_keys WHERE id = 1"
+        if stored == "no row"
+        else "UPDATE api_keys SET api_key = '' WHERE id = 1"
+    )
+    assert dead.main("update", "--if-key", "0badc0de").code == 0
+    assert dead.webkassa.authorizations == 1
+    assert dead.holds_the_live_key
+
+
+def test_age_that_is_not_known_renews(dead: Shop) -> None:
+    dead.sql("ALTER TABLE api_keys DROP created_at, DROP updated_at")
+    assert dead.main("update", "--if-key", fingerprint(dead.old_key)).code == 0
+    assert dead.webkassa.authorizations == 1

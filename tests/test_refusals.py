@@ -1,0 +1,266 @@
+"""A login that Webkassa refused is remembered, so that nothing sends it again and again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from world import webkassa_simulator
+from world.shop import UPDATERS, Shop
+from world.waiting import await_
+
+IF_NEEDED = ("update", "--if-needed")
+
+
+@pytest.fixture
+def refusing(shop: Shop) -> Shop:
+    """A shop whose password was changed at Webkassa; its key is too old and has to be renewed."""
+    shop.webkassa.password = "changed"
+    shop.env["STATE_DIRECTORY"] = str(shop.home / "state")
+    return shop
+
+
+def files(shop: Shop) -> list[Path]:
+    return [path for path in (shop.home / "state").rglob("*") if path.is_file()]
+
+
+def test_refused_login_is_not_sent_again(refusing: Shop) -> None:
+    assert refusing.main(*IF_NEEDED).code == 77
+    result = refusing.main(*IF_NEEDED)
+    assert (result.code, refusing.webkassa.authorizations) == (77, 1)
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    assert f"refused this login at {day} " in result.err
+    assert re.search("not (sent|tried) again", result.err)
+    assert "the stored key is as it was" in result.err
+    assert refusing.is_untouched
+
+
+def test_twenty_waiters_send_one_refused_login(refusing: Shop) -> None:
+    with refusing.lock_held():
+        runs = [refusing.start(*IF_NEEDED) for _ in range(20)]
+        await_(lambda: len(refusing.sql(UPDATERS + " AND wait_event = 'advisory'")) == 20, 40)
+    assert [refusing.finish(run).code for run in runs] == [77] * 20
+    assert refusing.webkassa.authorizations == 1
+    assert refusing.is_untouched
+
+
+def test_plain_update_always_tries_and_is_remembered_too(refusing: Shop) -> None:
+    for count in (1, 2):
+        assert refusing.main("update").code == 77
+        assert refusing.webkassa.authorizations == count
+    assert refusing.main(*IF_NEEDED).code == 77
+    assert refusing.webkassa.authorizations == 2
+
+
+def test_request_by_fingerprint_is_held_back_too(refusing: Shop) -> None:
+    """A consumer that asks on every code 2 would send the refused login hundreds of times."""
+    from world.shop import fingerprint
+
+    for _ in range(2):
+        assert refusing.main("update", "--if-key", fingerprint(refusing.old_key)).code == 77
+    assert refusing.webkassa.authorizations == 1
+
+
+CHANGES = {
+    "password": {"WEBKASSA_PASSWORD": "another"},
+    "login": {"WEBKASSA_LOGIN": "another@example.kz"},
+    "URL": {"WEBKASSA_AUTH_URL": "{origin}/api/v3/Authorize"},
+    "API key": {"WEBKASSA_API_KEY": "another"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_credentials_are_tried(refusing: Shop, change: str) -> None:
+    assert refusing.main(*IF_NEEDED).code == 77
+    env = {n: v.format(origin=refusing.webkassa.origin) for n, v in CHANGES[change].items()}
+    assert refusing.main(*IF_NEEDED, **env).code == 77
+    assert refusing.webkassa.authorizations == 2
+    assert refusing.main(*IF_NEEDED, **env).code == 77  # and these are remembered now
+    assert refusing.webkassa.authorizations == 2
+
+
+def test_right_password_is_tried_at_once(refusing: Shop) -> None:
+    right = refusing.env["WEBKASSA_PASSWORD"]
+    refusing.webkassa.password = right
+    assert refusing.main(*IF_NEEDED, WEBKASSA_PASSWORD="wrong").code == 77
+    assert refusing.main(*IF_NEEDED).code == 0
+    assert refusing.holds_the_live_key
+
+
+def later(shop: Shop, seconds: float) -> None:
+    """Let the memory be so much older."""
+    (file,) = files(shop)
+    note = json.loads(file.read_text())
+    aged = {
+        name: value - seconds if isinstance(value, float) else value for name, value in note.items()
+    }
+    assert aged != note
+    file.write_text(json.dumps(aged))
+
+
+@pytest.mark.parametrize(("hours", "tries"), [(23.9, 1), (24.1, 2), (-1, 2)])
+def test_refusal_counts_for_a_day(refusing: Shop, hours: float, tries: int) -> None:
+    """One of the future tells nothing: the clock was wrong."""
+    refusing.main(*IF_NEEDED)
+    later(refusing, hours * 3600)
+    assert refusing.main(*IF_NEEDED).code == 77
+    assert refusing.webkassa.authorizations == tries
+
+
+def test_memory_is_void_after_a_success(refusing: Shop) -> None:
+    """The password is put back at Webkassa, works, and is refused again: that is news.
+
+    Webkassa gives the same token again, so it is not a changed key that makes it void.
+    """
+    assert refusing.main(*IF_NEEDED).code == 77
+    refusing.webkassa.password = webkassa_simulator.PASSWORD
+    refusing.webkassa.script.append(webkassa_simulator.same_token())
+    assert refusing.main("update").code == 0
+    assert refusing.key == refusing.old_key
+    assert files(refusing) == []
+    refusing.webkassa.password = "changed"
+    refusing.sql("UPDATE api_keys SET updated_at = updated_at - interval '30 hours' WHERE id = 1")
+    assert refusing.main(*IF_NEEDED).code == 77
+    assert refusing.webkassa.authorizations == 3
+
+
+def test_memory_is_void_when_the_stored_key_has_changed(refusing: Shop) -> None:
+    assert refusing.main(*IF_NEEDED).code == 77
+    refusing.sql("UPDATE api_keys SET api_key = repeat('f', 32) WHERE id = 1")
+    assert refusing.main(*IF_NEEDED).code == 77
+    assert refusing.webkassa.authorizations == 2
+
+
+def test_services_have_memories_of_their_own(refusing: Shop) -> None:
+    assert refusing.main(*IF_NEEDED).code == 77
+    assert refusing.main(*IF_NEEDED, WEBKASSA_SERVICE_NAME="Second/../shop").code == 77
+    assert refusing.webkassa.authorizations == 2
+    assert refusing.main(*IF_NEEDED).code == 77
+    assert refusing.webkassa.authorizations == 2
+
+
+def test_young_key_is_no_matter_for_the_memory(refusing: Shop) -> None:
+    """Nothing is needed, so nothing is refused."""
+    refusing.main(*IF_NEEDED)
+    refusing.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' WHERE id = 1")
+    assert refusing.main(*IF_NEEDED).code == 0
+    assert refusing.webkassa.authorizations == 1
+
+
+def test_only_a_refused_login_is_remembered(refusing: Shop) -> None:
+    refusing.webkassa.script.append(webkassa_simulator.answer(404, b""))
+    assert refusing.main(*IF_NEEDED).code == 76
+    assert files(refusing) == []
+
+
+# Where it lies -----------------------------------------------------------------------------------
+
+FOLDERS = {
+    "systemd": ({"STATE_DIRECTORY": "{home}/state:{home}/second"}, "state"),
+    "XDG": ({"STATE_DIRECTORY": "", "XDG_STATE_HOME": "{home}/xdg"}, "xdg"),
+    "home": ({"STATE_DIRECTORY": "", "XDG_STATE_HOME": ""}, ".local/state"),
+}
+
+
+@pytest.mark.parametrize("where", FOLDERS)
+def test_memory_lies_where_the_system_wants_it(refusing: Shop, where: str) -> None:
+    env, folder = FOLDERS[where]
+    env = {name: value.format(home=refusing.home) for name, value in env.items()}
+    for _ in range(2):
+        assert refusing.main(*IF_NEEDED, **env).code == 77
+    assert refusing.webkassa.authorizations == 1
+    found = [path for path in refusing.home.rglob("*") if path.is_file()]
+    assert len(found) == 1
+    assert refusing.home / folder in found[0].parents
+
+
+def test_memory_shows_nothing_of_the_credentials_and_differs_each_time(refusing: Shop) -> None:
+    texts = []
+    for _ in range(2):
+        refusing.main("update", WEBKASSA_API_KEY="canary-api")
+        (file,) = files(refusing)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        texts.append(file.read_text())
+    secrets = (refusing.env["WEBKASSA_PASSWORD"], refusing.env["WEBKASSA_LOGIN"], "canary-api")
+    for text in texts:
+        for secret in secrets:
+            for start in range(0, len(secret) - 4, 4):
+                assert secret[start : start + 5] not in text
+    first, second = (json.loads(text) for text in texts)
+    assert {name for name in first if first[name] == second[name]} == {"key"}
+    assert refusing.old_key not in texts[0]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_memory_is_the_owners_whatever_the_umask(refusing: Shop, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        refusing.main("update")
+    finally:
+        os.umask(before)
+    (file,) = files(refusing)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+BROKEN = {
+    "empty": b"",
+    "no JSON": b"{",
+    "a list": b"[]",
+    "nothing known": b"{}",
+    "a number as salt": b'{"salt": 1, "mark": "x", "key": "{key}", "time": 0}',
+    "a text as time": b'{"salt": "x", "mark": "x", "key": "{key}", "time": "now"}',
+    "bytes": b"\xff\xfe\x00",
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_memory_that_cannot_be_read_counts_as_none(refusing: Shop, content: str) -> None:
+    refusing.main(*IF_NEEDED)
+    (file,) = files(refusing)
+    key = json.loads(file.read_text())["key"]
+    file.write_bytes(BROKEN[content].replace(b"{key}", key.encode()))
+    assert refusing.main(*IF_NEEDED).code == 77
+    assert refusing.webkassa.authorizations == 2
+    assert refusing.main(*IF_NEEDED).code == 77  # it was mended
+    assert refusing.webkassa.authorizations == 2
+
+
+@pytest.mark.parametrize("place", ["a file", "nowhere", "a folder in its place", "a null device"])
+def test_memory_that_cannot_be_written_counts_as_none(refusing: Shop, place: str) -> None:
+    state = refusing.home / "state"
+    if place == "a file":
+        state.write_text("")
+    elif place == "nowhere":
+        refusing.env["STATE_DIRECTORY"] = "/proc/nowhere"
+    elif place == "a folder in its place":
+        refusing.main(*IF_NEEDED)
+        (file,) = files(refusing)
+        file.unlink()
+        (file / "x").mkdir(parents=True)
+        refusing.webkassa.calls.clear()
+    else:
+        refusing.env["STATE_DIRECTORY"] = "/dev/null"
+    for count in (1, 2):
+        result = refusing.main(*IF_NEEDED)
+        assert (result.code, refusing.webkassa.authorizations) == (77, count)
+    refusing.webkassa.password = webkassa_simulator.PASSWORD
+    assert refusing.main(*IF_NEEDED).code == 0
+    assert refusing.holds_the_live_key
+    left = [path for path in state.rglob("*") if path.is_file() and path != state]
+    assert len(left) <= 1  # they do not gather
+
+
+def test_check_and_status_neither_ask_nor_forget(refusing: Shop) -> None:
+    refusing.main(*IF_NEEDED)
+    (before,) = files(refusing)
+    text = before.read_text()
+    assert refusing.main("check").code == 0
+    assert refusing.main("status").code == 1
+    assert refusing.webkassa.authorizations == 1
+    assert before.read_text() == text

@@ -1,0 +1,179 @@
+"""What a person sees who waits at a terminal; and what a pipe or the journal gets: no progress."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from world.shop import PROGRAM, Shop, fingerprint
+from world.waiting import await_
+from world.webkassa_simulator import answer, hang, slow
+
+
+class Screen:
+    """A run of the program on a terminal of its own, where Ctrl-C is a key."""
+
+    def __init__(self, shop: Shop, *arguments: str, **env: str) -> None:
+        self.text, self.shop = "", shop
+        self.master, slave = pty.openpty()
+        self.start = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), *arguments], env=shop.env | env, stdin=slave,
+            stdout=slave, stderr=slave, start_new_session=True, preexec_fn=take_terminal,
+        )  # fmt: skip
+        os.close(slave)
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
+
+    def read(self) -> None:
+        with contextlib.suppress(OSError):  # the last one at the terminal has gone
+            while data := os.read(self.master, 4096):
+                self.text += data.decode()
+
+    def await_text(self, pattern: str, seconds: float = 8) -> float:
+        """Wait until this is seen; return how long after the start that was."""
+        try:
+            await_(lambda: re.search(pattern, self.text), seconds)
+        except AssertionError:
+            raise AssertionError(f"{pattern} is not seen in: {self.text}") from None
+        return time.monotonic() - self.start
+
+    def type(self, key: bytes) -> None:
+        os.write(self.master, key)
+
+    def finish(self) -> int:
+        code = self.process.wait(30)
+        self.reader.join(5)
+        os.close(self.master)
+        return code
+
+
+def take_terminal() -> None:
+    """Make standard input the controlling terminal: Ctrl-C then is a signal to its group."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+CTRL_C = b"\x03"
+
+
+def test_person_is_told_that_webkassa_hangs_and_after_ctrl_c_that_it_ends_soon(shop: Shop) -> None:
+    shop.webkassa.script.append(hang())
+    screen = Screen(shop, WEBKASSA_DEADLINE="10s")
+    host = re.escape(f"127.0.0.1:{shop.webkassa.port}")
+    assert 3 <= screen.await_text(f"Waiting for .*{host}.* s at most") < 6
+    assert int(re.findall(r"(\d+) s at most", screen.text)[0]) <= 10
+    assert "PostgreSQL" not in screen.text
+    screen.type(CTRL_C)
+    assert screen.await_text("Ctrl-C: .*ends") < 8
+    assert screen.finish() == 69
+    assert 9 < time.monotonic() - screen.start < 20
+    assert f"The stored key {fingerprint(shop.old_key)} is dead" in screen.text
+    assert "Run again now" in screen.text  # a dead key is no matter for later
+    assert "later" not in screen.text
+
+
+def test_ctrl_c_while_webkassa_is_slow_stores_the_key_first(shop: Shop) -> None:
+    shop.webkassa.script.append(slow(2))
+    screen = Screen(shop)
+    await_(lambda: shop.webkassa.authorizations)
+    screen.type(CTRL_C)
+    assert screen.await_text("Ctrl-C: ") < 2.5
+    assert screen.finish() == 0
+    assert shop.holds_the_live_key
+    assert "Waiting" not in screen.text  # it did not take 3 s
+
+
+def test_person_is_told_who_holds_the_lock_and_ctrl_c_ends_that_wait(shop: Shop) -> None:
+    with shop.lock_held():
+        screen = Screen(shop)
+        holder = shop.sql("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted")[0][0]
+        assert screen.await_text(f"Waiting for the lock held by process {holder} .* s at most") < 8
+        assert int(re.findall(r"(\d+) s at most", screen.text)[0]) > 60
+        screen.type(CTRL_C)
+        assert screen.finish() == -signal.SIGINT
+    assert shop.webkassa.calls == []
+
+
+@pytest.mark.parametrize(
+    "held", ["LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE", "SELECT * FROM api_keys FOR UPDATE"]
+)
+def test_check_names_who_holds_the_table_or_the_row(shop: Shop, held: str) -> None:
+    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
+        cursor.execute(f"SET application_name = 'nightly-dump'; BEGIN; {held}")
+        cursor.execute("SELECT pg_backend_pid()")
+        result = shop.run("check")
+        pid = cursor.fetchone()[0]
+    assert result.code == 75
+    assert re.search(rf"process {pid} .*nightly-dump.* since \d\d:\d\d:\d\d", result.out)
+
+
+def test_wait_for_the_next_try_is_told_and_ctrl_c_ends_it(shop: Shop) -> None:
+    shop.webkassa.script.append(answer(503, b"", {"Retry-After": "9"}))
+    screen = Screen(shop)
+    host = re.escape(f"127.0.0.1:{shop.webkassa.port}")
+    screen.await_text(f"Waiting for .*{host}")
+    screen.type(CTRL_C)
+    assert screen.finish() == 69
+    assert time.monotonic() - screen.start < 8
+
+
+def test_person_is_told_that_the_key_waits_for_postgresql(shop: Shop) -> None:
+    """It tries again and again; to a person that is one wait."""
+    shop.webkassa.on_issue = lambda token: shop.server.stop()
+    screen = Screen(shop)
+    await_(lambda: shop.webkassa.live != shop.old_key)
+    try:
+        screen.await_text("Waiting for PostgreSQL.* s at most", 7)
+    finally:
+        shop.server.start()
+    assert screen.finish() == 0
+    assert screen.text.count("Waiting for PostgreSQL") <= 3  # not of every try
+    assert shop.holds_the_live_key
+
+
+def test_quick_run_on_a_terminal_is_one_line(shop: Shop) -> None:
+    screen = Screen(shop)
+    assert screen.finish() == 0
+    assert screen.text.count("\n") == 1
+
+
+def test_pipe_gets_no_progress(shop: Shop) -> None:
+    """A terminal would be told after 3 s."""
+    shop.webkassa.script.append(slow(4.5))
+    result = shop.finish(shop.start())
+    assert (result.code, result.out, result.err.count("\n")) == (0, "", 1)
+    assert "Waiting" not in result.err
+
+
+@pytest.mark.parametrize("notice", ["WARNING", "NOTICE"])
+def test_servers_notices_are_not_said(shop: Shop, notice: str) -> None:
+    """Cron mails whatever is said: a collation warning would come daily."""
+    shop.sql(
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" RAISE {notice} 'database has a collation version mismatch'; RETURN NEW; END $$;"
+        "CREATE TRIGGER t BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION f()"
+    )
+    result = shop.finish(shop.start())
+    assert (result.code, result.out, result.err.count("\n")) == (0, "", 1)
+
+
+def test_warning_of_the_server_at_connecting_is_not_said(shop: Shop) -> None:
+    """libpq prints what the server says before anybody asked it something."""
+    shop.sql("ALTER DATABASE shop SET default_text_search_config = 'of no such name'")
+    psql = [str(shop.server.bin / "psql"), "-h", "127.0.0.1", "-p", str(shop.server.port)]
+    env = shop.env | {"PGPASSWORD": shop.env["POSTGRES_PASSWORD"], "PGUSER": "postgres"}
+    heard = subprocess.run([*psql, "-c", "", "shop"], env=env, capture_output=True, text=True)
+    assert "WARNING" in heard.stderr
+    result = shop.finish(shop.start())
+    assert (result.code, result.out, result.err.count("\n")) == (0, "", 1)
