@@ -1,0 +1,521 @@
+"""Many accounts in one run: each in a child of its own, and none in another's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from world.accounts import Accounts, children, is_pending, login, row
+from world.monitor import Monitor
+from world.relay import Relay
+from world.shop import UPDATERS, Shop, fingerprint, trigger
+from world.waiting import await_
+from world.webkassa_simulator import Behaviour, Handler, answer, errors, hang
+
+DOWN = answer(503, b"", {"Retry-After": "999"})  # longer than any deadline: not tried again
+HUNDRED = [f"shop-{number:02}" for number in range(100)]
+
+
+def held_until(event: threading.Event) -> Behaviour:
+    """Log in at once, answer when something has happened."""
+
+    def act(handler: Handler, good: bytes) -> None:
+        event.wait(30)
+        handler.send(200, good)
+
+    return Behaviour(act)
+
+
+def summary(text: str) -> dict[str, str]:
+    """Return what the last lines say of the accounts that are not done: code and reason."""
+    return dict(re.findall(r"^  ([a-z0-9_-]+): (.*)$", text[text.rindex("accounts: done") :], re.M))
+
+
+# A failure stays one account's -------------------------------------------------------------------
+
+
+def test_five_of_a_hundred_fail_in_five_ways_and_the_other_95_are_updated(shop: Shop) -> None:
+    accounts = Accounts(shop, *HUNDRED)
+    refused, down, unwritable, faulty, killed = bad = HUNDRED[10:95:20]
+    accounts.script(refused).append(answer(200, errors(1)))
+    accounts.script(down).append(DOWN)
+    shop.sql(trigger(f"IF NEW.service_name = '{row(unwritable)}' THEN RAISE 'no'; END IF; RETURN NEW;"))  # fmt: skip
+    accounts.write(faulty, WEBKASSA_PASSWORD="changeme")
+    accounts.script(killed).append(hang())
+
+    process = shop.start("update", "--jobs", "16")
+    await_(lambda: shop.webkassa.authorizations >= 98 and len(children(process.pid)) == 1, 60)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    result = shop.finish(process)
+
+    assert result.code == 71
+    assert accounts.renewed == set(HUNDRED) - set(bad)
+    assert {name: accounts.keys[name] for name in bad} == {name: accounts.old[name] for name in bad}
+    assert "95 of 100 accounts" in result.err
+    said = summary(result.err)
+    codes = {name: int(text.split(",")[0]) for name, text in said.items()}
+    assert codes == {refused: 77, down: 69, unwritable: 73, faulty: 78, killed: 70}
+    assert "killed" in said[killed]
+    for name in accounts.renewed:  # a line for each, besides
+        assert result.err.count(f"{row(name)}: stored") == 1
+    for name in (refused, down, unwritable):
+        assert result.err.count(f"{row(name)}: ") == 1
+    assert "WEBKASSA_PASSWORD: is still a placeholder" in result.err
+    assert (accounts.logins(unwritable), accounts.logins(faulty)) == (0, 0)
+
+
+def test_failures_of_one_kind_give_its_exit_code(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b", "c")
+    for name in "ab":
+        accounts.script(name).append(DOWN)
+    result = shop.run("update")
+    assert (result.code, accounts.renewed, set(summary(result.err))) == (69, {"c"}, {"a", "b"})
+
+
+def test_a_repetition_logs_in_only_for_those_that_failed(shop: Shop) -> None:
+    accounts = Accounts(shop, *HUNDRED)
+    accounts.script("shop-50").extend([DOWN] * 3)
+    shop.env["WEBKASSA_MAX_AGE"] = "1h"
+    for _ in range(3):
+        assert shop.run("update", "--if-needed", "--jobs", "16").code == 69
+        assert accounts.renewed == set(HUNDRED) - {"shop-50"}
+    assert [name for name in HUNDRED if accounts.logins(name) != 1] == ["shop-50"]
+    assert shop.webkassa.authorizations == 99 + 3
+    assert shop.run("update", "--if-needed", "--jobs", "16").code == 0
+    assert accounts.renewed == set(HUNDRED)
+    assert shop.webkassa.authorizations == 99 + 4
+
+
+def test_faulty_file_is_78_for_that_account_alone(shop: Shop) -> None:
+    accounts = Accounts(shop, *"abcde")
+    accounts.write("a", WEBKASSA_DEADLINE="soon")
+    accounts.file("b").write_text("this is no setting")
+    accounts.file("c").write_bytes("WEBKASSA_LOGIN='кассир'".encode("cp1251"))
+    accounts.write("d", WEBKASSA_PASSWORD="")
+    result = shop.run("update")
+    assert (result.code, accounts.renewed) == (78, {"e"})
+    assert accounts.untouched == set("abcd")
+    assert set(summary(result.err)) == set("abcd")
+    for name, fault in {"a": "WEBKASSA_DEADLINE: is not a duration", "b": "line 1 is not NAME=value",
+                        "c": "is not UTF-8", "d": "WEBKASSA_PASSWORD: is not set"}.items():  # fmt: skip
+        assert re.search(rf"\b{name}(\.env)?\b(.|\n  )*{re.escape(fault)}", result.err), name
+    assert shop.webkassa.authorizations == 1
+
+
+# What would make accounts disturb one another ----------------------------------------------------
+
+
+def one_login(accounts: Accounts) -> None:
+    accounts.write("b", WEBKASSA_LOGIN=login("A").upper())
+
+
+def one_row(accounts: Accounts) -> None:
+    accounts.write("b", WEBKASSA_SERVICE_NAME=row("a"))
+
+
+def one_row_by_address(accounts: Accounts) -> None:
+    port, host = accounts.shop.env["POSTGRES_PORT"], accounts.shop.env["POSTGRES_HOST"]
+    url = f"postgresql://postgres@{host}:{port}/shop"
+    accounts.write("b", WEBKASSA_SERVICE_NAME=row("a"), DATABASE_URL=url)
+
+
+def one_row_spelled_otherwise(accounts: Accounts) -> None:
+    url = "postgresql://postgres@db.example.kz/shop"
+    accounts.write("a", DATABASE_URL=url)
+    url = url.replace("db.example.kz", "DB.example.kz:5432")
+    accounts.write("b", WEBKASSA_SERVICE_NAME=row("a"), DATABASE_URL=url)
+
+
+def libpqs_name(accounts: Accounts) -> None:
+    accounts.write("b", PGHOST="db.example.kz")
+
+
+def proxy(accounts: Accounts) -> None:
+    accounts.write("b", HTTPS_PROXY="http://proxy.example.kz:3128")
+
+
+def small_proxy(accounts: Accounts) -> None:
+    accounts.write("b", https_proxy="http://proxy.example.kz:3128")
+
+
+def unknown_name(accounts: Accounts) -> None:
+    accounts.write("b", WEBKASSA_LOGINN="b@example.kz")
+
+
+def secret_file(accounts: Accounts) -> None:
+    accounts.write("b", WEBKASSA_PASSWORD="", WEBKASSA_PASSWORD_FILE="/run/secrets/b")
+
+
+def capital_name(accounts: Accounts) -> None:
+    accounts.write("B2")
+
+
+def dotted_name(accounts: Accounts) -> None:
+    accounts.write("b.old")
+
+
+def leading_dash(accounts: Accounts) -> None:
+    accounts.write("-b")
+
+
+def cyrillic_name(accounts: Accounts) -> None:
+    accounts.write("салон")
+
+
+def long_name(accounts: Accounts) -> None:
+    accounts.write("b" * 41)
+
+
+def empty_folder(accounts: Accounts) -> None:
+    for file in accounts.folder.iterdir():
+        file.rename(file.with_suffix(".txt"))
+
+
+def no_folder(accounts: Accounts) -> None:
+    accounts.folder.rename(accounts.folder.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("shard", ["0/1", "0/2", "1/2", "7/9"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        one_login, one_row, one_row_by_address, one_row_spelled_otherwise, libpqs_name, proxy, small_proxy, unknown_name, secret_file,
+        capital_name, dotted_name, leading_dash, cyrillic_name, long_name, empty_folder, no_folder,
+    ],
+)  # fmt: skip
+def test_accounts_in_one_anothers_way_are_78_and_nothing_is_contacted(
+    shop: Shop, spoil: Any, shard: str
+) -> None:
+    accounts = Accounts(shop, "a", "b", "c")
+    with Relay(("127.0.0.1", shop.server.port)) as relay:
+        shop.env["POSTGRES_PORT"] = str(relay.port)
+        spoil(accounts)
+        result = shop.main("update", "--shard", shard)
+        assert relay.links == []
+    assert (result.code, shop.webkassa.calls) == (78, [])
+    assert "Nothing was asked of Webkassa" in result.err
+
+
+def test_what_is_wrong_with_many_files_is_said_at_once(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b", "c", "d")
+    one_login(accounts)
+    accounts.write("c", PGHOST="db.example.kz")
+    accounts.write("d", WEBKASSA_SERVICE_NAME=row("a"))
+    result = shop.main("update")
+    assert result.code == 78
+    for said in ("a.env and b.env", "c.env: PGHOST", "a.env and d.env"):
+        assert said in result.err
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"WEBKASSA_LOGIN": login("a"), "WEBKASSA_AUTH_URL": "http://127.0.0.1:1/api/Authorize"},
+        {"WEBKASSA_SERVICE_NAME": row("a"), "POSTGRES_DB": "other"},
+        {"WEBKASSA_SERVICE_NAME": row("a"), "API_KEYS_TABLE": "keys_of_b"},
+    ],
+)
+def test_same_login_at_another_host_and_same_row_of_another_table_are_no_fault(
+    shop: Shop, settings: dict[str, str]
+) -> None:
+    accounts = Accounts(shop, "a", "b")
+    accounts.write("b", **settings)
+    result = shop.run("update", "--shard", "0/2")
+    assert (result.code, accounts.renewed) == (0, {"a"})
+
+
+def test_same_row_of_another_schema_is_no_fault(shop: Shop) -> None:
+    """Many applications have a schema for each customer."""
+    accounts = Accounts(shop, "a", "b")
+    for name in "ab":
+        shop.sql(f"CREATE SCHEMA {name}")
+        table = f"{name}.api_keys"
+        accounts.write(name, WEBKASSA_SERVICE_NAME="Webkassa", API_KEYS_TABLE=table)
+    assert shop.run("update").code == 0
+    assert {name: shop.row("Webkassa", f"{name}.api_keys")["api_key"] for name in "ab"} == (
+        accounts.live
+    )
+
+
+# Where settings come from ------------------------------------------------------------------------
+
+
+def test_login_password_and_row_are_never_inherited(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b", "c")
+    shop.env["WEBKASSA_SERVICE_NAME"] = "Webkassa"  # and a login with its password
+    accounts.write("a", WEBKASSA_LOGIN="")
+    accounts.write("b", WEBKASSA_PASSWORD="")
+    result = shop.run("update")
+    assert (result.code, accounts.renewed) == (78, {"c"})
+    assert "WEBKASSA_LOGIN: is not set" in result.err
+    assert "WEBKASSA_PASSWORD: is not set" in result.err
+    assert shop.is_untouched  # the row of the base settings
+    assert shop.webkassa.authorizations == 1
+
+
+def test_account_file_wins_over_the_environment_and_that_over_the_base(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    base = shop.home / "base.env"
+    base.write_text(f"API_KEYS_TABLE=base\nWEBKASSA_ACCOUNTS_DIR='{accounts.folder}'\n")
+    shop.options = ("--env-file", str(base))
+    accounts.write("a", API_KEYS_TABLE="own")
+    accounts.write("b")
+    assert shop.run("update", API_KEYS_TABLE="environment").code == 0
+    assert shop.row(row("a"), "own")["api_key"] == accounts.live["a"]
+    assert shop.row(row("b"), "environment")["api_key"] == accounts.live["b"]
+    accounts.write("a")
+    assert shop.run("update", "--shard", "0/2").code == 0
+    assert shop.row(row("a"), "base")["api_key"] == accounts.live["a"]
+
+
+def test_database_of_an_account_wins_over_the_url_of_the_base(shop: Shop) -> None:
+    """Or it is said that it does not: a key in the wrong database serves nobody."""
+    accounts = Accounts(shop, "a")
+    env = {f"POSTGRES_{part}": "" for part in ("HOST", "PORT", "DB", "USER")}
+    url = f"postgresql://postgres@127.0.0.1:{shop.server.port}/shop"
+    accounts.write("a", POSTGRES_DB="nowhere")
+    result = shop.run("update", DATABASE_URL=url, **env)
+    assert result.code in (75, 78)
+    assert (accounts.untouched, shop.webkassa.calls) == ({"a"}, [])
+
+
+def test_the_monitor_of_the_base_hears_of_all_and_an_accounts_own_of_it_alone(
+    shop: Shop, monitor: Monitor
+) -> None:
+    accounts = Accounts(shop, "a", "b", "c")
+    accounts.write("b", HEALTHCHECK_URL=f"{monitor.origin}/b")
+    accounts.write("c", HEALTHCHECK_URL=f"{monitor.origin}/c")
+    accounts.script("c").append(DOWN)
+    assert shop.run("update", HEALTHCHECK_URL=f"{monitor.origin}/all").code == 69
+    assert sorted(monitor.paths) == ["/all/fail", "/b", "/c/fail"]
+    assert monitor.paths[-1] == "/all/fail"
+
+
+# At the same time --------------------------------------------------------------------------------
+
+
+def test_so_many_at_a_time_as_jobs_says_and_so_many_connections(shop: Shop) -> None:
+    accounts = Accounts(shop, *"abcdef")
+    together, connections = threading.Barrier(3, timeout=20), []
+
+    def act(handler: Handler, good: bytes) -> None:
+        together.wait()  # three are there ...
+        connections.append(len(shop.sql(UPDATERS)))
+        together.wait()
+        handler.send(200, good)
+
+    for name in accounts.names:
+        accounts.script(name).append(act)
+    assert shop.run("update", "--jobs", "3").code == 0
+    assert connections == [3] * 6  # ... and never a fourth
+    assert accounts.renewed == set("abcdef")
+
+
+def test_shards_do_every_account_once(shop: Shop) -> None:
+    accounts = Accounts(shop, *"abcde")
+    assert shop.run("update", "--shard", "0/2").code == 0
+    assert accounts.renewed == set("ace")
+    assert shop.run("update", "--shard", "1/2").code == 0
+    assert accounts.renewed == set("abcde")
+    assert shop.webkassa.authorizations == 5
+
+
+def test_shard_without_an_account_is_done(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    for command in ("update", "check", "status"):
+        assert shop.run(command, "--shard", "2/3").code == 0
+    assert (accounts.untouched, shop.webkassa.calls) == ({"a", "b"}, [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--shard", text) for text in ("2/2", "0/0", "1", "-1/2", "a/b", "٠/١")]
+    + [("--jobs", text) for text in ("0", "-1", "many", "1000")],
+)
+def test_wrong_share_or_number_is_wrong_usage(shop: Shop, arguments: tuple[str, ...]) -> None:
+    Accounts(shop, "a")
+    with pytest.raises(SystemExit) as ended:
+        shop.main("update", *arguments)
+    assert (ended.value.code, shop.webkassa.calls) == (2, [])
+
+
+# Told to stop ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_starts_no_more_and_stores_what_was_asked_for(
+    shop: Shop, number: int
+) -> None:
+    accounts, go = Accounts(shop, *"abcdef"), threading.Event()
+    for name in "ab":
+        accounts.script(name).append(held_until(go))
+    process = shop.start("update", "--jobs", "2")
+    await_(lambda: shop.webkassa.authorizations == 2)
+    process.send_signal(number)
+    await_(lambda: all(is_pending(pid, number) for pid in children(process.pid)))
+    go.set()
+    result = shop.finish(process)
+    assert (result.code, accounts.renewed) == (75, set("ab"))
+    assert accounts.untouched == set("cdef")
+    assert shop.webkassa.authorizations == 2
+    said = summary(result.err)
+    assert set(said) == set("cdef")
+    assert all("not tried" in text for text in said.values())
+    assert "2 of 6 accounts" in result.err
+
+
+def test_who_waits_for_a_lock_ends_at_once_and_is_reported_as_not_tried(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    with shop.lock_held(row("a")):
+        process = shop.start("update", "--jobs", "1")
+        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+        start = time.monotonic()
+        process.terminate()
+        result = shop.finish(process)
+        assert time.monotonic() - start < 5
+    assert (result.code, set(summary(result.err))) == (75, {"a", "b"})
+    assert (accounts.untouched, shop.webkassa.calls) == ({"a", "b"}, [])
+
+
+def test_killed_parent_costs_no_key(shop: Shop) -> None:
+    accounts, go = Accounts(shop, "a", "b"), threading.Event()
+    accounts.script("a").append(held_until(go))
+    process = shop.start("update", "--jobs", "1")
+    await_(lambda: shop.webkassa.authorizations == 1)
+    process.kill()
+    process.wait()
+    go.set()
+    await_(lambda: not shop.sql(UPDATERS))
+    assert (accounts.renewed, accounts.untouched) == ({"a"}, {"b"})
+    process.communicate()
+
+
+# For a person and a monitor ----------------------------------------------------------------------
+
+
+def test_check_says_a_line_per_account_and_finding(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b", "c")
+    accounts.write("b", API_KEYS_TABLE="nowhere.api_keys")
+    accounts.write("c", WEBKASSA_PASSWORD="changeme")
+    result = shop.run("check")
+    assert result.code == 71
+    assert {name: int(text.split(",")[0]) for name, text in summary(result.err).items()} == {
+        "b": 73,
+        "c": 78,
+    }
+    lines = result.out.splitlines()
+    assert all(re.match(r"(ok|WARN|FAIL) +Webkassa:[ab]: ", line) for line in lines)
+    assert f"WARN  {row('a')}: stored key: key {fingerprint(accounts.old['a'])}" in result.out
+    assert (accounts.untouched, shop.webkassa.authorizations) == (set("abc"), 0)
+
+
+def test_status_says_how_every_account_stands_and_the_worst_first(shop: Shop) -> None:
+    accounts = Accounts(shop, "good", "dead", "old", "faulty")
+    accounts.write("faulty", WEBKASSA_PASSWORD="")
+    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' WHERE service_name <> %s", row("old"))  # fmt: skip
+    shop.webkassa.issue(login=login("dead"))  # somebody else logs in
+    result = shop.run("status")
+    first, *lines = result.out.splitlines()
+    assert result.code == 2
+    assert re.match(r"WEBKASSA CRITICAL - 1 of 4 accounts .*Webkassa:dead: .*\|age=1\d{5}s;", first)
+    found = json.loads(shop.run("status", "--json").out)
+    assert found["status"] == "CRITICAL"
+    levels = {"good": "OK", "dead": "CRITICAL", "old": "WARNING", "faulty": "UNKNOWN"}
+    for name, level in levels.items():
+        assert len([line for line in lines if name in line and level in line]) == 1, name
+        entry = [entry for entry in found["accounts"] if name in entry["service"]]
+        assert [entry["status"] for entry in entry] == [level]
+    assert fingerprint(accounts.old["good"]) in result.out
+    assert shop.webkassa.authorizations == 0
+
+
+def test_status_names_an_account_whose_child_was_killed(shop: Shop) -> None:
+    Accounts(shop, "a", "b")
+    shop.webkassa.probe_scripts[login("b")].append(hang())
+    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
+    process = shop.start("status")
+    await_(lambda: shop.webkassa.probes == 2 and len(children(process.pid)) == 1)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    result = shop.finish(process)
+    assert result.code == 3
+    assert "Webkassa:b" in result.out
+    assert "None" not in result.out
+
+
+def test_many_good_accounts_are_ok(shop: Shop) -> None:
+    Accounts(shop, "a", "b")
+    assert shop.run("update").code == 0
+    assert shop.run("check").code == 0
+    result = shop.run("status")
+    assert (result.code, result.out[:14]) == (0, "WEBKASSA OK - ")
+    assert len(result.out.splitlines()) == 3
+
+
+def test_progress_is_for_a_terminal_alone(shop: Shop) -> None:
+    Accounts(shop, "a", "b")
+    assert "\r" not in shop.run("update").err
+    main, terminal = os.openpty()
+    process = subprocess.Popen(
+        shop.command("update", *shop.options), env=shop.env, stderr=terminal, stdout=subprocess.PIPE
+    )
+    os.close(terminal)
+    shown = b""
+    while data := read_terminal(main):
+        shown += data
+    assert process.wait() == 0
+    assert process.communicate()[0] == b""
+    assert b"1 of 2 accounts\r" in shown
+    assert b"2 of 2 accounts" in shown
+
+
+def read_terminal(main: int) -> bytes:
+    try:
+        return os.read(main, 65536)
+    except OSError:  # the other side has ended
+        return b""
+
+
+def test_terminal_that_goes_away_stops_nothing(shop: Shop) -> None:
+    accounts, go = Accounts(shop, "a", "b", "c"), threading.Event()
+    accounts.script("a").append(held_until(go))
+    main, terminal = os.openpty()
+    process = subprocess.Popen(
+        shop.command("update", "--jobs", "1", *shop.options), env=shop.env, stderr=terminal
+    )
+    os.close(terminal)
+    await_(lambda: shop.webkassa.authorizations == 1)
+    os.close(main)
+    go.set()
+    assert process.wait(30) == 0
+    assert accounts.renewed == set("abc")
+
+
+def test_a_printed_command_leaves_good_keys_alone(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    accounts.script("a").append(answer(429, b"", {"Retry-After": "999"}))
+    result = shop.run("update", "--jobs", "2")
+    typed = re.search(r"\S+ \S+webkassa_key_updater\.py .* update[^.\n]*", result.err)
+    assert typed, result.err
+    again = subprocess.run(typed[0], shell=True, env=shop.env, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert (accounts.logins("a"), accounts.logins("b")) == (2, 1)
+    assert accounts.renewed == {"a", "b"}
+
+
+def test_folder_may_be_named_by_a_relative_path(shop: Shop) -> None:
+    accounts = Accounts(shop, "a")
+    process = subprocess.Popen(
+        shop.command("update", "--accounts-dir", accounts.folder.name),
+        env=shop.env, cwd=Path(accounts.folder).parent, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.wait(30) == 0
+    assert accounts.renewed == {"a"}
+    process.communicate()
