@@ -42,7 +42,7 @@ main() {
     fi
     cd / # the service's user may not see the folder that root is in
     if ! [[ -e $CURRENT || -e $UNIT_DIR/$TIMER ]]; then
-        note $CRITICAL installed "no" "sudo ./install.sh"
+        note $CRITICAL installed "no: nothing here renews the key" "sudo ./install.sh"
     else
         look_at_key
         look_at_timers
@@ -88,18 +88,19 @@ look_at_key() {
         key_report=$("$CURRENT/venv/bin/python" -I "$CURRENT/webkassa_key_updater.py" \
             --env-file "$SETTINGS" status --json 2> /dev/null) || level=$?
     else
-        note $UNKNOWN key "$UNSEEN_BY"
+        note $UNKNOWN key "$UNSEEN_BY" "sudo webkassa-key status"
         return
     fi
     if ((level > 3)) || ! read=$("$CURRENT/venv/bin/python" -I -c "$READ_REPORT" \
         <<< "$key_report" 2> /dev/null); then
         key_report=''
-        note $CRITICAL key "cannot be asked for (code $level)" "$CHECK"
+        note $CRITICAL key "not known: the updater could not look at it (code $level)" "$CHECK"
         return
     fi
     key_age=${read%%$'\n'*} what=${read#*$'\n'}
     hidden=$({ printf '%s\n' "$what"; cat "$SETTINGS" 2> /dev/null; } | hidden_paths) || true
-    [[ $level == "$OK" || -z $hidden ]] || what+=$'\n'"The sandbox hides ${hidden//$'\n'/, } from the service."
+    [[ $level == "$OK" || -z $hidden ]] || what+=$'\n'"The service cannot see ${hidden//$'\n'/, }: its \
+sandbox hides homes and /tmp. Move it, a certificate to /etc/ssl, say."
     note "$level" key "$what" "${mends_key[level]}"
 }
 
@@ -112,18 +113,18 @@ look_at_timers() {
         note $CRITICAL timer "${enabled:-not installed}, $active: nothing renews the key" \
             "sudo systemctl enable --now $TIMER"
     elif [[ $next || $(show "$TIMER" SubState) == running ]]; then
-        note $OK timer "enabled, active, next run ${next:-when the one at work has ended}"
+        note $OK timer "enabled, active, next run ${next:-is known when the one at work has ended}"
     else
-        note $CRITICAL timer "has no next run" "sudo systemctl restart $TIMER"
+        note $CRITICAL timer "active, but without a next run: nothing renews the key" "sudo systemctl restart $TIMER"
     fi
     enabled=$(systemctl is-enabled "$BOOT_TIMER" 2> /dev/null) || true
     if [[ $enabled != enabled ]]; then
-        note $WARNING timer "after a boot nothing makes up for a missed run" \
+        note $WARNING timer "a run that was missed while the machine was off is not made up for" \
             "sudo systemctl enable $BOOT_TIMER"
     fi
     if systemctl is-enabled --quiet "$HEAL_TIMER" 2> /dev/null &&
         ! systemctl is-active --quiet "$HEAL_TIMER"; then
-        note $WARNING timer "$HEAL_TIMER is enabled, but does not run" \
+        note $WARNING timer "$HEAL_TIMER does not run: a dead key waits for the daily run" \
             "sudo systemctl start $HEAL_TIMER"
     fi
 }
@@ -138,9 +139,9 @@ look_at_last_run() { # service, name
     failing=$(failing_since "$1")
     when=$(date --date="${ended:-${failing:-now}}" +%s) || when=0
     if [[ $ended && $kind != 1 ]]; then
-        failing="failing since ${failing:-$ended} (signal $code)"
+        failing="failing since ${failing:-$ended} (signal $code: killed, or out of time)"
     elif [[ $ended && $code != 0 ]]; then
-        failing="failing since ${failing:-$ended} (code $code)"
+        failing="failing since ${failing:-$ended} ($(meaning "$code"))"
     elif [[ $ended ]]; then
         failing='' # whatever the journal lacks
     else
@@ -149,7 +150,7 @@ look_at_last_run() { # service, name
     if [[ $state == start* ]]; then
         note $OK "$2" "at work since $(show "$1" ExecMainStartTimestamp)"
     elif [[ $state == auto-restart* ]]; then
-        note $WARNING "$2" "$failing, to be tried again" "see the lines below"
+        note $WARNING "$2" "$failing, to be tried again by itself; why: see the journal below"
     elif [[ $failing && $key_age ]] && ((${EPOCHSECONDS:-$(date +%s)} - key_age > when)); then
         note $OK "$2" "$failing, but the key was renewed since"
     elif [[ $failing ]]; then
@@ -158,10 +159,21 @@ look_at_last_run() { # service, name
         note $OK "$2" "${ended:+good, }${ended:-none since this machine started}"
     fi
     [[ $1 == "$UPDATE" || $failing ]] || return 0
-    [[ -z $lines ]] || lines+=$'\n'
-    lines+=$(journalctl --quiet --no-pager --lines=3 --output=short --no-hostname \
+    lines+=${lines:+$'\n'}$(journalctl --quiet --no-pager --lines=3 --output=short --no-hostname \
         "_SYSTEMD_UNIT=$1" 2> /dev/null) || true
     [[ $lines ]] || can_read_journal || note $UNSEEN journal "$UNSEEN_BY"
+}
+
+# In the words of the module's --help, where it starts
+meaning() { # exit code
+    local said=''
+    case $1 in
+        1 | 203) said='the program does not start' ;;
+        217) said="the user $ACCOUNT is missing" ;;
+        *) said=$("$CURRENT/venv/bin/python" -I "$CURRENT/webkassa_key_updater.py" --help 2> /dev/null |
+            sed --quiet "s/^ *$1  //p") || true ;;
+    esac
+    printf '%s' "code $1${said:+: $said}"
 }
 
 mend_run() { # ExecMainCode, ExecMainStatus
@@ -194,7 +206,7 @@ look_at_socket() {
         members=${members##*:}
         note $OK consumers "may ask for a new key: root${members:+, ${members//,/, }}"
     else
-        note $WARNING consumers "cannot ask for a new key" "sudo systemctl enable --now $SOCKET"
+        note $WARNING consumers "cannot ask for a new key: $SOCKET is off" "sudo systemctl enable --now $SOCKET"
     fi
 }
 
@@ -203,7 +215,7 @@ look_at_code() {
     if version=$("$python" -I "$CURRENT/webkassa_key_updater.py" --version 2> /dev/null); then
         note $OK code "version $version, $("$python" --version)"
     else
-        note $CRITICAL code "does not start: the virtual environment is broken" "$(reinstall)"
+        note $CRITICAL code "does not start: the virtual environment is broken, nothing can renew the key" "$(reinstall)"
     fi
 }
 
@@ -217,12 +229,12 @@ look_at_file() { # file, name
     target=$(readlink -f "$1") || target=$1
     mend="sudo chown root:$ACCOUNT $target; sudo chmod 640 $target"
     if [[ -L $1 && ! -e $1 ]]; then
-        note $CRITICAL "$2" "$1 is a link to $(readlink "$1"), which is not there"
+        note $CRITICAL "$2" "$1 is a link to $(readlink "$1"), which is not there: put it back"
     elif [[ ! -e $1 ]]; then
-        note $CRITICAL "$2" "$1 is missing; fill in what this makes" \
+        note $CRITICAL "$2" "$1 is missing: without it nothing renews the key. Fill in what this makes" \
             "sudo install -o root -g $ACCOUNT -m 640 $CURRENT/.env.example $1"
     elif [[ $target == /@(home|root|tmp|var/tmp|run/user)/* ]]; then
-        note $CRITICAL "$2" "$target is hidden from the service, which sees no homes and no /tmp"
+        note $CRITICAL "$2" "$target is hidden from the service, which sees no homes and no /tmp: move it to /etc"
     elif ! modes=$(stat --format='%U:%G %a' "$target" 2> /dev/null); then
         note $UNSEEN "$2" "$UNSEEN_BY"
     elif ! service_reads "$target"; then
@@ -246,7 +258,7 @@ look_at_alerts() {
     if [[ ! -x $CONFIG_DIR ]]; then
         return # said already
     elif [[ ! -e $ADDRESSES ]]; then
-        note $OK alerts "off: there is no $ADDRESSES"
+        note $OK alerts "off: a failure is told to the journal alone, there is no $ADDRESSES"
     elif [[ ! -x $CURRENT/alerts/bin/apprise ]]; then
         note $WARNING alerts "cannot be sent: Apprise is not installed" "$(reinstall --with-alerts)"
     elif [[ -s $STATE_DIR/alert || $(show "$ALERT" SubState) == @(auto-restart*|failed) ]]; then
@@ -290,9 +302,17 @@ find_worst() {
     for i in "${!levels[@]}"; do
         if ((RANKS[levels[i]] > RANKS[worst])); then
             worst=${levels[i]} summary="${names[i]}: ${whats[i]%%$'\n'*}"
-            [[ ${names[i]} != key ]] || summary="key ${whats[i]%%$'\n'*}"
+            [[ ! ${summary} =~ ^key:\ [0-9a-f]{8}[,:\;] ]] || summary="key ${summary#key: }"
         fi
     done
+    # What people want to know first: does the stored key still work?
+    if [[ ${names[0]} == key && $summary != key* && $worst != "$OK" ]]; then
+        if ((levels[0] == UNKNOWN)); then
+            summary+="; how the key stands is not known"
+        else
+            summary+="; key ${whats[0]%%$'\n'*}"
+        fi
+    fi
 }
 
 print_screen() {
@@ -311,7 +331,7 @@ print_screen() {
             printf '%21s-> %s\n' '' "${mends[i]}"
         shown+=${mends[i]}$'\n'
     done
-    [[ -z $lines ]] || printf 'Last lines of its journal:\n%s\n' "$lines"
+    [[ -z $lines ]] || printf 'Last lines of the journal:\n%s\n' "$lines"
 }
 
 print_json() {

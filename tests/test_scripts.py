@@ -135,7 +135,7 @@ def test_status_where_nothing_is_installed_is_critical(run: Run) -> None:
         pytest.skip("it is installed here")
     result = run("check-status.sh")
     assert result.returncode == 2
-    assert result.stdout.startswith("WEBKASSA CRITICAL - installed: no\n")
+    assert result.stdout.startswith("WEBKASSA CRITICAL - installed: no: nothing here renews the key\n")
     report = json.loads(run("check-status.sh", "--json").stdout)
     assert report["status"] == "CRITICAL"
     assert report["checks"][0]["mend"] == "sudo ./install.sh"

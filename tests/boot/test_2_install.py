@@ -218,7 +218,7 @@ def test_status_does_not_forget_a_failure(site: Site) -> None:
     result = site.status()
     assert result.returncode == 2, result.stdout
     assert "failing since" in result.stdout
-    assert "(code 77)" in result.stdout
+    assert "(code 77: Webkassa refuses the login" in result.stdout
     site.machine.power_off()  # nor over a boot, which makes systemd forget
     site.machine.start()
     result = site.status()

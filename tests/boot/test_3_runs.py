@@ -70,7 +70,9 @@ def test_database_down_is_retried_and_then_alerted_of_once(site: Site) -> None:
     assert len(site.receiver.alerts) == 1
     title = site.receiver.alerts[0]["title"]
     assert re.search(
-        r": WEBKASSA CRITICAL - last run: failing since .*202\d-.* \(code 75\)$", title
+        r": WEBKASSA CRITICAL - last run: failing since .*202\d-.* \(code 75: the database cannot be"
+        r" reached, .*\); how the key stands is not known$",
+        title,
     )
     assert "cannot be reached" in site.receiver.alerts[0]["message"]
     assert site.webkassa.authorizations == 0
@@ -91,7 +93,8 @@ def test_wrong_password_is_tried_once_and_alerted_of_once(site: Site) -> None:
     assert site.webkassa.authorizations == 1
     assert site.starts() == 1
     assert len(site.receiver.alerts) == 1
-    assert "(code 77)" in site.receiver.alerts[0]["title"]
+    assert "(code 77: Webkassa refuses the login" in site.receiver.alerts[0]["title"]
+    assert re.search("; key [0-9a-f]{8}, .*the probe says alive", site.receiver.alerts[0]["title"])
     assert site.status().returncode == 2
 
 
@@ -112,7 +115,7 @@ def test_a_broken_venv_is_alerted_of_at_once(site: Site, damage: str, code: int)
     assert site.starts() == 1
     assert len(site.receiver.alerts) == 1
     assert "WEBKASSA CRITICAL" in site.receiver.alerts[0]["title"]
-    assert f"(code {code})" in site.receiver.alerts[0]["message"]
+    assert f"(code {code}: the program does not start)" in site.receiver.alerts[0]["message"]
     told = site.machine.journal(f"_SYSTEMD_UNIT={ALERT}", "--priority=err", f"--since={since}")
     assert "does not start: the virtual environment is broken" in told
     assert status.returncode == 2
@@ -137,7 +140,7 @@ def test_an_alert_that_cannot_be_sent_is_tried_again_until_it_goes_out_once(site
     await_(lambda: site.machine.show(ALERT, "ActiveState") == "inactive")
     site.run("systemctl", "restart", TIMER)
     assert len(site.receiver.alerts) == 1
-    assert "(code 77)" in site.receiver.alerts[0]["message"]
+    assert "(code 77: Webkassa refuses the login" in site.receiver.alerts[0]["message"]
     site.machine.no_drop_in(ALERT)
 
 
