@@ -34,13 +34,15 @@ readonly SPACE=250 # MiB that a release may need
 
 env_file='' with_alerts='' with_heal='' take_over='' no_run=''
 python='' release='' earlier='' earlier_runs='' others='' backup='' stage='' code=0 died='' placed=''
-# What is to be undone: nothing; building: the new release; switching: all
+# What is to be undone: nothing; looking: the same, nothing was done yet; building: the new release;
+# switching: all
 phase=nothing
 
 main() {
     parse_options "$@"
     examine_machine
-    take_lock || die "Another install.sh or uninstall.sh is at work."
+    take_lock || die "Another install.sh or uninstall.sh is at work. Wait for its end, then run this again."
+    phase=looking
     trap leave EXIT
     trap '' PIPE # who pipes the output into head gets an installation all the same
     trap 'exit 130' INT
@@ -104,16 +106,18 @@ leave() {
     if ((code > 128)) && [[ -z $died ]]; then
         say "install.sh: interrupted."
     elif ((code)) && [[ -z $died ]]; then
-        say "install.sh: the command above failed. $(disk_full)"
+        say "install.sh: a step failed, see above. $(disk_full)"
         code=1
     fi
     [[ $phase != switching ]] || put_everything_back
-    if [[ $phase != nothing ]]; then
+    if [[ $phase == @(building|switching) ]]; then
         drop_release "$release"
         # Else the next try would keep what may have been the fault
         [[ -z $placed ]] || rm -f "$SETTINGS"
         rmdir "$CONFIG_DIR" 2> /dev/null
     fi
+    [[ $phase != @(looking|building) ]] ||
+        say "This version was not installed: the key, and what renews it, are as they were."
     [[ -z $stage ]] || rm -rf "$stage" "/run/systemd/system/${stage##*/}.service.d"
     rm -rf "$SNAPSHOT" "$COMMAND.new" "$SETTINGS.new"
     exit "$code"
@@ -124,7 +128,7 @@ disk_full() {
     for place in /opt /etc "$UNIT_DIR" "$CONFIG_DIR" "${TMPDIR:-/tmp}" /var; do
         free=$(df --output=avail --block-size=1M "$place" 2> /dev/null | tail -n 1)
         free=${free//[^0-9]/}
-        ((${free:-9} > 4)) || say "The disk of $place is full."
+        ((${free:-9} > 4)) || printf 'The disk of %s is full. ' "$place"
     done
 }
 
@@ -134,7 +138,7 @@ examine_machine() {
     version=$(systemctl --version 2> /dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p') || true
     ((${version:-0} >= 249)) || die "needs systemd 249 or newer, here is ${version:-none}. \
 Without systemd see \"cron\" in README.md"
-    systemctl show --property=Version > /dev/null 2>&1 || die "systemd does not run this machine."
+    systemctl show --property=Version > /dev/null 2>&1 || die "systemd does not run this machine. In a container see \"Docker\" in README.md"
     systemd-analyze calendar "05:00 $TIME_ZONE" > /dev/null 2>&1 ||
         die "The time zone $TIME_ZONE is missing. Run: $(installer tzdata tzdata timezone)"
     find_python
@@ -166,11 +170,11 @@ $(installer 'python3 python3-venv' python3.12 python312)"
 
 installer() { # names of a package at Debian, Red Hat, SUSE
     if command -v apt-get > /dev/null; then
-        say "apt-get install $1"
+        say "sudo apt-get install $1"
     elif command -v dnf > /dev/null; then
-        say "dnf install $2"
+        say "sudo dnf install $2"
     elif command -v zypper > /dev/null; then
-        say "zypper install $3"
+        say "sudo zypper install $3"
     else
         say "your package manager, for: $1"
     fi
@@ -196,7 +200,7 @@ examine_places() {
     found=$(find "$HOME_DIR" "$UNIT_DIR"/webkassa-key-*.d -xdev \
         \( ! -uid 0 -o ! -type l -perm /022 \) -print -quit 2> /dev/null) || true
     [[ -z $found ]] || die "$found can be changed by others than root. Run: \
-sudo chown -h root:root $found; sudo chmod go-w $found"
+sudo chown -h root:root $(printf '%q' "$found"); sudo chmod go-w $(printf '%q' "$found")"
     if [[ -e $COMMAND || -L $COMMAND ]] && { [[ -L $COMMAND ]] || ! grep -q "^$MARK" "$COMMAND"; }; then
         die "$COMMAND is not of this installer: move it away."
     fi
@@ -204,7 +208,7 @@ sudo chown -h root:root $found; sudo chmod go-w $found"
         die "$HOME_DIR is not as the installer made it: move it away."
     fi
     if [[ $(findmnt --noheadings --output=OPTIONS --target /opt) == *noexec* ]]; then
-        die "/opt is mounted \"noexec\": Python's libraries could not be loaded from there."
+        die "/opt is mounted \"noexec\": Python's libraries could not be loaded from there. Run: sudo mount -o remount,exec /opt"
     fi
     free=$(df --output=avail --block-size=1M /opt | tail -n 1)
     free=${free//[^0-9]/}
@@ -225,9 +229,10 @@ must_be_roots() { # folder, or a link to one
     if ((user != 0 || (8#$mode & 8#002) != 0)) ||
         { (((8#$mode & 8#020) != 0 && group != 0)) && [[ $folder != /usr/local* ]]; }; then
         die "$folder can be changed by others than root (owner $user, mode $mode): \
-what is installed there would not be safe."
+what is installed there would not be safe. If nobody needs that, run: \
+sudo chown root:root $(printf '%q' "$folder"); sudo chmod go-w $(printf '%q' "$folder")"
     fi
-    [[ -d $folder ]] || die "$1 is no folder."
+    [[ -d $folder ]] || die "$1 is no folder: move it away."
 }
 
 put_back_what_was_cut_short() {
@@ -239,7 +244,11 @@ put_back_what_was_cut_short() {
         if [[ ! -L $HOME_DIR/previous ]]; then
             forget_units
         fi
-        put_others_back || die "Not all could be put back. Run: sudo $backup/put-back.sh --force"
+        if ! put_others_back; then
+            phase=nothing
+            die "Not all could be put back, so perhaps nothing renews the key now. Run: \
+sudo $backup/put-back.sh --force"
+        fi
         backup=''
     fi
 }
@@ -253,17 +262,17 @@ look_for_others() {
         say "  $kind  $path  ($remark)"
     done <<< "$others"
     if [[ $others == *$'look\t'* || $'\n'$others == *$'\n'look$'\t'* ]]; then
-        say "What is called \"look\" does more than that and is not touched: look at it yourself."
+        say "What is called \"look\" does more than renew the key. It is never touched: look at it yourself, and\ntake the renewing out of it."
     fi
     others=$(grep --invert-match $'^look\t' <<< "$others") || return 0
     if [[ -z $take_over ]]; then
         # Units of our names would be overwritten; other things a running installation lives with
         if [[ $earlier && $others != *"has the name of one of ours"* ]]; then
-            say "They stay. To move them to a folder in $BACKUPS: sudo $0 --take-over"
+            say "They stay at work beside this updater. To move them to a folder in $BACKUPS: sudo $0 --take-over"
             others=''
             return 0
         fi
-        die "Nothing was changed. To move exactly these (but not what is called \"look\") to a \
+        die "To move exactly these (but not what is called \"look\") to a \
 folder in $BACKUPS and install: sudo $0 --take-over$([[ -z $env_file ]] || printf ' --env-file %q' "$env_file")"
     fi
     mkdir -p "$BACKUPS"
@@ -288,7 +297,7 @@ build_release() {
     done
     name=$(date +%Y%m%d-%H%M%S).$$
     release=$RELEASES/$name
-    say "Building $release"
+    say "Building $release (a minute or two)"
     mkdir "$release"
     printf '%s\n' "$name" > "$release/.release"
     cp -RL "$SOURCE"/{webkassa_key_updater.py,requirements.txt,.env.example,systemd} \
@@ -322,7 +331,7 @@ add_users() {
         useradd --system --gid "$ACCOUNT" --no-create-home --home-dir /nonexistent \
             --shell /usr/sbin/nologin "$ACCOUNT"
     fi
-    (($(id -u "$ACCOUNT") != 0)) || die "The user $ACCOUNT is root. Give it another number."
+    (($(id -u "$ACCOUNT") != 0)) || die "The user $ACCOUNT has the number 0, so it is root. Give it another number."
 }
 
 add_group() {
@@ -339,9 +348,9 @@ note_made() {
 place_settings() {
     install -d -o root -g "$ACCOUNT" -m 0750 "$CONFIG_DIR"
     if [[ -L $SETTINGS ]]; then
-        say "Keeping $SETTINGS, a link to $(readlink "$SETTINGS")${env_file:+; $env_file is not used}"
+        say "Keeping $SETTINGS, a link to $(readlink "$SETTINGS")${env_file:+; $env_file is NOT used}"
     elif [[ -s $SETTINGS ]] && ! cmp --silent "$SETTINGS" "$SOURCE/.env.example"; then
-        say "Keeping $SETTINGS${env_file:+; $env_file is not used}"
+        say "Keeping $SETTINGS${env_file:+; $env_file is NOT used. To use it, move the other away first}"
         let_service_read "$SETTINGS"
     else
         install -o root -g "$ACCOUNT" -m 0640 "${env_file:-$SOURCE/.env.example}" "$SETTINGS.new"
@@ -385,7 +394,7 @@ verify_units() {
     [[ -z $said ]] || say "$said"
     # Units of others may have faults, too
     ((result == 0)) || [[ -z $said ]] || die "systemd refuses the units of the new version together with your \
-drop-ins, see above. Nothing was changed."
+drop-ins, see above. Mend the drop-in, then run this again."
 }
 
 # Everything but logging in, as the service would: same user, same sandbox, same drop-ins
@@ -404,12 +413,12 @@ check_release() {
     run_module "$trial" "$release" check 2>&1 | tee --ignore-interrupts "$said" || code=${PIPESTATUS[0]}
     ((code)) || return 0
     explain "$said"
-    [[ -z $others ]] || die "The check failed (code $code, see above). Nothing was taken over."
+    [[ -z $others ]] || die "The check failed (code $code, see above). Nothing was taken over. Mend it, then run this again."
     if [[ $earlier_runs ]]; then
         ! cmp --silent "$SETTINGS" "$SOURCE/.env.example" ||
             die "Fill in the settings ($SETTINGS), then run this again: nothing renews the key \
 until then." "$code"
-        die "The check failed (code $code, see above). The earlier version stays in use."
+        die "The check failed (code $code, see above). The earlier version stays in use. Mend it, then run this again."
     fi
 }
 
@@ -462,7 +471,7 @@ place_units() {
 take_others_over() {
     local folder=$BACKUPS/webkassa-key-updater-${release##*/}
     [[ $(find_others | grep --invert-match $'^look\t') == "$others" ]] ||
-        die "The list above has changed meanwhile. Run this again."
+        die "What renews the key has changed since the list above. Run this again."
     refuse_during_a_run
     ln -sfn "$folder" "$CUT_SHORT.next"
     backup=$folder
@@ -471,7 +480,7 @@ take_others_over() {
     mv -T "$CUT_SHORT.next" "$CUT_SHORT"
     move_others "$others" "$folder"
     refuse_during_a_run # one that began meanwhile
-    say "Moved these to $folder"
+    say "Moved what is listed above to $folder"
 }
 
 start_timers() {
@@ -485,7 +494,7 @@ start_timers() {
             say "$unit was disabled and stays so. To enable it: sudo systemctl enable --now $unit"
             continue
         fi
-        systemctl enable --quiet "$unit" || die "$unit cannot be enabled."
+        systemctl enable --quiet "$unit" || die "$unit cannot be enabled. To see why: systemctl status $unit"
         if [[ $unit == "$BOOT_TIMER" ]]; then
             continue # it begins at the next boot
         elif [[ $unit == "$SOCKET" ]] && cmp --silent "$SNAPSHOT/$unit" "$UNIT_DIR/$unit"; then
@@ -517,9 +526,11 @@ run_first_update() {
     if ((code == 0)); then
         settle
     elif [[ $others ]]; then
-        die "The first update failed (code $code, see above)."
+        die "The first update failed (code $code, see above). What renewed the key before is put back: \
+if the stored key is called dead above, run that now."
     elif [[ $earlier_runs && " 1 2 70 126 127 203 255 " == *" $code "* ]]; then
-        die "The new version failed (code $code, see above)."
+        die "The new version failed (code $code, see above). If the stored key is called dead above, \
+run: sudo webkassa-key update"
     fi
 }
 
@@ -537,8 +548,8 @@ prove_timers() {
     local next
     if systemctl is-enabled --quiet "$TIMER"; then
         next=$(show "$TIMER" NextElapseUSecRealtime)
-        systemctl is-active --quiet "$TIMER" || die "$TIMER is not active."
-        [[ $next ]] || die "$TIMER has no next run."
+        systemctl is-active --quiet "$TIMER" || die "$TIMER is not active. To see why: systemctl status $TIMER"
+        [[ $next ]] || die "$TIMER has no next run. To see why: systemctl status $TIMER"
         say "Next run: $next"
     fi
 }
@@ -566,7 +577,7 @@ put_everything_back() {
         forget_units
     fi
     if [[ -L $CUT_SHORT ]]; then
-        put_others_back || say "Not all could be put back. Run: sudo $backup/put-back.sh --force"
+        put_others_back || say "Not all could be put back, so perhaps nothing renews the key now. Run: sudo $backup/put-back.sh --force"
     fi
     systemctl daemon-reload
     if [[ $earlier ]]; then
@@ -618,8 +629,13 @@ To go back to it: sudo $CURRENT/uninstall.sh && sudo $backup/put-back.sh"
     fi
     if ((code)); then
         die "Installed, but it does not work yet (code $code, see above).
-Mend it (settings: $SETTINGS), then run: sudo webkassa-key check" "$code"
+Mend it (settings: $SETTINGS), then run: sudo webkassa-key check
+When that is good, get a key: sudo webkassa-key update" "$code"
     fi
+    [[ -z $no_run ]] ||
+        say "No update was run now (--no-run). To run one, which kills the key in use: sudo webkassa-key update"
+    [[ -z $with_alerts || -e $ADDRESSES ]] ||
+        say "Alerts need addresses: write them to $ADDRESSES, see \"alerts\" in README.md"
     say "Installed. How it stands: sudo webkassa-key status"
 }
 

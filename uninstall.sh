@@ -24,7 +24,7 @@ main() {
     esac
     (($# == 0)) || die "unknown arguments $*; see --help" 2
     is_root || die "must be run by root: sudo ./uninstall.sh"
-    take_lock || die "Another install.sh or uninstall.sh is at work."
+    take_lock || die "Another install.sh or uninstall.sh is at work. Wait for its end, then run this again."
     remove_all "$purge" 9>&-
 }
 
@@ -65,7 +65,7 @@ stop_units() {
             say "$unit is at work. Waiting for its end, $STOPPING."
         systemctl disable --quiet "$unit" 2> /dev/null || true # services cannot be enabled
         [[ $(show "$unit" LoadState) != loaded ]] || systemctl stop "$unit" ||
-            die "$unit cannot be stopped."
+            die "$unit cannot be stopped. The code is still there. To see why: systemctl status $unit"
         systemctl reset-failed "$unit" 2> /dev/null || true
     done
 }
@@ -76,7 +76,7 @@ refuse_while_in_use() {
     if id "$ACCOUNT" > /dev/null 2>&1 && made "user $ACCOUNT"; then
         found=$(find /proc -maxdepth 1 -name '[0-9]*' -user "$ACCOUNT" -printf '%f ')
         [[ -z $found ]] || die "$ACCOUNT still has a process: $found
-Timers and services are stopped. Run this again when it has ended."
+Timers and services are stopped, nothing renews the key now. Run this again when it has ended."
     fi
 }
 
@@ -119,7 +119,7 @@ remove_users() {
 # What somebody else has put there stays
 remove_folders() {
     local release
-    [[ ! -L $STATE_DIR ]] || die "$STATE_DIR is a link: remove it by hand."
+    [[ ! -L $STATE_DIR ]] || die "$STATE_DIR is a link: remove it by hand, then run this again."
     rm -rf "$STATE_DIR"
     [[ -f $HOME_MARK ]] || return 0
     for release in "$RELEASES"/*; do
@@ -134,7 +134,7 @@ remove_folders() {
 }
 
 say_what_stays() {
-    say "The updater is removed. The key in the database is as it was; nothing renews it now."
+    say "The updater is removed. The key in the database is as it was, but nothing renews it now: consumers\nlose it when it is about a day old."
     local kept
     for kept in "$HOME_DIR" "$CONFIG_DIR" "$UNIT_DIR"/webkassa-key-*.d /var/backups/webkassa-key-updater-*; do
         [[ ! -e $kept ]] || say "Kept: $kept"

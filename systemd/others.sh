@@ -226,7 +226,8 @@ END
 }
 
 if [[ ${1-} != --force && -e /opt/webkassa-key-updater/current ]]; then
-    echo "First run: sudo /opt/webkassa-key-updater/current/uninstall.sh" >&2
+    echo "put-back.sh: nothing was put back: two updaters would kill each other's keys." \
+        "First run: sudo /opt/webkassa-key-updater/current/uninstall.sh" >&2
     exit 1
 fi
 END
@@ -242,7 +243,7 @@ END
                 printf 'systemctl start %q\n' "${path##*/}"
             fi
         done <<< "$1"
-        printf 'echo "All is as it was before the take-over."\n'
+        printf 'echo "All is as it was before the take-over: what renewed the key then renews it again."\n'
     } > "$2/put-back.sh"
     chmod 0700 "$2/put-back.sh"
 }

@@ -62,7 +62,8 @@ keep() { # text, file; where the disk is full the alert goes out all the same
 send_report() {
     local title
     if [[ ! -e $ADDRESSES ]]; then
-        say "There is no $ADDRESSES: nobody was told but this journal."
+        say "Nobody was told but this journal: there is no $ADDRESSES. To make alerts possible: sudo" \
+            "$CURRENT/install.sh --with-alerts"
         rm -f "$PENDING"
         return
     fi
@@ -73,7 +74,7 @@ send_report() {
         rm -f "$PENDING"
         say "The alert was sent."
     else
-        say "<3>The alert could not be sent; it is tried again in 5 minutes. To see why: sudo -u" \
+        say "<3>The alert could not be sent, nobody was told but this journal; it is tried again by itself. To see why: sudo -u" \
             "$ACCOUNT $CURRENT/alerts/bin/apprise -v --config $ADDRESSES --body test"
         exit 1
     fi

@@ -40,14 +40,31 @@ main() {
         *) refuse 2 "$@" ;;
     esac
     is_root || die 2 "must be run by root: sudo webkassa-key $*"
-    [[ -d $CURRENT ]] || die 78 "there is no $CURRENT: install the updater again."
+    [[ -d $CURRENT ]] || die 78 "the updater is not installed: there is no $CURRENT. Nothing was asked of Webkassa, the key is as \
+it was. Run: sudo ./install.sh (in a copy of the project)"
     refuse_other_command
     local code=0
     run_module "webkassa-key-command-$$" "$CURRENT" "$@" || code=$?
     if [[ $1 == update ]] && ((code == 0)); then
         settle
     fi
+    explain "$code"
     exit "$code"
+}
+
+# Codes that the module has no words for: it did not start, or was killed
+explain() { # exit code
+    case $1 in
+        0 | 2 | 69 | 7[0135678] | 129 | 130 | 143) ;;
+        2[0-4][0-9])
+            say "webkassa-key: systemd could not start the updater (code $1). Nothing was asked of Webkassa," \
+                "the key is as it was. Run: sudo $CURRENT/install.sh" >&2
+            ;;
+        *)
+            say "webkassa-key: the updater did not come to its own end (code $1). How the key stands:" \
+                "sudo webkassa-key status" >&2
+            ;;
+    esac
 }
 
 refuse() { # exit code, arguments
@@ -64,7 +81,8 @@ refuse_other_command() {
     local found
     if found=$(grep --files-with-matches --no-messages '^[[:blank:]]*ExecStart[[:blank:]]*=' \
         "$UNIT_DIR/$UPDATE.d"/*.conf "$UNIT_DIR"/webkassa-key-.service.d/*.conf); then
-        die 78 "${found//$'\n'/, } sets ExecStart=. Take that line away: all else may stand there."
+        die 78 "${found//$'\n'/, } sets ExecStart=. Nothing was run, the key is as it was. Take that line \
+away (all else may stand there), then run this again."
     fi
 }
 

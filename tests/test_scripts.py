@@ -102,12 +102,12 @@ MACHINES = [
     ("systemctl", "exit 127", "needs systemd 249 or newer, here is none"),
     ("systemctl", "echo 'systemd 247 (247.3-7)'", "needs systemd 249 or newer, here is 247"),
     ("systemctl", "[ $1 = --version ] && echo 'systemd 252'", "systemd does not run this machine"),
-    ("systemd-analyze", "exit 1", "Asia/Almaty is missing. Run: apt-get install tzdata"),
-    ("python3", "exit 1", "Run: apt-get install python3 python3-venv"),
+    ("systemd-analyze", "exit 1", "Asia/Almaty is missing. Run: sudo apt-get install tzdata"),
+    ("python3", "exit 1", "Run: sudo apt-get install python3 python3-venv"),
     (
         "python3",
         "case $3 in *version_info*[:2]*) echo 3.12 ;; *ensurepip*) exit 1 ;; esac",
-        "Python 3.12 lacks venv. Run: apt-get install python3.12-venv",
+        "Python 3.12 lacks venv. Run: sudo apt-get install python3.12-venv",
     ),
 ]
 
@@ -127,7 +127,7 @@ def test_install_names_red_hats_package_there(run: Run, stub: Stub, tmp_path: Pa
     (tmp_path / "apt-get").unlink()
     stub("dnf")
     stub("python3", "exit 1")
-    assert "Run: dnf install python3.12\n" in run("install.sh").stdout
+    assert "Run: sudo dnf install python3.12\n" in run("install.sh").stdout
 
 
 def test_status_where_nothing_is_installed_is_critical(run: Run) -> None:

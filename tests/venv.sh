@@ -26,7 +26,7 @@ make_venv() {
     local python=${PYTHON:-python3} version wanted
     if ! version=$(version_of "$python"); then
         if [[ -n ${PYTHON:-} ]] || ! read -r version python < <(pythons | tail -n 1); then
-            printf '%s\n' "Python 3.10 or newer with venv is needed. Debian, Ubuntu: apt-get install python3-venv" >&2
+            printf '%s\n' "Python 3.10 or newer with venv is needed. Debian, Ubuntu: sudo apt-get install python3-venv" >&2
             exit 1
         fi
     fi
