@@ -222,7 +222,7 @@ look_at_code() {
 # A link is judged by its target
 look_at_file() { # file, name
     local target modes mend
-    if [[ ! -x $CONFIG_DIR ]]; then
+    if [[ -d $CONFIG_DIR && ! -x $CONFIG_DIR ]]; then
         note $UNSEEN "$2" "$UNSEEN_BY"
         return
     fi
@@ -232,7 +232,7 @@ look_at_file() { # file, name
         note $CRITICAL "$2" "$1 is a link to $(readlink "$1"), which is not there: put it back"
     elif [[ ! -e $1 ]]; then
         note $CRITICAL "$2" "$1 is missing: without it nothing renews the key. Fill in what this makes" \
-            "sudo install -o root -g $ACCOUNT -m 640 $CURRENT/.env.example $1"
+            "sudo install -D -o root -g $ACCOUNT -m 640 $CURRENT/.env.example $1"
     elif [[ $target == /@(home|root|tmp|var/tmp|run/user)/* ]]; then
         note $CRITICAL "$2" "$target is hidden from the service, which sees no homes and no /tmp: move it to /etc"
     elif ! modes=$(stat --format='%U:%G %a' "$target" 2> /dev/null); then
@@ -255,7 +255,7 @@ service_reads() { # file
 }
 
 look_at_alerts() {
-    if [[ ! -x $CONFIG_DIR ]]; then
+    if [[ -d $CONFIG_DIR && ! -x $CONFIG_DIR ]]; then
         return # said already
     elif [[ ! -e $ADDRESSES ]]; then
         note $OK alerts "off: a failure is told to the journal alone, there is no $ADDRESSES"

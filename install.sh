@@ -415,9 +415,11 @@ check_release() {
     explain "$said"
     [[ -z $others ]] || die "The check failed (code $code, see above). Nothing was taken over. Mend it, then run this again."
     if [[ $earlier_runs ]]; then
-        ! cmp --silent "$SETTINGS" "$SOURCE/.env.example" ||
+        if cmp --silent "$SETTINGS" "$SOURCE/.env.example"; then
+            placed='' # to be filled in, so it must be there
             die "Fill in the settings ($SETTINGS), then run this again: nothing renews the key \
 until then." "$code"
+        fi
         die "The check failed (code $code, see above). The earlier version stays in use. Mend it, then run this again."
     fi
 }

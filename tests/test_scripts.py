@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,10 +136,106 @@ def test_status_where_nothing_is_installed_is_critical(run: Run) -> None:
         pytest.skip("it is installed here")
     result = run("check-status.sh")
     assert result.returncode == 2
-    assert result.stdout.startswith("WEBKASSA CRITICAL - installed: no: nothing here renews the key\n")
+    assert result.stdout.startswith(
+        "WEBKASSA CRITICAL - installed: no: nothing here renews the key\n"
+    )
     report = json.loads(run("check-status.sh", "--json").stdout)
     assert report["status"] == "CRITICAL"
     assert report["checks"][0]["mend"] == "sudo ./install.sh"
+
+
+@pytest.fixture
+def installed(stub: Stub, tmp_path: Path) -> Path:
+    """Pretend that it is installed below tmp_path, that systemd runs it, and that the daily run
+    failed with code 77. The stand-in for systemd-run answers a status, and fails otherwise."""
+    current = tmp_path / "home/current"
+    shutil.copytree(ROOT / "systemd", current / "systemd")
+    for name in ("check-status.sh", "webkassa_key_updater.py", ".env.example"):
+        shutil.copy(ROOT / name, current)
+    common = current / "systemd/common.sh"
+    text = common.read_text().replace("/opt/webkassa-key-updater", f"{tmp_path}/home")
+    text = text.replace("/etc/webkassa-key-updater", f"{tmp_path}/etc")
+    common.write_text(text.replace("/etc/systemd/system", f"{tmp_path}/units"))
+    (current / "venv/bin").mkdir(parents=True)
+    (current / "venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (current / "venv/bin/python").chmod(0o755)
+    for tool in ("setsid", "stat", "sleep"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    for tool in ("getent", "setpriv"):
+        stub(tool)
+    stub("journalctl", "case $* in *lines=3*) echo 'of one run' ;; esac")
+    stub(
+        "systemctl",
+        """case $* in
+        *--quiet*) ;;
+        is-active*) echo active ;;
+        is-enabled*) echo enabled ;;
+        *NextElapse*) echo tomorrow ;;
+        *ExecMainExitTimestamp*) echo 2026-11-25 05:12:03 ;;
+        *ExecMainCode*) echo 1 ;;
+        *ExecMainStatus*) echo 77 ;;
+        esac""",
+    )
+    what = "key 1a2b3c4d, 24.2 h old; the probe says alive"
+    report = {"status": "OK", "message": what, "accounts": [{"age_seconds": 87120}]}
+    stub(
+        "systemd-run",
+        f"case $* in *'status --json'*) echo '{json.dumps(report)}' ;; *) exit 203 ;; esac",
+    )
+    return current
+
+
+def test_status_begins_with_what_failed_and_whether_the_key_works(
+    installed: Path, run: Run
+) -> None:
+    result = run(f"{installed}/check-status.sh")
+    assert result.stdout.startswith(
+        "WEBKASSA CRITICAL - last run: failing since 2026-11-25 05:12:03 (code 77: Webkassa refuses"
+        " the login, password or API key); key 1a2b3c4d, 24.2 h old; the probe says alive|age="
+    )
+    assert result.returncode == 2
+
+
+def test_status_without_the_probe_does_not_claim_to_know(
+    installed: Path, run: Run, stub: Stub
+) -> None:
+    report = {"status": "UNKNOWN", "message": "PostgreSQL is away", "accounts": []}
+    stub("systemd-run", f"echo '{json.dumps(report)}'; exit 3")
+    result = run(f"{installed}/check-status.sh")
+    assert result.stdout.splitlines()[0].endswith("); how the key stands is not known")
+
+
+def test_journals_of_two_runs_do_not_run_into_one_another(installed: Path, run: Run) -> None:
+    result = run(f"{installed}/check-status.sh")
+    assert result.stdout.endswith("of one run\nof one run\n")
+
+
+def test_missing_folder_of_settings_is_not_called_hidden(installed: Path, run: Run) -> None:
+    result = run(f"{installed}/check-status.sh")
+    assert "webkassa.env is missing: without it nothing renews the key" in result.stdout
+    assert "-> sudo install -D " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (203, "Nothing was asked of Webkassa, the key is as it was. Run: sudo "),
+        (
+            137,
+            "did not come to its own end (code 137). How the key stands: sudo webkassa-key status",
+        ),
+        (75, ""),  # the program has said it
+        (130, ""),
+    ],
+)
+def test_command_says_what_the_program_could_not(
+    code: int, said: str, installed: Path, run: Run, stub: Stub
+) -> None:
+    stub("systemd-run", f"exit {code}")
+    result = run(f"{installed}/systemd/webkassa-key.sh", "update")
+    assert result.returncode == code
+    assert said in result.stdout
+    assert bool(said) == bool(result.stdout)
 
 
 # a command of a unit or a crontab, and whether it renews the key
