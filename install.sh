@@ -262,7 +262,8 @@ look_for_others() {
         say "  $kind  $path  ($remark)"
     done <<< "$others"
     if [[ $others == *$'look\t'* || $'\n'$others == *$'\n'look$'\t'* ]]; then
-        say "What is called \"look\" does more than renew the key. It is never touched: look at it yourself, and\ntake the renewing out of it."
+        say "What is called \"look\" does more than renew the key. It is never touched: look at it yourself, and
+take the renewing out of it."
     fi
     others=$(grep --invert-match $'^look\t' <<< "$others") || return 0
     if [[ -z $take_over ]]; then
@@ -496,13 +497,13 @@ start_timers() {
             say "$unit was disabled and stays so. To enable it: sudo systemctl enable --now $unit"
             continue
         fi
-        systemctl enable --quiet "$unit" || die "$unit cannot be enabled. To see why: systemctl status $unit"
+        systemctl enable --quiet "$unit" || die "$unit cannot be enabled. To see why: sudo systemctl status $unit"
         if [[ $unit == "$BOOT_TIMER" ]]; then
             continue # it begins at the next boot
         elif [[ $unit == "$SOCKET" ]] && cmp --silent "$SNAPSHOT/$unit" "$UNIT_DIR/$unit"; then
-            systemctl start "$unit" || die "$unit cannot be started. To see why: systemctl status $unit"
+            systemctl start "$unit" || die "$unit cannot be started. To see why: sudo systemctl status $unit"
         else
-            systemctl restart "$unit" || die "$unit cannot be started. To see why: systemctl status $unit"
+            systemctl restart "$unit" || die "$unit cannot be started. To see why: sudo systemctl status $unit"
         fi
     done
 }
@@ -550,8 +551,8 @@ prove_timers() {
     local next
     if systemctl is-enabled --quiet "$TIMER"; then
         next=$(show "$TIMER" NextElapseUSecRealtime)
-        systemctl is-active --quiet "$TIMER" || die "$TIMER is not active. To see why: systemctl status $TIMER"
-        [[ $next ]] || die "$TIMER has no next run. To see why: systemctl status $TIMER"
+        systemctl is-active --quiet "$TIMER" || die "$TIMER is not active. To see why: sudo systemctl status $TIMER"
+        [[ $next ]] || die "$TIMER has no next run. To see why: sudo systemctl status $TIMER"
         say "Next run: $next"
     fi
 }

@@ -65,7 +65,7 @@ stop_units() {
             say "$unit is at work. Waiting for its end, $STOPPING."
         systemctl disable --quiet "$unit" 2> /dev/null || true # services cannot be enabled
         [[ $(show "$unit" LoadState) != loaded ]] || systemctl stop "$unit" ||
-            die "$unit cannot be stopped. The code is still there. To see why: systemctl status $unit"
+            die "$unit cannot be stopped. The code is still there. To see why: sudo systemctl status $unit"
         systemctl reset-failed "$unit" 2> /dev/null || true
     done
 }
@@ -134,7 +134,8 @@ remove_folders() {
 }
 
 say_what_stays() {
-    say "The updater is removed. The key in the database is as it was, but nothing renews it now: consumers\nlose it when it is about a day old."
+    say "The updater is removed. The key in the database is as it was, but nothing renews it now: it
+works until it is about a day old."
     local kept
     for kept in "$HOME_DIR" "$CONFIG_DIR" "$UNIT_DIR"/webkassa-key-*.d /var/backups/webkassa-key-updater-*; do
         [[ ! -e $kept ]] || say "Kept: $kept"
