@@ -71,6 +71,14 @@ reinstall() { # options
     fi
 }
 
+enable() { # unit, option
+    if [[ -e $UNIT_DIR/$1 ]]; then
+        printf 'sudo systemctl enable %s' "${2:+$2 }$1"
+    else
+        reinstall
+    fi
+}
+
 readonly READ_REPORT='import json, sys
 report = json.load(sys.stdin)
 ages = [account.get("age_seconds") for account in report["accounts"]]
@@ -111,7 +119,7 @@ look_at_timers() {
     active=$(systemctl is-active "$TIMER") || true
     if [[ $enabled != enabled || $active != active ]]; then
         note $CRITICAL timer "${enabled:-not installed}, $active: nothing renews the key" \
-            "sudo systemctl enable --now $TIMER"
+            "$(enable "$TIMER" --now)"
     elif [[ $next || $(show "$TIMER" SubState) == running ]]; then
         note $OK timer "enabled, active, next run ${next:-is known when the one at work has ended}"
     else
@@ -120,7 +128,7 @@ look_at_timers() {
     enabled=$(systemctl is-enabled "$BOOT_TIMER" 2> /dev/null) || true
     if [[ $enabled != enabled ]]; then
         note $WARNING timer "a run that was missed while the machine was off is not made up for" \
-            "sudo systemctl enable $BOOT_TIMER"
+            "$(enable "$BOOT_TIMER")"
     fi
     if systemctl is-enabled --quiet "$HEAL_TIMER" 2> /dev/null &&
         ! systemctl is-active --quiet "$HEAL_TIMER"; then
@@ -206,7 +214,7 @@ look_at_socket() {
         members=${members##*:}
         note $OK consumers "may ask for a new key: root${members:+, ${members//,/, }}"
     else
-        note $WARNING consumers "cannot ask for a new key: $SOCKET is off" "sudo systemctl enable --now $SOCKET"
+        note $WARNING consumers "cannot ask for a new key: $SOCKET is off" "$(enable "$SOCKET" --now)"
     fi
 }
 

@@ -210,6 +210,21 @@ def test_journals_of_two_runs_do_not_run_into_one_another(installed: Path, run: 
     assert result.stdout.endswith("of one run\nof one run\n")
 
 
+def test_a_unit_that_is_missing_is_not_to_be_enabled(
+    installed: Path, run: Run, stub: Stub, tmp_path: Path
+) -> None:
+    stub("systemctl", "case $* in is-*) exit 1 ;; esac")
+    shown = run(f"{installed}/check-status.sh").stdout
+    assert "-> sudo systemctl enable" not in shown
+    (tmp_path / "units").mkdir()
+    for unit in ("update.timer", "boot.timer", "renew.socket"):
+        (tmp_path / f"units/webkassa-key-{unit}").touch()
+    shown = run(f"{installed}/check-status.sh").stdout
+    assert "-> sudo systemctl enable --now webkassa-key-update.timer\n" in shown
+    assert "-> sudo systemctl enable webkassa-key-boot.timer\n" in shown
+    assert "-> sudo systemctl enable --now webkassa-key-renew.socket\n" in shown
+
+
 def test_missing_folder_of_settings_is_not_called_hidden(installed: Path, run: Run) -> None:
     result = run(f"{installed}/check-status.sh")
     assert "webkassa.env is missing: without it nothing renews the key" in result.stdout
