@@ -100,6 +100,7 @@ def test_a_failed_install_leaves_the_earlier_one_working(site: Site) -> None:
     result = site.install(PIP_FIND_LINKS="/nowhere")
     assert result.returncode == 1
     assert "pip failed" in result.stdout
+    assert "the key, and what renews it, are as they were" in result.stdout
     site.server.stop()
     try:
         result = site.install()
