@@ -42,6 +42,8 @@ main() {
     is_root || die 2 "must be run by root: sudo webkassa-key $*"
     [[ -d $CURRENT ]] || die 78 "the updater is not installed: there is no $CURRENT. Nothing was asked of Webkassa, the key is as \
 it was. Run: sudo ./install.sh (in a copy of the project)"
+    [[ -x $CURRENT/venv/bin/python ]] || die 1 "the updater cannot start: its virtual environment is \
+broken. Nothing was asked of Webkassa, the key is as it was. Run: sudo $CURRENT/install.sh"
     refuse_other_command
     local code=0
     run_module "webkassa-key-command-$$" "$CURRENT" "$@" || code=$?

@@ -210,6 +210,15 @@ def test_journals_of_two_runs_do_not_run_into_one_another(installed: Path, run: 
     assert result.stdout.endswith("of one run\nof one run\n")
 
 
+def test_command_says_that_nothing_was_asked_where_python_is_gone(
+    installed: Path, run: Run
+) -> None:
+    (installed / "venv/bin/python").unlink()
+    result = run(f"{installed}/systemd/webkassa-key.sh", "update")
+    assert result.returncode == 1
+    assert "Nothing was asked of Webkassa, the key is as it was. Run: sudo " in result.stdout
+
+
 def test_a_unit_that_is_missing_is_not_to_be_enabled(
     installed: Path, run: Run, stub: Stub, tmp_path: Path
 ) -> None:

@@ -119,8 +119,7 @@ def test_a_broken_venv_is_alerted_of_at_once(site: Site, damage: str, code: int)
     assert f"(code {code}: the program does not start)" in site.receiver.alerts[0]["message"]
     told = site.machine.journal(f"_SYSTEMD_UNIT={ALERT}", "--priority=err", f"--since={since}")
     assert "does not start: the virtual environment is broken" in told
-    assert by_hand.returncode == code
-    assert f"(code {code}). " in by_hand.stdout.splitlines()[-1]
+    assert by_hand.returncode == 1
     assert ("Nothing was asked of Webkassa" in by_hand.stdout) == (code == 203)
     assert status.returncode == 2
     assert f"-> sudo {CURRENT}/install.sh\n" in status.stdout
