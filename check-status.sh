@@ -22,7 +22,10 @@ readonly OK=0 WARNING=1 CRITICAL=2 UNKNOWN=3 UNSEEN=4
 readonly LEVELS=(OK WARNING CRITICAL UNKNOWN UNSEEN) RANKS=(1 3 4 2 0)
 readonly AGES='90000;176400' # seconds, from which WARNING and CRITICAL begin, for a monitor's graphs
 
-readonly RENEW='sudo webkassa-key update' CHECK='sudo webkassa-key check'
+RENEW='sudo webkassa-key update'
+# Of many accounts the good keys must stay
+[[ ! -e $UNIT_DIR/${ACCOUNT_DROPINS[0]} ]] || RENEW+=' --if-needed'
+readonly RENEW CHECK='sudo webkassa-key check'
 UNSEEN_BY="not visible to $(id -un) without sudo"
 readonly UNSEEN_BY
 
@@ -84,11 +87,17 @@ report = json.load(sys.stdin)
 ages = [account.get("age_seconds") for account in report["accounts"]]
 print(max((age for age in ages if age is not None), default=""))
 text = report["message"].removeprefix("key ")
+shown = report["accounts"] if "many" in sys.argv else []
+for account in shown[:20]:  # the worst come first
+    text += "\n{status}: {service}: {message}".format(**account)
+if len(shown) > 20:
+    text += f"\nand {len(shown) - 20} more: sudo webkassa-key status --json"
 print("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text))'
 
 # The module's own status, as the service's user; the alert is that user already
 look_at_key() {
-    local level=0 read what hidden mends_key=('' "$RENEW" "$RENEW" "$CHECK")
+    local level=0 read what hidden many='' mends_key=('' "$RENEW" "$RENEW" "$CHECK")
+    [[ ! -e $UNIT_DIR/${ACCOUNT_DROPINS[0]} ]] || many=yes
     if is_root; then
         key_report=$(run_module "webkassa-key-command-status-$$" "$CURRENT" status --json \
             2> /dev/null) || level=$?
@@ -100,7 +109,7 @@ look_at_key() {
         return
     fi
     if ((level > 3)) || ! read=$("$CURRENT/venv/bin/python" -I -c "$READ_REPORT" \
-        <<< "$key_report" 2> /dev/null); then
+        ${many:+many} <<< "$key_report" 2> /dev/null); then
         key_report=''
         note $CRITICAL key "not known: the updater could not look at it (code $level)" "$CHECK"
         return

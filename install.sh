@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # usage: sudo ./install.sh [--env-file FILE] [--with-alerts] [--with-heal] [--take-over] [--no-run]
+#        sudo ./install.sh --account NAME --env-file FILE [--no-run]
 #
 # Install the updater with its timers; run it again to upgrade or to mend an installation.
 #
@@ -9,6 +10,8 @@
 #   --take-over      move what renewed the key so far (units, lines of crontabs) to a folder in
 #                    /var/backups; without this option such things are listed, and nothing is done
 #   --no-run         no first update now
+#   --account NAME   add an account to what is installed, with the settings in FILE that are its own,
+#                    and list all. NAME is a-z, 0-9, - and _. The account that is there becomes "main"
 #   -h, --help       print this help
 #
 # Without a network: sudo PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder/of/wheels ./install.sh
@@ -32,7 +35,7 @@ readonly APPRISE='apprise>=1.8,<3'
 readonly TIME_ZONE=Asia/Almaty
 readonly SPACE=250 # MiB that a release may need
 
-env_file='' with_alerts='' with_heal='' take_over='' no_run=''
+new_account='' env_file='' with_alerts='' with_heal='' take_over='' no_run=''
 python='' release='' earlier='' earlier_runs='' others='' backup='' stage='' code=0 died='' placed=''
 # What is to be undone: nothing; looking: the same, nothing was done yet; building: the new release;
 # switching: all
@@ -48,7 +51,11 @@ main() {
     trap 'exit 130' INT
     trap 'exit 129' HUP
     trap 'exit 143' TERM
-    install_all 9>&-
+    if [[ $new_account ]]; then
+        add_account 9>&-
+    else
+        install_all 9>&-
+    fi
 }
 
 install_all() {
@@ -79,6 +86,12 @@ parse_options() {
                 env_file=$2
                 shift
                 ;;
+            --account)
+                [[ ${2-} =~ ^[a-z0-9][a-z0-9_-]{0,39}$ ]] ||
+                    die "--account needs a name of a-z, 0-9, - and _, at most 40; see --help" 2
+                new_account=$2
+                shift
+                ;;
             --with-alerts) with_alerts=yes ;;
             --with-heal) with_heal=yes ;;
             --take-over) take_over=yes ;;
@@ -89,6 +102,11 @@ parse_options() {
         shift
     done
     [[ -z $env_file || -f $env_file && -r $env_file ]] || die "$env_file cannot be read." 2
+    if [[ $new_account ]]; then
+        [[ $env_file ]] || die "--account needs --env-file, too; see --help" 2
+        [[ -z $with_alerts$with_heal$take_over ]] ||
+            die "--account goes with --env-file and --no-run alone; see --help" 2
+    fi
 }
 
 die() { # message, exit code (1)
@@ -119,7 +137,7 @@ leave() {
     [[ $phase != @(looking|building) ]] ||
         say "This version was not installed: the key, and what renews it, are as they were."
     [[ -z $stage ]] || rm -rf "$stage" "/run/systemd/system/${stage##*/}.service.d"
-    rm -rf "$SNAPSHOT" "$COMMAND.new" "$SETTINGS.new"
+    rm -rf "$SNAPSHOT" "$COMMAND.new" "$SETTINGS.new" "$ACCOUNTS.new"
     exit "$code"
 }
 
@@ -358,7 +376,10 @@ place_settings() {
         [[ -e $SETTINGS ]] || placed=yes
         mv -T "$SETTINGS.new" "$SETTINGS"
     fi
-    [[ ! -f $ADDRESSES || -L $ADDRESSES ]] || let_service_read "$ADDRESSES"
+    local file
+    for file in "$ADDRESSES" "$ACCOUNTS" "$ACCOUNTS"/*.env; do
+        [[ ! -e $file || -L $file ]] || let_service_read "$file"
+    done
 }
 
 let_service_read() { # file; uninstall.sh has given it to root alone
@@ -382,6 +403,7 @@ stage_units() {
             fi
         done
     done
+    [[ ! -d $ACCOUNTS ]] || cp -R "$release/systemd/accounts/." "$stage"
 }
 
 is_taken_over() { # unit
@@ -467,6 +489,7 @@ place_units() {
     for name in "${UNITS[@]}" "$SANDBOX"; do
         mv -fT "$SNAPSHOT/$name.new" "$UNIT_DIR/$name"
     done
+    [[ ! -d $ACCOUNTS ]] || place_account_dropins
     mv -fT "$COMMAND.new" "$COMMAND"
     mkdir -p "$UNIT_DIR/$COMMAND_DROPINS"
 }
@@ -606,9 +629,9 @@ forget_units() {
         [[ $name == *@.service ]] || systemctl stop "$name" 2> /dev/null || true
         rm -f "$UNIT_DIR/$name"
     done
-    rm -f "$CURRENT" "$COMMAND" "$UNIT_DIR/$SANDBOX" /run/webkassa-key/renew.sock
+    rm -f "$CURRENT" "$COMMAND" "${ACCOUNT_DROPINS[@]/#/"$UNIT_DIR/"}" "$UNIT_DIR/$SANDBOX" /run/webkassa-key/renew.sock
     rm -rf "${UNIT_DIR:?}/$COMMAND_DROPINS" # links of ours
-    rmdir "$UNIT_DIR/webkassa-key-.service.d" /run/webkassa-key 2> /dev/null || true
+    rmdir "$UNIT_DIR"/webkassa-key-{,update}.service.d /run/webkassa-key 2> /dev/null || true
 }
 
 # The earlier release stays until a run of the new one has ended well
@@ -640,6 +663,111 @@ When that is good, get a key: sudo webkassa-key update" "$code"
     [[ -z $with_alerts || -e $ADDRESSES ]] ||
         say "Alerts need addresses: write them to $ADDRESSES, see \"alerts\" in README.md"
     say "Installed. How it stands: sudo webkassa-key status"
+}
+
+add_account() {
+    local file=$ACCOUNTS/$new_account.env unit=webkassa-key-command-account-$$
+    if [[ ! -d $CURRENT/systemd/accounts ]] || ! runs "$CURRENT"; then
+        die "This version is not installed yet. First run: sudo ./install.sh"
+    fi
+    must_be_roots "$CONFIG_DIR"
+    # The same once more ends what was cut short
+    if [[ -e $file || -L $file ]] && ! cmp --silent "$env_file" "$file"; then
+        die "There is an account $new_account: $file stays as it is."
+    fi
+    stage_accounts
+    check_account
+    place_accounts
+    say "Accounts: $(cd "$ACCOUNTS" && printf '%s\n' *.env | sed 's/\.env$//' | paste -sd ' ')"
+    if [[ -z $no_run ]]; then
+        (run_module "$unit" "$CURRENT" update --if-needed --shard "$(shard_in "$ACCOUNTS")") || code=$?
+        ((code == 0)) || die "The account is added, but it has no key yet (code $code, see above)." "$code"
+    fi
+    say "How they stand: sudo webkassa-key status"
+}
+
+# All accounts as they are to be, for the check: nothing counts before it
+stage_accounts() {
+    rm -rf "$ACCOUNTS.new"
+    install -d -o root -g "$ACCOUNT" -m 0750 "$ACCOUNTS.new"
+    [[ ! -d $ACCOUNTS ]] || cp -a "$ACCOUNTS/." "$ACCOUNTS.new"
+    split_settings own > "$ACCOUNTS.new/.main" || die "Nothing was changed."
+    if [[ -s $ACCOUNTS.new/.main ]]; then
+        [[ $new_account != main ]] || die "\"main\" is the account of $SETTINGS. Take another name."
+        [[ ! -e $ACCOUNTS/main.env ]] || cmp --silent "$ACCOUNTS.new/.main" "$ACCOUNTS/main.env" ||
+            die "$SETTINGS and $ACCOUNTS/main.env have an account each. Take the login out of the first."
+        install -o root -g "$ACCOUNT" -m 0640 "$ACCOUNTS.new/.main" "$ACCOUNTS.new/main.env"
+    fi
+    install -o root -g "$ACCOUNT" -m 0640 "$env_file" "$ACCOUNTS.new/$new_account.env"
+}
+
+# An account's own lines of the settings, as they stand there, or the rest. It keeps its row
+readonly SPLIT='import sys
+from dotenv.parser import parse_stream
+names = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_SERVICE_NAME"}
+with open(sys.argv[1], encoding="utf-8", newline="") as file:
+    lines = list(parse_stream(file))
+values = {line.key: line.value for line in lines}
+if values.get("WEBKASSA_LOGIN_FILE") or values.get("WEBKASSA_PASSWORD_FILE"):
+    sys.exit(f"The login or the password is in a file of its own: put both into {sys.argv[1]}.")
+own = "".join(line.original.string.strip() + "\n" for line in lines if line.key in names)
+if not values.get("WEBKASSA_SERVICE_NAME"):
+    own += "WEBKASSA_SERVICE_NAME=Webkassa\n"
+rest = "".join(line.original.string for line in lines if line.key not in names)
+sys.stdout.reconfigure(encoding="utf-8", newline="")
+sys.stdout.write(rest if sys.argv[2] == "rest" else own if values.get("WEBKASSA_LOGIN") else "")'
+
+split_settings() { # own or rest
+    "$CURRENT/venv/bin/python" -I -c "$SPLIT" "$SETTINGS" "$1"
+}
+
+# The new account alone, or all where the first moves, too; that no two have one login is looked at
+# for all in any case
+check_account() {
+    local shard=0/1
+    [[ ! -d $ACCOUNTS ]] || shard=$(shard_in "$ACCOUNTS.new")
+    run_module "webkassa-key-command-account-$$" "$CURRENT" check --accounts-dir "$ACCOUNTS.new" \
+        --shard "$shard" 2>&1 | (trap '' INT && sed -u "s#$ACCOUNTS\.new#$ACCOUNTS#g") || code=${PIPESTATUS[0]}
+    ((code == 0)) || die "The check failed (code $code, see above). Nothing was changed." "$code"
+}
+
+shard_in() { # folder; as the module sorts
+    local LC_ALL=C file index=0 count=0
+    for file in "$1"/*.env; do
+        [[ ${file##*/} != "$new_account.env" ]] || index=$count
+        count=$((count + 1))
+    done
+    printf '%s/%s' "$index" "$count"
+}
+
+# Whatever interrupts it, each account is in one place at least, and the same command goes on
+place_accounts() {
+    local file target
+    if [[ -d $ACCOUNTS ]]; then
+        for file in "$ACCOUNTS.new"/{main,"$new_account"}.env; do
+            [[ ! -e $file || -e $ACCOUNTS/${file##*/} ]] || mv -T "$file" "$ACCOUNTS/${file##*/}"
+        done
+    else
+        rm -f "$ACCOUNTS.new/.main"
+        mv -T "$ACCOUNTS.new" "$ACCOUNTS"
+    fi
+    place_account_dropins
+    systemctl daemon-reload
+    if [[ -n $(split_settings own) ]]; then
+        target=$(readlink -f "$SETTINGS")
+        cp --attributes-only --preserve=all "$target" "$target.new"
+        split_settings rest > "$target.new"
+        mv -T "$target.new" "$target"
+        say "The account of $SETTINGS is now $ACCOUNTS/main.env"
+    fi
+}
+
+place_account_dropins() {
+    local name
+    for name in "${ACCOUNT_DROPINS[@]}"; do
+        install -D -m 0644 "$CURRENT/systemd/accounts/$name" "$UNIT_DIR/$name.new"
+        mv -fT "$UNIT_DIR/$name.new" "$UNIT_DIR/$name"
+    done
 }
 
 main "$@"

@@ -2,7 +2,7 @@
 # usage: sudo ./uninstall.sh [--purge]
 #
 # Remove the updater: timers, services, code, state, and the user and groups that it made. Settings
-# and your own drop-ins stay (it says where). The database is never touched: the stored key goes on
+# (of all accounts) and your own drop-ins stay (it says where). The database is never touched: the stored key goes on
 # working.
 #
 #   --purge     settings, alert addresses and drop-ins, too
@@ -90,6 +90,10 @@ remove_units() {
         if is_ours "$UNIT_DIR/$unit"; then
             rm -f "$UNIT_DIR/$unit" "/var/lib/systemd/timers/stamp-$unit"
         fi
+    done
+    for unit in "${ACCOUNT_DROPINS[@]}"; do
+        ! is_ours "$UNIT_DIR/$unit" || rm -f "$UNIT_DIR/$unit"
+        rmdir "$UNIT_DIR/${unit%/*}" 2> /dev/null || true
     done
     rm -rf "${UNIT_DIR:?}/$COMMAND_DROPINS" # links of ours
     rm -f /run/webkassa-key/renew.sock

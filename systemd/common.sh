@@ -5,6 +5,7 @@ readonly ACCOUNT=webkassa-key-updater CLIENTS=webkassa-key-clients
 readonly HOME_DIR=/opt/webkassa-key-updater CURRENT=/opt/webkassa-key-updater/current
 readonly CONFIG_DIR=/etc/webkassa-key-updater
 readonly SETTINGS=$CONFIG_DIR/webkassa.env ADDRESSES=$CONFIG_DIR/apprise.conf
+readonly ACCOUNTS=$CONFIG_DIR/accounts.d # where there are many; one file NAME.env each
 readonly STATE_DIR=/var/lib/webkassa-key-updater
 readonly UNIT_DIR=/etc/systemd/system SANDBOX=webkassa-key-.service.d/00-sandbox.conf
 readonly COMMAND=/usr/local/bin/webkassa-key
@@ -16,6 +17,8 @@ readonly HEAL_TIMER=webkassa-key-heal.timer ALERT=webkassa-key-alert.service
 readonly SOCKET=webkassa-key-renew.socket
 readonly UNITS=(webkassa-key-{update,boot,heal}.{timer,service} webkassa-key-renew.socket
     webkassa-key-renew@.service webkassa-key-alert.service)
+# What install.sh --account adds to the units
+readonly ACCOUNT_DROPINS=(webkassa-key-{,update}.service.d/10-accounts.conf)
 readonly RELEASES=$HOME_DIR/releases
 readonly HOME_MARK=$HOME_DIR/.webkassa-key-updater # the folder is ours; users and groups, too
 readonly CUT_SHORT=$HOME_DIR/taking-over # a link to the folder of a take-over at work
@@ -109,7 +112,8 @@ link_drop_ins() {
         [[ ! -L $file || -e $file ]] || rm -f "$file"
     done
     for file in "$UNIT_DIR/$UPDATE.d"/*.conf; do
-        [[ ! -e $file || -L $links/${file##*/} ]] || ln -s "../$UPDATE.d/${file##*/}" "$links"
+        # Ours of many accounts says what the daily run is to do, and that alone
+        [[ ! -e $file || -L $links/${file##*/} ]] || is_ours "$file" || ln -s "../$UPDATE.d/${file##*/}" "$links"
     done
 }
 

@@ -74,6 +74,15 @@ def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
         ("uninstall.sh", ["--prune"], 2),
         ("uninstall.sh", ["--purge", "--json"], 2),
         ("install.sh", ["--env-file", "/"], 2),
+        ("install.sh", ["--account"], 2),
+        ("install.sh", ["--account", "north"], 2),
+        ("install.sh", ["--account", "north", "--env-file", "/nowhere"], 2),
+        ("install.sh", ["--account", "North", "--env-file", __file__], 2),
+        ("install.sh", ["--account", "-north", "--env-file", __file__], 2),
+        ("install.sh", ["--account", "../north", "--env-file", __file__], 2),
+        ("install.sh", ["--account", "north\n", "--env-file", __file__], 2),
+        ("install.sh", ["--account", 41 * "n", "--env-file", __file__], 2),
+        ("install.sh", ["--account", "north", "--env-file", __file__, "--take-over"], 2),
         ("check-status.sh", ["--jsno"], 3),  # for a monitor, 2 would be CRITICAL
         ("systemd/webkassa-key.sh", ["status", "--jsno"], 3),
         ("systemd/webkassa-key.sh", [], 2),
@@ -96,6 +105,18 @@ def test_without_root_it_says_sudo(script: str, run: Run, stub: Stub) -> None:
     result = run(script)
     assert result.returncode == 1
     assert result.stdout == f"{script}: must be run by root: sudo ./{script}\n"
+
+
+def test_an_account_is_added_to_what_is_installed_only(run: Run, stub: Stub) -> None:
+    if Path("/opt/webkassa-key-updater").exists():
+        pytest.skip("it is installed here")
+    stub("python3", "exit 1")
+    stub("python3.12", "case $3 in *version_info*[:2]*) echo 3.12 ;; esac")
+    stub("stat", "echo 0")
+    stub("rm")
+    result = run("install.sh", "--account", "north", "--env-file", __file__)
+    assert result.returncode == 1
+    assert "is not installed yet. First run: sudo ./install.sh\n" in result.stdout
 
 
 # name of the stand-in, what it does, and what install.sh says then

@@ -52,7 +52,9 @@ def test_settings_reach_the_program_only(path: Path) -> None:
     """Everybody can read Environment=: what stands there is known to everybody anyway."""
     assert not {"EnvironmentFile", "PassEnvironment"} & directives(path).keys()
     for value in directives(path).get("Environment", []):
-        assert value.strip('"').split("=")[0] in ("WEBKASSA_KEY_COMMAND", "WEBKASSA_MAX_AGE")
+        assert value.strip('"').split("=")[0] in (
+            "WEBKASSA_KEY_COMMAND", "WEBKASSA_MAX_AGE", "WEBKASSA_ACCOUNTS_DIR"
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -63,7 +65,7 @@ def test_every_unit_bears_the_mark_of_ours(path: Path) -> None:
     names = subprocess.run(
         ["bash", "-c", "echo " + listed[1].replace("\n", " ")], text=True, stdout=subprocess.PIPE
     )
-    assert path.name in (*names.stdout.split(), "00-sandbox.conf")
+    assert path.name in (*names.stdout.split(), "00-sandbox.conf", "10-accounts.conf")
 
 
 def test_every_unit_runs_the_module_in_the_same_way() -> None:
@@ -95,6 +97,18 @@ def test_retries_end_before_the_next_day_even_when_each_takes_its_longest(name: 
     longest = seconds(SANDBOX["TimeoutStartSec"][0]) + seconds(SANDBOX["TimeoutStopSec"][0])
     assert burst * pause == 2 * 3600
     assert burst * (pause + longest) < seconds(unit["StartLimitIntervalSec"][0]) < 24 * 3600
+
+
+def test_a_repetition_for_many_accounts_leaves_good_keys_alone() -> None:
+    """Not even the last one finds the first one's keys old, and the next day's run finds all old."""
+    unit = directives(UNITS / "accounts" / "webkassa-key-update.service.d" / "10-accounts.conf")
+    assert unit["ExecStart"][0] == ""
+    assert unit["ExecStart"][1] == directives(UNITS / RETRIED[0])["ExecStart"][0] + " --if-needed"
+    age = seconds(unit["Environment"][0].removeprefix("WEBKASSA_MAX_AGE="))
+    run, stop = (seconds(SANDBOX[f"Timeout{name}Sec"][0]) for name in ("Start", "Stop"))
+    pauses = (int(unit["StartLimitBurst"][0]) - 1) * (seconds(unit["RestartSec"][0]) + run + stop)
+    assert pauses + run < age < 24 * 3600 - pauses - run - stop
+    assert pauses + run + stop < seconds(unit["StartLimitIntervalSec"][0])
 
 
 @pytest.mark.parametrize("name", RETRIED)
