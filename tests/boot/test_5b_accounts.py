@@ -1,0 +1,175 @@
+"""Many accounts on one server, added one by one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from shop_server import (
+    BOOT,
+    CONFIG,
+    CURRENT,
+    OFFLINE,
+    SETTINGS,
+    SOURCE,
+    UNITS,
+    UPDATE,
+    Site,
+    env_file,
+)
+from world import webkassa_simulator
+from world.webkassa_simulator import Simulator
+
+pytestmark = pytest.mark.usefixtures("installed")
+
+ACCOUNTS = f"{CONFIG}/accounts.d"
+LOGIN = ("WEBKASSA_LOGIN", "WEBKASSA_PASSWORD")
+DROP_INS = (
+    f"{UNITS}/webkassa-key-.service.d/10-accounts.conf",
+    f"{UNITS}/{UPDATE}.d/10-accounts.conf",
+)
+
+
+@pytest.fixture(scope="module")
+def north() -> Iterator[Simulator]:
+    """A Webkassa of its own: a simulator knows one login."""
+    with Simulator() as webkassa:
+        yield webkassa
+
+
+def add(site: Site, name: str, **settings: str) -> str:
+    site.machine.write("/root/account.env", env_file(settings))
+    result = site.run(f"{CURRENT}/install.sh", "--account", name, "--env-file", "/root/account.env",
+                      check=False)  # fmt: skip
+    print(result.stdout)
+    return f"{result.stdout}code {result.returncode}\n"
+
+
+def account(webkassa: Simulator) -> dict[str, str]:
+    return {"WEBKASSA_LOGIN": webkassa_simulator.LOGIN, "WEBKASSA_AUTH_URL": webkassa.url,
+            "WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD}  # fmt: skip
+
+
+def rows(site: Site) -> dict[str, str]:
+    return dict(site.sql("SELECT service_name, api_key FROM api_keys"))
+
+
+def base(site: Site) -> str:
+    return (site.machine.root / SETTINGS[1:]).read_text()
+
+
+def test_what_the_check_refuses_does_not_count(site: Site, north: Simulator) -> None:
+    site.reset()
+    before = base(site)
+    wrong = account(site.webkassa) | {"WEBKASSA_LOGIN": webkassa_simulator.LOGIN.upper()}
+    said = add(site, "again", **wrong)
+    assert "again.env and main.env have one login" in said
+    assert "Nothing was changed." in said
+    assert "code 78\n" in said
+    assert 'main" is the account of' in add(site, "main", **account(north))
+    assert base(site) == before
+    assert site.run("ls", CONFIG).stdout.split() == sorted(
+        {"webkassa.env"}
+        | set(site.run("ls", CONFIG).stdout.split()) - {"accounts.d", "accounts.d.new"}
+    )
+    assert site.webkassa.authorizations == north.authorizations == 0
+    assert site.run("webkassa-key", "check").returncode == 0
+
+
+def test_the_first_account_moves_the_one_that_is_there(site: Site, north: Simulator) -> None:
+    old = site.key
+    said = add(site, "north", **account(north))
+    assert said.endswith("code 0\n")
+    assert f"The account of {SETTINGS} is now {ACCOUNTS}/main.env" in said
+    assert "Accounts: main north" in said
+    assert rows(site) == {"Webkassa": old, "Webkassa:north": north.live}
+    assert not any(name in base(site) for name in LOGIN)
+    assert "POSTGRES_PASSWORD" in base(site)
+    modes = site.run(
+        "stat",
+        "-c",
+        "%U:%G %a",
+        ACCOUNTS,
+        f"{ACCOUNTS}/main.env",
+        f"{ACCOUNTS}/north.env",
+        SETTINGS,
+    )
+    assert modes.stdout.split("\n")[:3] == [
+        f"root:webkassa-key-updater {mode}" for mode in (750, 640, 640)
+    ]
+
+
+def test_an_account_that_is_there_is_not_overwritten(site: Site, north: Simulator) -> None:
+    said = add(site, "north", **account(north) | {"WEBKASSA_PASSWORD": "canary-other"})
+    assert "There is an account north" in said
+    assert "code 1\n" in said
+    assert "canary-other" not in site.run("cat", f"{ACCOUNTS}/north.env").stdout
+
+
+def test_the_same_once_more_ends_what_was_cut_short(site: Site, north: Simulator) -> None:
+    """As if it had been killed before the drop-ins were placed and the base settings changed."""
+    site.run("rm", *DROP_INS)
+    site.machine.write(SETTINGS, "".join(
+        f"{line}\n" for line in env_file(site.settings).splitlines()))  # fmt: skip
+    logins = north.authorizations
+    assert add(site, "north", **account(north)).endswith("code 0\n")
+    assert not any(name in base(site) for name in LOGIN)
+    assert site.run("ls", *DROP_INS).returncode == 0
+    assert north.authorizations == logins
+
+
+def test_all_speak_of_all_accounts(site: Site) -> None:
+    assert site.start().returncode == 0
+    assert rows(site)["Webkassa"] == site.webkassa.live
+    for ask in (("webkassa-key", "status"), (f"{CURRENT}/check-status.sh",)):
+        said = site.run(*ask).stdout
+        assert said.startswith("WEBKASSA OK - key 2 of 2 accounts are well; ")
+        assert re.search("^ +OK: Webkassa: key [0-9a-f]{8}", said, re.M), said
+        assert re.search("^ +OK: Webkassa:north: key [0-9a-f]{8}", said, re.M), said
+        assert "no other one found" in said
+    print(said)
+    report = json.loads(site.run("webkassa-key", "status", "--json").stdout)
+    assert len(report["key"]["accounts"]) == 2
+    assert "Webkassa:north: " in site.run("webkassa-key", "check").stdout
+
+
+def test_a_repetition_logs_in_for_those_that_failed_only(site: Site, north: Simulator) -> None:
+    site.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - interval '24 h'")
+    good, bad = site.webkassa.authorizations, north.authorizations
+    old = rows(site)["Webkassa:north"]
+    north.script += [webkassa_simulator.answer(503)] * 200
+    site.machine.drop_in(UPDATE, "[Unit]\nStartLimitBurst=3\n[Service]\nRestartSec=2\n")
+    site.fail_for_good()
+    assert site.starts() == 3
+    assert site.webkassa.authorizations == good + 1
+    assert rows(site) == {"Webkassa": site.webkassa.live, "Webkassa:north": old}
+    status = site.status()
+    assert "-> sudo webkassa-key update --if-needed\n" in status.stdout
+    assert "-> sudo webkassa-key update\n" not in status.stdout
+    print(status.stdout)
+    north.script.clear()
+    assert site.run("webkassa-key", "update", "--if-needed").returncode == 0
+    assert (site.webkassa.authorizations, north.authorizations) >= (good + 1, bad + 1)
+    assert site.webkassa.authorizations == good + 1
+    assert site.status().returncode == 0
+
+
+def test_uninstall_keeps_the_accounts_and_install_takes_them_up(
+    site: Site, north: Simulator
+) -> None:
+    site.machine.no_drop_in(UPDATE)
+    site.run("rmdir", f"{UNITS}/{UPDATE}.d", check=False)
+    logins = site.webkassa.authorizations, north.authorizations
+    assert f"Kept: {CONFIG}" in site.run(f"{CURRENT}/uninstall.sh").stdout
+    assert site.run("sh", "-c", f"ls -d {UNITS}/webkassa-key-*", check=False).returncode != 0
+    assert site.run("ls", ACCOUNTS).stdout == "main.env\nnorth.env\n"
+    result = site.run(f"{SOURCE}/install.sh", "--no-run", **OFFLINE)
+    assert "Webkassa:north: " in result.stdout
+    assert site.status().stdout.startswith("WEBKASSA OK - key 2 of 2 accounts are well; ")
+    assert (site.webkassa.authorizations, north.authorizations) == logins
+    assert site.run("systemctl", "start", BOOT).returncode == 0
+    site.run(f"{CURRENT}/uninstall.sh", "--purge")
+    assert site.run("ls", CONFIG, check=False).returncode != 0
+    assert site.run("sh", "-c", f"ls -d {UNITS}/webkassa-key-*", check=False).returncode != 0
