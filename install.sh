@@ -403,7 +403,10 @@ stage_units() {
             fi
         done
     done
-    [[ ! -d $ACCOUNTS ]] || cp -R "$release/systemd/accounts/." "$stage"
+    if [[ -d $ACCOUNTS ]]; then
+        cp -R "$release/systemd/accounts/." "$stage"
+        sed -i "s#$CURRENT/#$release/#g" "${ACCOUNT_DROPINS[@]/#/"$stage/"}"
+    fi
 }
 
 is_taken_over() { # unit

@@ -17,8 +17,9 @@ readonly HEAL_TIMER=webkassa-key-heal.timer ALERT=webkassa-key-alert.service
 readonly SOCKET=webkassa-key-renew.socket
 readonly UNITS=(webkassa-key-{update,boot,heal}.{timer,service} webkassa-key-renew.socket
     webkassa-key-renew@.service webkassa-key-alert.service)
-# What install.sh --account adds to the units
-readonly ACCOUNT_DROPINS=(webkassa-key-{,update}.service.d/10-accounts.conf)
+# What install.sh --account adds to the units. (Of one name, the second would hide the first)
+readonly ACCOUNT_DROPINS=(webkassa-key-.service.d/10-accounts.conf
+    webkassa-key-update.service.d/10-if-needed.conf)
 readonly RELEASES=$HOME_DIR/releases
 readonly HOME_MARK=$HOME_DIR/.webkassa-key-updater # the folder is ours; users and groups, too
 readonly CUT_SHORT=$HOME_DIR/taking-over # a link to the folder of a take-over at work

@@ -82,7 +82,7 @@ die() { # exit code, message
 refuse_other_command() {
     local found
     if found=$(grep --files-with-matches --no-messages \
-        --exclude="${ACCOUNT_DROPINS[0]##*/}" '^[[:blank:]]*ExecStart[[:blank:]]*=' \
+        --exclude="${ACCOUNT_DROPINS[1]##*/}" '^[[:blank:]]*ExecStart[[:blank:]]*=' \
         "$UNIT_DIR/$UPDATE.d"/*.conf "$UNIT_DIR"/webkassa-key-.service.d/*.conf); then
         die 78 "${found//$'\n'/, } sets ExecStart=. Nothing was run, the key is as it was. Take that line \
 away (all else may stand there), then run this again."

@@ -65,7 +65,18 @@ def test_every_unit_bears_the_mark_of_ours(path: Path) -> None:
     names = subprocess.run(
         ["bash", "-c", "echo " + listed[1].replace("\n", " ")], text=True, stdout=subprocess.PIPE
     )
-    assert path.name in (*names.stdout.split(), "00-sandbox.conf", "10-accounts.conf")
+    assert path.name in (
+        *names.stdout.split(),
+        "00-sandbox.conf",
+        "10-accounts.conf",
+        "10-if-needed.conf",
+    )
+
+
+def test_no_drop_in_hides_another() -> None:
+    """Of the drop-ins of one name, systemd reads that of the most special folder alone."""
+    names = [path.name for path in UNITS.rglob("*.conf")]
+    assert len(names) == len(set(names)) == 3
 
 
 def test_every_unit_runs_the_module_in_the_same_way() -> None:
@@ -101,7 +112,7 @@ def test_retries_end_before_the_next_day_even_when_each_takes_its_longest(name: 
 
 def test_a_repetition_for_many_accounts_leaves_good_keys_alone() -> None:
     """Not even the last one finds the first one's keys old, and the next day's run finds all old."""
-    unit = directives(UNITS / "accounts" / "webkassa-key-update.service.d" / "10-accounts.conf")
+    unit = directives(UNITS / "accounts" / "webkassa-key-update.service.d" / "10-if-needed.conf")
     assert unit["ExecStart"][0] == ""
     assert unit["ExecStart"][1] == directives(UNITS / RETRIED[0])["ExecStart"][0] + " --if-needed"
     age = seconds(unit["Environment"][0].removeprefix("WEBKASSA_MAX_AGE="))
