@@ -22,9 +22,10 @@ readonly OK=0 WARNING=1 CRITICAL=2 UNKNOWN=3 UNSEEN=4
 readonly LEVELS=(OK WARNING CRITICAL UNKNOWN UNSEEN) RANKS=(1 3 4 2 0)
 readonly AGES='90000;176400' # seconds, from which WARNING and CRITICAL begin, for a monitor's graphs
 
-RENEW='sudo webkassa-key update'
-# Of many accounts the good keys must stay
-[[ ! -e $UNIT_DIR/${ACCOUNT_DROPINS[0]} ]] || RENEW+=' --if-needed'
+RENEW='sudo webkassa-key update' many=''
+if [[ -e $UNIT_DIR/${ACCOUNT_DROPINS[0]} ]]; then
+    many=many RENEW+=' --if-needed' # the good keys must stay
+fi
 readonly RENEW CHECK='sudo webkassa-key check'
 UNSEEN_BY="not visible to $(id -un) without sudo"
 readonly UNSEEN_BY
@@ -96,8 +97,7 @@ print("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in te
 
 # The module's own status, as the service's user; the alert is that user already
 look_at_key() {
-    local level=0 read what hidden many='' mends_key=('' "$RENEW" "$RENEW" "$CHECK")
-    [[ ! -e $UNIT_DIR/${ACCOUNT_DROPINS[0]} ]] || many=yes
+    local level=0 read what hidden mends_key=('' "$RENEW" "$RENEW" "$CHECK")
     if is_root; then
         key_report=$(run_module "webkassa-key-command-status-$$" "$CURRENT" status --json \
             2> /dev/null) || level=$?
@@ -109,7 +109,7 @@ look_at_key() {
         return
     fi
     if ((level > 3)) || ! read=$("$CURRENT/venv/bin/python" -I -c "$READ_REPORT" \
-        ${many:+many} <<< "$key_report" 2> /dev/null); then
+        "$many" <<< "$key_report" 2> /dev/null); then
         key_report=''
         note $CRITICAL key "not known: the updater could not look at it (code $level)" "$CHECK"
         return
@@ -155,6 +155,11 @@ look_at_last_run() { # service, name
     kind=$(show "$1" ExecMainCode) code=$(show "$1" ExecMainStatus)
     failing=$(failing_since "$1")
     when=$(date --date="${ended:-${failing:-now}}" +%s) || when=0
+    if [[ $many && $failing ]]; then
+        # Those that are well may have been renewed by the first of the runs that failed; it took 33
+        # minutes at most
+        when=$(($(date --date="$failing" +%s) - 33 * 60))
+    fi
     if [[ $ended && $kind != 1 ]]; then
         failing="failing since ${failing:-$ended} (signal $code: killed, or out of time)"
     elif [[ $ended && $code != 0 ]]; then

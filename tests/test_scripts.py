@@ -119,6 +119,40 @@ def test_an_account_is_added_to_what_is_installed_only(run: Run, stub: Stub) -> 
     assert "is not installed yet. First run: sudo ./install.sh\n" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("many", "oldest", "said"),
+    [
+        ("", 100, "but the key was renewed since"),
+        ("", 400, "failing since"),  # renewed before the last failure
+        (
+            "many",
+            400,
+            "but the key was renewed since",
+        ),  # by the first run, which failed for another
+        ("many", 86000, "failing since"),
+    ],
+)
+def test_a_failure_counts_until_all_keys_are_renewed(many: str, oldest: int, said: str) -> None:
+    """The first run failed 350 s ago, the last one 300 s ago."""
+    functions = (ROOT / "check-status.sh").read_text().replace('main "$@"\n', "")
+    functions = functions.replace(
+        'HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")', f"HERE={ROOT}"
+    )
+    script = f"""{functions}
+        show() {{ case $2 in ExecMainExitTimestamp) date --date='-300 sec' ;; ExecMainCode) echo 1 ;;
+            ExecMainStatus) echo 69 ;; *) echo failed ;; esac; }}
+        failing_since() {{ date --date='-350 sec' '+%a %F %T %Z'; }}
+        journalctl() {{ echo line; }}
+        many={many} key_age={oldest}
+        look_at_last_run unit 'last run'
+        echo "${{levels[0]}} ${{whats[0]}}"
+    """
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert result.stderr == ""
+    assert said in result.stdout
+    assert result.stdout.startswith("0 " if "renewed" in said else "2 ")
+
+
 # name of the stand-in, what it does, and what install.sh says then
 MACHINES = [
     ("systemctl", "exit 127", "needs systemd 249 or newer, here is none"),
