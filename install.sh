@@ -758,6 +758,7 @@ place_accounts() {
     systemctl daemon-reload
     if [[ -n $(split_settings own) ]]; then
         target=$(readlink -f "$SETTINGS")
+        sync --file-system "$ACCOUNTS" # a power cut, too, must leave the login in one place at least
         cp --attributes-only --preserve=all "$target" "$target.new"
         split_settings rest > "$target.new"
         mv -T "$target.new" "$target"

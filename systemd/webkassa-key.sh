@@ -14,6 +14,9 @@
 #     --json    the same for machines
 #   -h, --help  print this help
 #
+# Of many accounts (install.sh --account) each command does all: a plain update logs in for each of
+# them, --if-needed for those whose key is old or dead.
+#
 # exit codes: of update and check those of webkassa_key_updater.py (0 is good, 2 wrong usage);
 # of status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. To stop an update: Ctrl-C
 set -euo pipefail
