@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,39 @@ def test_a_failure_counts_until_all_keys_are_renewed(many: str, oldest: int, sai
     assert result.stderr == ""
     assert said in result.stdout
     assert result.stdout.startswith("0 " if "renewed" in said else "2 ")
+
+
+# settings, what of them is the account's own, and what remains
+SPLITS = [
+    ("WEBKASSA_LOGIN=a\nWEBKASSA_PASSWORD='$x # \\'y'\nPGHOST=db",
+     "WEBKASSA_LOGIN=a\nWEBKASSA_PASSWORD='$x # \\'y'\nWEBKASSA_SERVICE_NAME=Webkassa\n", "PGHOST=db"),
+    ("# c\nexport WEBKASSA_LOGIN=a\n\nWEBKASSA_SERVICE_NAME=till\n#WEBKASSA_PASSWORD=\n",
+     "export WEBKASSA_LOGIN=a\nWEBKASSA_SERVICE_NAME=till\n", "# c\n#WEBKASSA_PASSWORD=\n"),
+    ("WEBKASSA_SERVICE_NAME=\nWEBKASSA_LOGIN='касса'\r\n",
+     "WEBKASSA_SERVICE_NAME=\nWEBKASSA_LOGIN='касса'\nWEBKASSA_SERVICE_NAME=Webkassa\n", ""),
+    ("WEBKASSA_LOGIN=\nPGHOST=db\n", "", "PGHOST=db\n"),
+]  # fmt: skip
+
+
+def split(settings: Path, which: str) -> subprocess.CompletedProcess[bytes]:
+    code = re.search("^readonly SPLIT='(.+?)'$", (ROOT / "install.sh").read_text(), re.M | re.S)[1]
+    return subprocess.run([sys.executable, "-I", "-c", code, settings, which], capture_output=True)
+
+
+@pytest.mark.parametrize(("settings", "own", "rest"), SPLITS)
+def test_an_account_moves_with_its_row_as_it_is_written(
+    settings: str, own: str, rest: str, tmp_path: Path
+) -> None:
+    (tmp_path / "settings").write_bytes(settings.encode())
+    assert split(tmp_path / "settings", "own").stdout.decode() == own
+    assert split(tmp_path / "settings", "rest").stdout.decode() == rest
+
+
+def test_a_login_in_a_file_of_its_own_is_not_left_behind(tmp_path: Path) -> None:
+    (tmp_path / "settings").write_text("WEBKASSA_LOGIN=a\nWEBKASSA_PASSWORD_FILE=/etc/password\n")
+    result = split(tmp_path / "settings", "own")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert b"is in a file of its own: put both into" in result.stderr
 
 
 # name of the stand-in, what it does, and what install.sh says then
