@@ -16,7 +16,7 @@ show() {
     printf '\n$ %s\n' "$*"
     local code=0
     case $1 in
-    webkassa_key_updater.py) "$STAGE_PYTHON" "$@" || code=$? ;;
+    webkassa_key_updater.py) WEBKASSA_KEY_COMMAND=$1 "$STAGE_PYTHON" "$@" || code=$? ;;
     *) "$@" || code=$? ;;
     esac
     if (( code )); then

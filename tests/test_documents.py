@@ -1,4 +1,4 @@
-"""The README and the example settings say what the program does."""
+"""The manuals and the example settings say what the program does, and what is typed in them works."""
 
 from __future__ import annotations
 
@@ -9,57 +9,289 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from world.postgres import PASSWORD
+import shown
+from shown import BLOCK, MANUALS, SCENES, Desk, snippet
+from world import webkassa_simulator
+from world.postgres import PASSWORD, Postgres
 from world.shop import CONSUMERS_TABLE, PROGRAM, ROOT, Shop
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, RUSSIAN = (manual.read_text(encoding="utf-8") for manual in MANUALS)
+BOTH = pytest.mark.parametrize("text", [README, RUSSIAN], ids=["English", "Russian"])
+BY_BOOT = {"server install", "server status", "server others", "server take over"}
 
 
-def block(after: str) -> str:
-    """Return the first fenced block after a text of the README."""
-    return re.search(r"```\w*\n(.*?)```", README[README.index(after) :], re.DOTALL)[1]
+# The outputs -------------------------------------------------------------------------------------
 
 
-def test_help_is_the_programs_own() -> None:
-    helped = subprocess.run(
-        [sys.executable, str(PROGRAM), "--help"], capture_output=True, text=True
-    )
-    assert block("<!-- help -->").strip() == helped.stdout.strip()
+@pytest.mark.parametrize("name", SCENES)
+def test_output_is_what_the_program_says_now(server: Postgres, name: str) -> None:
+    """Stale? .venv/bin/python tests/shown.py makes them all anew, in both manuals."""
+    played = shown.play(name, server)
+    for manual in MANUALS:
+        assert shown.shown_in(manual).get(name, played) == played
 
 
-def test_every_exit_code_has_its_troubleshooting() -> None:
-    for code in (2, 69, 70, 73, 75, 76, 77, 78):
-        assert re.search(rf"^\| {code} \|", README, re.MULTILINE)
+@BOTH
+def test_every_output_has_its_scene(text: str) -> None:
+    names = [match[1] for match in BLOCK.finditer(text)]
+    assert text.count("<!-- shown: ") == len(names)
+    assert set(names) <= SCENES.keys() | BY_BOOT
 
 
-def test_every_setting_is_listed_with_its_default() -> None:
-    example = (ROOT / ".env.example").read_text()
-    for name in re.findall(
-        r"^#?((?:WEBKASSA|DATABASE|API|HEALTHCHECK)\w+)=", example, re.MULTILINE
-    ):
-        assert re.search(rf"^\| .*`{name}`", README, re.MULTILINE), name
+# The two languages -------------------------------------------------------------------------------
 
 
-def test_table_of_the_readme_is_what_consumers_have() -> None:
-    listed = re.sub(r"\s+", " ", block("<!-- table -->"))
+def headings(text: str) -> list[str]:
+    return re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+
+
+def codes(text: str) -> list[str]:
+    return re.findall(r"^\| (\d+) \|", text, re.MULTILINE)
+
+
+def phrases(text: str) -> set[str]:
+    """Return the program's words in the first column of the table of messages."""
+    start = re.search(r"^\| .*\| .*\| .*\|\n\| --- \|.*\n\| `login refused`", text, re.MULTILINE)
+    assert start
+    table = text[start.start() :].split("\n\n")[0]
+    return {word for row in table.splitlines()[2:] for word in re.findall("`(.+?)`", row[:60])}
+
+
+def blocks(text: str) -> list[str]:
+    """Return all blocks that are typed, run or read by a machine, with the markers before them."""
+    found = re.findall(r"(?:^<!-- .+ -->\n)?^```\w+\n.*?^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for block in found if "```mermaid" not in block]
+
+
+def names(text: str) -> set[str]:
+    """Return names of settings, files, options and units."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return set(re.findall(r"`([^`\n]*[A-Z_/=.-][^`\n]*)`", prose))
+
+
+def test_both_have_the_same_sections_codes_and_blocks() -> None:
+    assert headings(README) == headings(RUSSIAN)
+    assert codes(README) == codes(RUSSIAN)
+    assert phrases(README) == phrases(RUSSIAN)
+    assert blocks(README) == blocks(RUSSIAN)
+    assert README.count("```mermaid") == RUSSIAN.count("```mermaid")
+
+
+def test_both_name_the_same_settings_commands_and_places() -> None:
+    assert names(README) == names(RUSSIAN)
+
+
+def test_each_links_to_the_other_at_its_top() -> None:
+    assert "(README.ru.md)" in README[:100]
+    assert "(README.md)" in RUSSIAN[:100]
+
+
+@BOTH
+def test_links_lead_somewhere(text: str) -> None:
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        file, _, anchor = target.partition("#")
+        assert (ROOT / file).exists()
+        assert not anchor or anchor in anchors, target
+
+
+# What they say of the program ----------------------------------------------------------------------
+
+
+def helped(*command: str) -> str:
+    run = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    return run.stdout
+
+
+@BOTH
+def test_every_option_of_the_help_is_there(text: str) -> None:
+    for command in ([sys.executable, str(PROGRAM)], ["./install.sh"], ["./uninstall.sh"]):
+        for option in re.findall(r"(?<![\w-])--[a-z-]+", helped(*command)):
+            assert option in text
+
+
+@BOTH
+def test_exit_codes_are_those_of_the_help(text: str) -> None:
+    listed = re.findall(r"^ +(\d+)  ", helped(sys.executable, str(PROGRAM)), re.MULTILINE)
+    assert codes(text) == listed
+
+
+@BOTH
+def test_words_to_search_for_are_the_programs_own(text: str) -> None:
+    source = re.sub(r'"\s+f?"', "", PROGRAM.read_text(encoding="utf-8"))
+    for phrase in phrases(text):
+        assert phrase in source, phrase
+
+
+@BOTH
+def test_every_setting_is_listed_with_its_default(text: str) -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    own = r"^#?((?:WEBKASSA|POSTGRES|DATABASE|API|HEALTHCHECK)\w+)=(.*)$"
+    for name, default in re.findall(own, example, re.MULTILINE):
+        row = re.search(rf"^\| .*`{name}`.*", text, re.MULTILINE)
+        assert row, name
+        if name.startswith("WEBKASSA_") and re.search(r"^\d|Authorize$", default):
+            assert f"`{default}`" in row[0]
+
+
+def test_table_of_the_manual_is_what_consumers_have() -> None:
+    listed = re.sub(r"\s+", " ", snippet("table"))
     for column in re.findall(r"^ +(\w+ [^,)]+(?:\(\d+\))?)", CONSUMERS_TABLE, re.MULTILINE):
         assert column.split()[0] in listed
 
 
-def test_grants_of_the_readme_suffice(shop: Shop) -> None:
+def test_table_of_the_manual_is_the_one_that_is_made(shop: Shop) -> None:
+    columns = """SELECT column_name, data_type, character_maximum_length, is_nullable, column_default
+                 FROM information_schema.columns WHERE table_name = 'api_keys' ORDER BY 1"""
+    shop.sql("DROP TABLE api_keys")
+    assert shop.main().code == 0
+    made = shop.sql(columns)
+    shop.sql("DROP TABLE api_keys")
+    shop.sql(snippet("table"))
+    assert shop.sql(columns) == made
+
+
+def test_grants_of_the_manual_suffice(shop: Shop) -> None:
     role = "webkassa_updater"
-    shop.sql(f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN PASSWORD 'granted-canary'")
+    shop.sql(f"DROP ROLE IF EXISTS {role}")
     shop.sql("REVOKE ALL ON SCHEMA public FROM public")
-    for statement in filter(str.strip, block("<!-- grants -->").split(";")):
+    for statement in filter(str.strip, snippet("grants").split(";")):
         shop.sql(statement)
-    env = {"POSTGRES_USER": role, "POSTGRES_PASSWORD": "granted-canary"}
+    env = {"POSTGRES_USER": role, "POSTGRES_PASSWORD": "choose-one"}
     assert shop.run("check", **env).code == 0
     shop.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
     assert shop.run("update", **env).code == 0
     assert shop.holds_the_live_key
     shop.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+# What a person types, in a folder with a name as people give them --------------------------------
+
+
+@pytest.fixture
+def desk(server: Postgres) -> Iterator[Desk]:
+    with shown.desk(server, "Касса № 1/мой webkassa") as desk:
+        yield desk
+
+
+def typed(desk: Desk, name: str, nano: str = "", code: int = 0) -> str:
+    """Run a block of commands; `nano` is what the person writes into the file."""
+    editor = desk.folder / "bin" / "nano"
+    editor.parent.mkdir(exist_ok=True)
+    (desk.folder / "typed").write_text(nano, encoding="utf-8")
+    editor.write_text(f'#!/bin/sh\ncat "{desk.folder}/typed" >"$1"\n', encoding="utf-8")
+    editor.chmod(0o755)
+    path = f"{editor.parent}:{desk.env['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", snippet(f"run: {name}")], cwd=desk.folder, text=True, encoding="utf-8",
+        env=desk.env | {"PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout
+    return done.stdout
+
+
+def test_first_run_goes_as_written(desk: Desk) -> None:
+    """Line by line, with a virtual environment of its own from the package index."""
+    desk.has_a_key()
+    key = desk.webkassa.live
+    desk.write("settings")
+    settings = (desk.folder / "settings").read_text(encoding="utf-8")
+    more = (
+        "\nWEBKASSA_AUTH_URL=https://devkkm.webkassa.kz/api/Authorize\n"
+        "WEBKASSA_SERVICE_NAME=Webkassa-test\n"
+    )
+    assert snippet("run: desk test system").count("nano") == 1
+    for wish in more.split():
+        assert f"`{wish}`" in README
+
+    typed(desk, "desk prepare", settings)
+    assert (desk.folder / ".env").stat().st_mode & 0o777 == 0o600
+    assert "FAIL" not in typed(desk, "desk check")
+    assert desk.webkassa.authorizations == 0
+    typed(desk, "desk test system", settings + more)
+    row = "SELECT api_key FROM api_keys WHERE service_name = 'Webkassa'"
+    assert desk.sql(row) == [(key,)]  # another system's login, another row
+    typed(desk, "desk update")
+    assert desk.sql(row) == [(desk.webkassa.live,)]
+    assert "OK" in typed(desk, "desk status")
+    desk.sql(snippet("forget the test"))
+    assert desk.sql("SELECT service_name FROM api_keys") == [("Webkassa",)]
+
+
+def test_accounts_go_as_written(desk: Desk) -> None:
+    desk.use_venv()
+    desk.write()
+    for name in ("WEBKASSA_LOGIN", "WEBKASSA_PASSWORD"):
+        del desk.settings[name]
+    desk.write()
+    (desk.folder / "accounts.d").mkdir()
+    lines = f"WEBKASSA_LOGIN={webkassa_simulator.LOGIN}\nWEBKASSA_PASSWORD='{webkassa_simulator.PASSWORD}'\n"
+    (desk.folder / "accounts.d" / "almaty.env").write_text(lines, encoding="utf-8")
+    typed(desk, "desk accounts")
+    assert desk.sql("SELECT service_name, api_key FROM api_keys") == [
+        ("Webkassa:almaty", desk.webkassa.live)
+    ]
+
+
+@contextlib.contextmanager
+def project(folder: Path) -> Iterator[Path]:
+    """The whole project elsewhere, as after a clone, with the virtual environment made."""
+    copy = folder / "Касса № 1"
+    copy.mkdir()
+    for path in ROOT.iterdir():
+        if path.name not in (".git", ".venv") and not path.name.startswith("."):
+            copy.joinpath(path.name).symlink_to(path)
+    (copy / ".venv").symlink_to(sys.prefix)
+    yield copy
+
+
+def test_stage_leads_every_setting_to_what_is_not_real(tmp_path: Path) -> None:
+    with project(tmp_path) as folder:
+        done = subprocess.run(
+            ["bash", "-e", "-c", snippet("run: desk stage")], cwd=folder, text=True,
+            input=snippet("run: on the stage"), capture_output=True,
+        )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert "ok    webkassa: 127.0.0.1:" in said
+    assert "stored the new key" in said
+    assert "WEBKASSA OK" in said
+    assert "login refused" in said
+    assert done.returncode == 77
+
+
+@BOTH
+def test_every_block_can_be_pasted_and_is_run_by_a_test(text: str) -> None:
+    tests = "".join(
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "tests").rglob("test_*.py")
+    )  # fmt: skip
+    assert text.count("```sh\n") == text.count("<!-- run: ")
+    for name, block in re.findall(r"<!-- run: (.+?) -->\n```sh\n(.*?)```", text, re.DOTALL):
+        assert not re.search(r"^\s*[$#]|OWNER|<[a-z]+>", block, re.MULTILINE), block
+        assert f'"{name}"' in tests or f'"run: {name}"' in tests, name
+
+
+def test_demo_is_what_is_typed_first() -> None:
+    assert snippet("run: desk demo") == "./demo.sh\n"  # the scene "demo" and .ci/run start it
+
+
+def test_line_for_cron_hides_success_alone(desk: Desk) -> None:
+    desk.use_venv()
+    desk.has_a_key()
+    desk.write()
+    line = snippet("cron").strip()
+    command = line.removeprefix("0 5 * * * ").replace("/srv/webkassa", ".")
+    assert desk.shell(command) == ""
+    desk.webkassa.password = "changed"
+    assert "login refused" in desk.shell(command)
+
+
+# Consumers ---------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -80,17 +312,19 @@ def asked_at_a_socket(shop: Shop) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("example", ["psycopg2", "SQLAlchemy"])
-def test_consumer_of_the_readme_gets_through_a_dead_key(shop: Shop, example: str) -> None:
+def test_consumer_of_the_manual_gets_through_a_dead_key(shop: Shop, example: str) -> None:
     """The stored key is dead; the example's own code meets code 2, heals and reads afresh."""
     shop.webkassa.live = None
-    url = f"postgresql+psycopg2://postgres:@127.0.0.1:{shop.server.port}/shop"
-    program = block("<!-- renew sync -->") + block(f"<!-- consumer {example} -->")
+    scheme = "postgresql+psycopg2" if example == "SQLAlchemy" else "postgresql"
+    url = f"{scheme}://postgres:@127.0.0.1:{shop.server.port}/shop"
+    program = snippet("renew sync") + snippet(f"consumer {example}")
+    assert program.count('DATABASE = "') == 1
+    program = re.sub('DATABASE = ".*"', f"DATABASE = {url!r}", program)
     test = f"""
 import requests
 def create_check(token):
     answer = requests.post({shop.webkassa.origin + "/api/references/RefUnits"!r}, json={{"Token": token}})
     return answer.json()
-DATABASE = {url if example == "SQLAlchemy" else url.replace("+psycopg2", "")!r}
 {program}
 answer = with_key(create_check)
 assert answer["Data"], answer

@@ -1,0 +1,327 @@
+"""Make every output that README.md and README.ru.md show anew, by the program itself.
+
+    .venv/bin/python tests/shown.py
+
+In a manual `<!-- shown: NAME -->` stands before a block: what the scene NAME below puts on the
+screen. Ports, fingerprints, times and PostgreSQL's version are other ones at every run: they are
+replaced by the same ones always. Outputs of a server are made by tests/boot/test_7_manual.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from world import webkassa_simulator  # noqa: E402
+from world.postgres import PASSWORD, Postgres  # noqa: E402
+from world.relay import ConnectProxy  # noqa: E402
+from world.shop import CLEAN_SLATE, CONSUMERS_TABLE, ROOT, connect, fingerprint  # noqa: E402
+from world.tls import Authority  # noqa: E402
+from world.webkassa_simulator import Simulator, answer  # noqa: E402
+
+MANUALS = (ROOT / "README.md", ROOT / "README.ru.md")
+BLOCK = re.compile(r"<!-- shown: (.+?) -->\n+```text\n(.*?)```\n", re.DOTALL)
+PROXY, CA_FILE = "HTTPS_PROXY", "REQUESTS_CA_BUNDLE"
+
+
+class Vendor(Simulator):
+    """Lets more logins in, as if they were one."""
+
+    logins = frozenset({webkassa_simulator.LOGIN})
+
+    def authorize(self, handler: Any, body: Any) -> None:
+        if body["Login"] in self.logins:
+            body = body | {"Login": webkassa_simulator.LOGIN}
+        super().authorize(handler, body)
+
+
+class Desk:
+    """A folder with the project, as somebody has it who tries it by hand; its settings lead to a
+    PostgreSQL and to a simulator that is reached by Webkassa's own names."""
+
+    def __init__(self, server: Postgres, webkassa: Vendor, proxy: str, folder: Path) -> None:
+        self.server, self.webkassa, self.proxy, self.folder = server, webkassa, proxy, folder
+        for name in ("webkassa_key_updater.py", "requirements.txt", ".env.example"):
+            shutil.copy(ROOT / name, folder)
+        self.ca_file = folder / "ca.pem"
+        self.settings = {
+            "WEBKASSA_LOGIN": webkassa_simulator.LOGIN,
+            "WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD,
+            "POSTGRES_HOST": "127.0.0.1",
+            "POSTGRES_PORT": str(server.port),
+            "POSTGRES_DB": "shop",
+            "POSTGRES_USER": "postgres",
+            "POSTGRES_PASSWORD": PASSWORD,
+        }
+        self.env = {"HOME": str(folder), "PATH": f"{server.bin}:{os.environ['PATH']}"}
+        self.env |= {"PGHOST": "127.0.0.1", "PGPORT": str(server.port), "PGDATABASE": "shop"}
+        self.env |= {"PGUSER": "postgres", "PGPASSWORD": PASSWORD, "PSQLRC": "/dev/null"}
+        self.env |= {PROXY: proxy, CA_FILE: str(self.ca_file)}
+        self.sql(CLEAN_SLATE)
+
+    def use_venv(self) -> None:
+        (self.folder / ".venv").symlink_to(sys.prefix)
+
+    def sql(self, statement: str, *values: Any) -> list[Any]:
+        with contextlib.closing(connect(self.server, "shop")) as connection:
+            with connection.cursor() as cursor:
+                cursor.execute(statement, values or None)
+                return cursor.fetchall() if cursor.description else []
+
+    def has_a_key(self, hours: float = 5) -> None:
+        """The table of the web application, and a key in it that works."""
+        self.sql(CONSUMERS_TABLE)
+        self.sql(
+            "INSERT INTO api_keys (service_name, api_key, created_at, updated_at) VALUES"
+            " ('Webkassa', %s, '2026-01-01', now() AT TIME ZONE 'UTC' - make_interval(secs => %s))",
+            self.webkassa.issue(),
+            hours * 3600,
+        )
+
+    def write(self, name: str = ".env", **more: str) -> None:
+        text = "".join(
+            "{}='{}'\n".format(name, value.replace("\\", "\\\\").replace("'", "\\'"))
+            for name, value in (self.settings | more).items()
+            if value
+        )
+        (self.folder / name).parent.mkdir(exist_ok=True)
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def shell(self, command: str) -> str:
+        """Return what a terminal would show."""
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=self.folder, env=self.env, text=True, encoding="utf-8",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=120,
+        )  # fmt: skip
+        said = done.stdout
+        for secret in (PASSWORD, webkassa_simulator.PASSWORD, *self.webkassa.issued):
+            assert secret not in said
+        return said
+
+    def program(self, arguments: str) -> str:
+        return self.shell(f".venv/bin/python webkassa_key_updater.py {arguments}")
+
+
+@contextlib.contextmanager
+def desk(server: Postgres, name: str = "desk") -> Iterator[Desk]:
+    authority = Authority()
+    tls = authority.server_context("*.webkassa.kz")
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        Vendor(tls=tls) as webkassa,
+        ConnectProxy(("127.0.0.1", webkassa.port)) as proxy,
+    ):
+        folder = Path(temporary) / name
+        folder.mkdir(parents=True)
+        authority.write(folder / "ca.pem")
+        yield Desk(server, webkassa, proxy.url, folder)
+
+
+def snippet(name: str, manual: Path = MANUALS[0]) -> str:
+    """Return the block behind a `<!-- NAME -->` of a manual."""
+    text = manual.read_text(encoding="utf-8")
+    return re.split(r"```\w+\n", text[text.index(f"<!-- {name} -->") :])[1].split("```")[0]
+
+
+# Scenes ------------------------------------------------------------------------------------------
+
+def settings_of_the_example(at: Desk) -> str:
+    shutil.copy(at.folder / ".env.example", at.folder / ".env")
+    return at.program("check")
+
+
+def first_check(at: Desk) -> str:
+    at.has_a_key()
+    return at.program("check")
+
+
+def test_system(at: Desk) -> str:
+    at.has_a_key()
+    at.write(
+        "test.env",
+        WEBKASSA_AUTH_URL="https://devkkm.webkassa.kz/api/Authorize",
+        WEBKASSA_SERVICE_NAME="Webkassa-test",
+    )
+    return "".join(at.program(f"--env-file test.env {command}") for command in ("check", "update"))
+
+
+def first_update(at: Desk) -> str:
+    at.has_a_key()
+    return at.program("update")
+
+
+def effect(at: Desk) -> str:
+    at.has_a_key()
+    at.program("update")
+    return at.program("status")
+
+
+def in_the_table(at: Desk) -> str:
+    at.has_a_key()
+    at.program("update")
+    (at.folder / "query.sql").write_text(snippet("query"), encoding="utf-8")
+    return at.shell("psql -X -f query.sql").rstrip() + "\n"
+
+
+def wrong_password(at: Desk) -> str:
+    at.has_a_key()
+    at.webkassa.password = "changed"
+    return at.program("update")
+
+
+def wrong_settings(at: Desk) -> str:
+    at.write(WEBKASSA_LOGIN="", POSTGRES_DATABASE="shop", POSTGRES_DB="", API_KEYS_TABLE='"keys"')
+    return at.program("check")
+
+
+def database_down(at: Desk) -> str:
+    at.write(POSTGRES_PORT="1")
+    return at.program("update").replace("port=1 ", f"port={at.server.port} ")
+
+
+def database_refuses_us(at: Desk) -> str:
+    at.write(POSTGRES_PASSWORD="wrong")
+    return at.program("update")
+
+
+def missing_right(at: Desk) -> str:
+    at.has_a_key()
+    at.sql("DROP ROLE IF EXISTS webkassa; CREATE ROLE webkassa LOGIN PASSWORD 'secret'")
+    at.write(POSTGRES_USER="webkassa", POSTGRES_PASSWORD="secret")
+    said = at.program("update")
+    at.sql("DROP OWNED BY webkassa; DROP ROLE webkassa")
+    return said
+
+
+def webkassa_fails(at: Desk) -> str:
+    at.has_a_key()
+    at.webkassa.script.append(answer(503, b"", {"Retry-After": "3600"}))
+    return at.program("update")
+
+
+def other_table(at: Desk) -> str:
+    at.has_a_key()
+    at.sql("CREATE SCHEMA shop; ALTER TABLE api_keys SET SCHEMA shop")
+    return at.program("update")
+
+
+def dead_key(at: Desk) -> str:
+    at.has_a_key(2)
+    at.webkassa.issue()  # somebody else has logged in
+    return at.program("status")
+
+
+def many_accounts(at: Desk) -> str:
+    at.write(WEBKASSA_LOGIN="", WEBKASSA_PASSWORD="")
+    at.settings.clear()
+    good = {"WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD}
+    at.webkassa.logins |= {f"{name}@example.kz" for name in ("almaty-1", "almaty-2")}
+    at.write("accounts.d/almaty-1.env", WEBKASSA_LOGIN="almaty-1@example.kz", **good)
+    at.write("accounts.d/almaty-2.env", WEBKASSA_LOGIN="almaty-2@example.kz", **good)
+    at.write("accounts.d/astana-1.env", WEBKASSA_LOGIN="astana-1@example.kz", WEBKASSA_PASSWORD="x")
+    return at.program("--accounts-dir accounts.d --jobs 1 update")
+
+
+def demo(at: Desk) -> str:
+    """The part of the demo that tells most: from the second update on, without the tables."""
+    said = subprocess.run(
+        [sys.executable, "-m", "world.stage", "bash", "demo.sh", "--on-stage"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": "tests"}, text=True, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ).stdout  # fmt: skip
+    said = re.sub(r"\n\$ row\n.*?rows?\)\n", "", said, flags=re.DOTALL)
+    said = re.sub("\n{3,}", "\n\n", said)
+    return said[said.index("== The next one") :].strip() + "\n"
+
+
+SCENES: dict[str, Callable[[Desk], str]] = {
+    "demo": demo,
+    "settings of the example": settings_of_the_example,
+    "first check": first_check,
+    "test system": test_system,
+    "first update": first_update,
+    "effect": effect,
+    "in the table": in_the_table,
+    "dead key": dead_key,
+    "wrong settings": wrong_settings,
+    "wrong password": wrong_password,
+    "database down": database_down,
+    "database refuses us": database_refuses_us,
+    "missing right": missing_right,
+    "other table": other_table,
+    "webkassa fails": webkassa_fails,
+    "many accounts": many_accounts,
+}
+
+
+def play(name: str, server: Postgres) -> str:
+    """Return what a scene shows, with the same ports, fingerprints and times always."""
+    with desk(server) as at:
+        at.use_venv()
+        at.write()
+        said = SCENES[name](at)
+        ports = {str(server.port): "5432"}
+        return masked(said, ports, map(fingerprint, at.webkassa.issued))
+
+
+FINGERPRINTS = ("3f8a2c1d", "9b47e05a", "c2d1936f", "71e4b8a0", "e05d7f32")
+
+
+def masked(said: str, ports: dict[str, str], known: Any = ()) -> str:
+    for port, shown in ports.items():
+        said = said.replace(port, shown)
+    said = re.sub(r"127\.0\.0\.1:(?!5432)\d+", "127.0.0.1:1331", said)
+    said = re.sub(r"(?<=\bport=)\d+", "5432", said)
+    # Known ones in the order of their logins, else in the order of their sight
+    found = re.findall(r"\b[0-9a-f]{8}\b", said)
+    order = [*known] or [f for f in dict.fromkeys(found) if not f.isdigit()]
+    for one, shown in zip(order, itertools.cycle(FINGERPRINTS)):  # noqa: B905 (3.10)
+        said = said.replace(one, shown)
+    said = re.sub(r"PostgreSQL \d+\.\d+", "PostgreSQL 18.6", said)
+    said = re.sub(r"2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?", "2026-11-25 00:12:46", said)
+    said = re.sub(r"(?<=age=)\d+|(?<=age_seconds )\d+", lambda m: str(int(m[0]) // 60 * 60), said)
+    return re.sub(r" +$", "", said, flags=re.MULTILINE)
+
+
+def shown_in(manual: Path) -> dict[str, str]:
+    return dict(BLOCK.findall(manual.read_text(encoding="utf-8")))
+
+
+def renew(played: dict[str, str]) -> None:
+    """Write these outputs into both manuals, wherever they are shown."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"<!-- shown: {match[1]} -->\n```text\n{played.get(match[1], match[2])}```\n"
+
+    for manual in MANUALS:
+        if manual.exists():
+            text = manual.read_text(encoding="utf-8")
+            manual.write_text(BLOCK.sub(block, text), encoding="utf-8")
+
+
+def main() -> None:
+    server = Postgres("fsync=off")
+    try:
+        with contextlib.closing(connect(server, "postgres")) as admin, admin.cursor() as cursor:
+            cursor.execute("CREATE DATABASE shop")
+        played = {name: play(name, server) for name in SCENES}
+    finally:
+        server.remove()
+    renew(played)
+    for name, text in played.items():
+        print(f"-- {name}\n{text}")
+
+
+if __name__ == "__main__":
+    main()
