@@ -23,16 +23,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from world import webkassa_simulator  # noqa: E402
-from world.postgres import PASSWORD, Postgres  # noqa: E402
-from world.relay import ConnectProxy  # noqa: E402
-from world.shop import CLEAN_SLATE, CONSUMERS_TABLE, ROOT, connect, fingerprint  # noqa: E402
-from world.tls import Authority  # noqa: E402
-from world.webkassa_simulator import Simulator, answer  # noqa: E402
+from world import webkassa_simulator
+from world.postgres import PASSWORD, Postgres
+from world.relay import ConnectProxy
+from world.shop import CLEAN_SLATE, CONSUMERS_TABLE, ROOT, connect, fingerprint
+from world.tls import Authority
+from world.webkassa_simulator import Simulator, answer
 
 MANUALS = (ROOT / "README.md", ROOT / "README.ru.md")
 BLOCK = re.compile(r"<!-- shown: (.+?) -->\n+```text\n(.*?)```\n", re.DOTALL)
-PROXY, CA_FILE = "HTTPS_PROXY", "REQUESTS_CA_BUNDLE"
 
 
 class Vendor(Simulator):
@@ -54,7 +53,6 @@ class Desk:
         self.server, self.webkassa, self.proxy, self.folder = server, webkassa, proxy, folder
         for name in ("webkassa_key_updater.py", "requirements.txt", ".env.example"):
             shutil.copy(ROOT / name, folder)
-        self.ca_file = folder / "ca.pem"
         self.settings = {
             "WEBKASSA_LOGIN": webkassa_simulator.LOGIN,
             "WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD,
@@ -63,21 +61,25 @@ class Desk:
             "POSTGRES_DB": "shop",
             "POSTGRES_USER": "postgres",
             "POSTGRES_PASSWORD": PASSWORD,
+            "HTTPS_PROXY": proxy,
+            "REQUESTS_CA_BUNDLE": str(folder / "ca.pem"),
         }
         self.env = {"HOME": str(folder), "PATH": f"{server.bin}:{os.environ['PATH']}"}
         self.env |= {"PGHOST": "127.0.0.1", "PGPORT": str(server.port), "PGDATABASE": "shop"}
         self.env |= {"PGUSER": "postgres", "PGPASSWORD": PASSWORD, "PSQLRC": "/dev/null"}
-        self.env |= {PROXY: proxy, CA_FILE: str(self.ca_file)}
+        self.env |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         self.sql(CLEAN_SLATE)
 
     def use_venv(self) -> None:
         (self.folder / ".venv").symlink_to(sys.prefix)
 
     def sql(self, statement: str, *values: Any) -> list[Any]:
-        with contextlib.closing(connect(self.server, "shop")) as connection:
-            with connection.cursor() as cursor:
-                cursor.execute(statement, values or None)
-                return cursor.fetchall() if cursor.description else []
+        with (
+            contextlib.closing(connect(self.server, "shop")) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(statement, values or None)
+            return cursor.fetchall() if cursor.description else []
 
     def has_a_key(self, hours: float = 5) -> None:
         """The table of the web application, and a key in it that works."""
@@ -135,10 +137,6 @@ def snippet(name: str, manual: Path = MANUALS[0]) -> str:
 
 
 # Scenes ------------------------------------------------------------------------------------------
-
-def settings_of_the_example(at: Desk) -> str:
-    shutil.copy(at.folder / ".env.example", at.folder / ".env")
-    return at.program("check")
 
 
 def first_check(at: Desk) -> str:
@@ -224,7 +222,7 @@ def dead_key(at: Desk) -> str:
 
 def many_accounts(at: Desk) -> str:
     at.write(WEBKASSA_LOGIN="", WEBKASSA_PASSWORD="")
-    at.settings.clear()
+    at.settings.clear()  # the base has them
     good = {"WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD}
     at.webkassa.logins |= {f"{name}@example.kz" for name in ("almaty-1", "almaty-2")}
     at.write("accounts.d/almaty-1.env", WEBKASSA_LOGIN="almaty-1@example.kz", **good)
@@ -247,7 +245,6 @@ def demo(at: Desk) -> str:
 
 SCENES: dict[str, Callable[[Desk], str]] = {
     "demo": demo,
-    "settings of the example": settings_of_the_example,
     "first check": first_check,
     "test system": test_system,
     "first update": first_update,
@@ -286,7 +283,7 @@ def masked(said: str, ports: dict[str, str], known: Any = ()) -> str:
     # Known ones in the order of their logins, else in the order of their sight
     found = re.findall(r"\b[0-9a-f]{8}\b", said)
     order = [*known] or [f for f in dict.fromkeys(found) if not f.isdigit()]
-    for one, shown in zip(order, itertools.cycle(FINGERPRINTS)):  # noqa: B905 (3.10)
+    for one, shown in zip(order, itertools.cycle(FINGERPRINTS)):
         said = said.replace(one, shown)
     said = re.sub(r"PostgreSQL \d+\.\d+", "PostgreSQL 18.6", said)
     said = re.sub(r"2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?", "2026-11-25 00:12:46", said)

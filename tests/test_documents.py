@@ -132,7 +132,7 @@ def test_every_setting_is_listed_with_its_default(text: str) -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     own = r"^#?((?:WEBKASSA|POSTGRES|DATABASE|API|HEALTHCHECK)\w+)=(.*)$"
     for name, default in re.findall(own, example, re.MULTILINE):
-        row = re.search(rf"^\| .*`{name}`.*", text, re.MULTILINE)
+        row = re.search(rf"^\| [^|]*`{name}`.*", text, re.MULTILINE)
         assert row, name
         if name.startswith("WEBKASSA_") and re.search(r"^\d|Authorize$", default):
             assert f"`{default}`" in row[0]
