@@ -171,9 +171,12 @@ move_others() { # the list, folder
     local kind path
     while IFS=$'\t' read -r kind path _; do
         case $kind in
-            unit | dropins | link) cp --archive --parents "$path" "$2" ;;
-            line) cp --archive --parents "${path%:*}" "$2" ;;
+            unit | dropins | link | line) ;;
+            *) continue ;;
         esac
+        [[ $kind != line ]] || path=${path%:*}
+        # From /: cp 9.1, Debian 12's, looks for the parents of an absolute path where it stands
+        (cd / && cp --archive --parents "$path" "$2")
     done <<< "$1"
     sync --file-system "$2" 2> /dev/null || true
     while IFS=$'\t' read -r kind path _; do
