@@ -62,14 +62,14 @@ def phrases(text: str) -> set[str]:
 
 def blocks(text: str) -> list[str]:
     """Return all blocks that are typed, run or read by a machine, with the markers before them."""
-    found = re.findall(r"(?:^<!-- .+ -->\n)?^```\w+\n.*?^```$", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"(?:^<!-- [^\n]+ -->\n)?^```\w+\n.*?^```$", text, re.DOTALL | re.MULTILINE)
     return [block for block in found if "```mermaid" not in block]
 
 
 def names(text: str) -> set[str]:
-    """Return names of settings, files, options and units."""
+    """Return all that stands in backticks outside of blocks."""
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    return set(re.findall(r"`([^`\n]*[A-Z_/=.-][^`\n]*)`", prose))
+    return set(re.findall(r"`([^`]+)`", re.sub(r"\s+", " ", prose)))
 
 
 def test_both_have_the_same_sections_codes_and_blocks() -> None:
