@@ -232,7 +232,7 @@ def many_accounts(at: Desk) -> str:
 
 
 def demo(at: Desk) -> str:
-    """The part of the demo that tells most: from the second update on, without the tables."""
+    """The part of the demo that tells most: the second update and what follows, without tables."""
     said = subprocess.run(
         [sys.executable, "-m", "world.stage", "bash", "demo.sh", "--on-stage"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": "tests"}, text=True, encoding="utf-8",
@@ -240,7 +240,8 @@ def demo(at: Desk) -> str:
     ).stdout  # fmt: skip
     said = re.sub(r"\n\$ row\n.*?rows?\)\n", "", said, flags=re.DOTALL)
     said = re.sub("\n{3,}", "\n\n", said)
-    return said[said.index("== The next one") :].strip() + "\n"
+    begin, end = said.index("== The next one"), said.rindex("$ webkassa_key_updater.py status")
+    return said[begin:end].strip() + "\n"
 
 
 SCENES: dict[str, Callable[[Desk], str]] = {

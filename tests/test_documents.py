@@ -41,6 +41,16 @@ def test_every_output_has_its_scene(text: str) -> None:
     assert set(names) <= SCENES.keys() | BY_BOOT
 
 
+@BOTH
+def test_figures_of_the_first_screen_are_true(text: str) -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0"]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    tests = sum(map(int, re.findall(r"^tests/\S+: (\d+)$", collected, re.MULTILINE)))
+    ways = len(webkassa_simulator.NAMED) + len(webkassa_simulator.NUMBERED)
+    assert tests > int(re.search(r"(\d+) (?:tests|тестов)", text)[1])
+    assert ways >= int(re.search(r"(\d+) (?:ways|способами)", text)[1])
+
+
 # The two languages -------------------------------------------------------------------------------
 
 
@@ -317,7 +327,7 @@ def test_consumer_of_the_manual_gets_through_a_dead_key(shop: Shop, example: str
     shop.webkassa.live = None
     scheme = "postgresql+psycopg2" if example == "SQLAlchemy" else "postgresql"
     url = f"{scheme}://postgres:@127.0.0.1:{shop.server.port}/shop"
-    program = snippet("renew sync") + snippet(f"consumer {example}")
+    program = snippet("renew sync") + snippet(f"consumer {example}") + snippet("with key")
     assert program.count('DATABASE = "') == 1
     program = re.sub('DATABASE = ".*"', f"DATABASE = {url!r}", program)
     test = f"""

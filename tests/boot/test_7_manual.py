@@ -62,9 +62,9 @@ def desk(site: Site) -> Iterator[Site]:
 
 def nano(site: Site, text: str) -> None:
     """Let the person write this, when an editor opens (nothing: the file is good as it is)."""
-    site.machine.write("/tmp/typed", text)
+    site.machine.write("/root/typed", text)
     site.machine.write(
-        "/usr/local/bin/nano", '#!/bin/sh\n[ ! -s /tmp/typed ] || cat /tmp/typed >"$1"\n'
+        "/usr/local/bin/nano", '#!/bin/sh\n[ ! -s /root/typed ] || cat /root/typed >"$1"\n'
     )
     (site.machine.root / "usr/local/bin/nano").chmod(0o755)
 
