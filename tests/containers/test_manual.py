@@ -7,8 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from shown import snippet
 
-from .common import FOLDER, ROOT
+from .common import ROOT
 from .conftest import Salon
 from .engine import DOCKER
 
@@ -22,8 +23,6 @@ STAND_INS = {
 
 
 def test_image_is_built_and_checked_as_written(salon: Salon, tmp_path: Path) -> None:
-    from shown import snippet
-
     for name, does in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
@@ -41,8 +40,3 @@ def test_image_is_built_and_checked_as_written(salon: Salon, tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout
     assert "write: rehearsed and taken back" in done.stdout
     assert salon.webkassa.authorizations == 0
-
-
-def test_files_that_the_manual_names_are_there() -> None:
-    for name in ("webkassa-docker.service", "webkassa-docker.timer", "compose.yaml"):
-        assert (FOLDER / name).exists()
