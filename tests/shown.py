@@ -4,7 +4,7 @@
 
 In a manual `<!-- shown: NAME -->` stands before a block: what the scene NAME below puts on the
 screen. Ports, fingerprints, times and PostgreSQL's version are other ones at every run: they are
-replaced by the same ones always. Outputs of a server are made by tests/boot/test_7_manual.py.
+replaced by the same ones always, and long lines are broken. Outputs of a server are made by tests/boot/test_7_manual.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -270,7 +271,7 @@ def play(name: str, server: Postgres) -> str:
         at.write()
         said = SCENES[name](at)
         ports = {str(server.port): "5432"}
-        return masked(said, ports, map(fingerprint, at.webkassa.issued))
+        return wrapped(masked(said, ports, map(fingerprint, at.webkassa.issued)))
 
 
 FINGERPRINTS = ("3f8a2c1d", "9b47e05a", "c2d1936f", "71e4b8a0", "e05d7f32")
@@ -291,6 +292,13 @@ def masked(said: str, ports: dict[str, str], known: Any = ()) -> str:
     said = re.sub(r"2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?", "2026-11-25 00:12:46", said)
     said = re.sub(r"(?<=age=)\d+|(?<=age_seconds )\d+", lambda m: str(int(m[0]) // 60 * 60), said)
     return re.sub(r" +$", "", said, flags=re.MULTILINE)
+
+
+def wrapped(said: str) -> str:
+    """Break long lines, which nobody reads to their ends in a browser."""
+    wrap = textwrap.TextWrapper(100, break_long_words=False, break_on_hyphens=False)
+    lines = [line if len(line) <= wrap.width else wrap.fill(line) for line in said.splitlines()]
+    return "\n".join([*lines, ""])
 
 
 def shown_in(manual: Path) -> dict[str, str]:

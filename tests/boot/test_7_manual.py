@@ -93,7 +93,7 @@ def masked(site: Site, said: str) -> str:
 
 
 def shows(site: Site, name: str, said: str) -> None:
-    said = masked(site, said)
+    said = shown.wrapped(masked(site, said))
     if os.environ.get("WEBKASSA_RENEW_MANUALS"):
         shown.renew({name: said})
     for manual in MANUALS:
