@@ -38,10 +38,10 @@ BLOCK = re.compile(r"<!-- shown: (.+?) -->\n+```text\n(.*?)```\n", re.DOTALL)
 class Vendor(Simulator):
     """Lets more logins in, as if they were one."""
 
-    logins = frozenset({webkassa_simulator.LOGIN})
+    more_logins = frozenset({webkassa_simulator.LOGIN})
 
     def authorize(self, handler: Any, body: Any) -> None:
-        if body["Login"] in self.logins:
+        if body["Login"] in self.more_logins:
             body = body | {"Login": webkassa_simulator.LOGIN}
         super().authorize(handler, body)
 
@@ -225,7 +225,7 @@ def many_accounts(at: Desk) -> str:
     at.write(WEBKASSA_LOGIN="", WEBKASSA_PASSWORD="")
     at.settings.clear()  # the base has them
     good = {"WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD}
-    at.webkassa.logins |= {f"{name}@example.kz" for name in ("almaty-1", "almaty-2")}
+    at.webkassa.more_logins |= {f"{name}@example.kz" for name in ("almaty-1", "almaty-2")}
     at.write("accounts.d/almaty-1.env", WEBKASSA_LOGIN="almaty-1@example.kz", **good)
     at.write("accounts.d/almaty-2.env", WEBKASSA_LOGIN="almaty-2@example.kz", **good)
     at.write("accounts.d/astana-1.env", WEBKASSA_LOGIN="astana-1@example.kz", WEBKASSA_PASSWORD="x")
