@@ -1850,11 +1850,20 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     if options.shard[0] >= options.shard[1] or not 1 <= options.jobs <= 256:
         parser.error("--shard wants I/N, with I from 0 to N-1; --jobs 1 to 256")
     if options.wish == "-":
-        options.wish = sys.stdin.readline(100).strip().lower() if sys.stdin else ""
+        options.wish = read_line().strip().lower()
     if not re.fullmatch("([0-9a-f]{8})?", options.wish or ""):
         parser.error("--if-key wants the fingerprint of a key, 8 hex digits")
     options.wish = Run.ALWAYS if options.wish is None else options.wish or Run.IF_NEEDED
     return options
+
+
+def read_line() -> str:
+    """Return what comes first from standard input, within 10 s: it may be a socket, with somebody
+    silent at its other end."""
+    with contextlib.suppress(OSError):
+        came = select([0], [], [], CHECK_TIME)[0]
+        return os.read(0, 100).decode("ascii", "replace").partition("\n")[0] if came else "nothing"
+    return ""
 
 
 def say(text: str, file: Any = None, end: str = "\n") -> None:

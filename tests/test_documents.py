@@ -67,7 +67,9 @@ def phrases(text: str) -> set[str]:
     start = re.search(r"^\| .*\| .*\| .*\|\n\| --- \|.*\n\| `login refused`", text, re.MULTILINE)
     assert start
     table = text[start.start() :].split("\n\n")[0]
-    return {word for row in table.splitlines()[2:] for word in re.findall("`(.+?)`", row.split("|")[1])}
+    return {
+        word for row in table.splitlines()[2:] for word in re.findall("`(.+?)`", row.split("|")[1])
+    }
 
 
 def blocks(text: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 from world.shop import PROGRAM, UPDATERS, Result, Shop, fingerprint
@@ -179,3 +180,15 @@ def test_age_that_is_not_known_renews(dead: Shop) -> None:
     dead.sql("ALTER TABLE api_keys DROP created_at, DROP updated_at")
     assert dead.main("update", "--if-key", fingerprint(dead.old_key)).code == 0
     assert dead.webkassa.authorizations == 1
+
+
+def test_silent_client_is_not_waited_for_longer_than_10_s(shop: Shop) -> None:
+    """At the socket, silent clients would else hold all its places."""
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAM), "update", "--if-key", "-"],
+        env=shop.env, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    start = time.monotonic()
+    assert process.wait(30) == 2
+    assert 9 < time.monotonic() - start < 20
+    assert shop.webkassa.calls == []
