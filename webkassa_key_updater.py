@@ -1637,7 +1637,7 @@ def check(account: Account, tell: Callable[[str, float], None]) -> Iterator[tupl
         verdict = webkassa.probe(stored.key)
         level, what = judge(stored, verdict)
         good = verdict in (ALIVE, OFF) and level in ("OK", "UNKNOWN")
-        yield "ok" if good else "WARN", f"stored key: {what}", 0
+        yield "ok" if good else "WARN", "stored key: " + what.replace("\n", ". "), 0
     if account.healthcheck_url:
         yield check_host(webkassa.session, account.healthcheck_url.value, "monitor")
 
@@ -1671,14 +1671,14 @@ def judge(stored: Stored, verdict: str) -> tuple[str, str]:
     """Given a stored key and the probe's verdict, return a monitoring level and a sentence."""
     key = f"key {stored.described}"
     if not stored.key:
-        return "CRITICAL", f"no key is stored. {NOW}"
+        return "CRITICAL", f"no key is stored\n{NOW}"
     if verdict == DEAD:
-        return "CRITICAL", f"{key}: it is dead. {NOW}"
+        return "CRITICAL", f"{key}: it is dead\n{NOW}"
     if stored.age is None:
         return "UNKNOWN", f"{key}; the probe says {verdict}; its row holds no usable time of change"
     if stored.age > WARNING_AGE:
         level = "CRITICAL" if stored.age > CRITICAL_AGE else "WARNING"
-        return level, f"{key}: older than 25 h; the probe says {verdict}. {NOW}"
+        return level, f"{key}: older than 25 h; the probe says {verdict}\n{NOW}"
     return "OK", f"{key}; the probe says {verdict}"
 
 
@@ -2071,6 +2071,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 10):  # noqa: UP036
+        sys.exit("webkassa_key_updater.py needs Python 3.10 or newer")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a wait at once
     if os.getpid() == 1:  # of a container: the kernel ignores the defaults there
         for stop in STOP_SIGNALS:
