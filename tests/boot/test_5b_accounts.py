@@ -121,7 +121,7 @@ def test_all_speak_of_all_accounts(site: Site) -> None:
     assert rows(site)["Webkassa"] == site.webkassa.live
     for ask in (("webkassa-key", "status"), (f"{CURRENT}/check-status.sh",)):
         said = site.run(*ask).stdout
-        assert said.startswith("WEBKASSA OK - key 2 of 2 accounts are well; ")
+        assert said.startswith("WEBKASSA OK - key: 2 of 2 accounts are well; ")
         assert re.search("^ +OK: Webkassa: key [0-9a-f]{8}", said, re.M), said
         assert re.search("^ +OK: Webkassa:north: key [0-9a-f]{8}", said, re.M), said
         assert "no other one found" in said
@@ -169,7 +169,7 @@ def test_uninstall_keeps_the_accounts_and_install_takes_them_up(
     assert site.run("ls", ACCOUNTS).stdout == "main.env\nnorth.env\n"
     result = site.run(f"{SOURCE}/install.sh", "--no-run", **OFFLINE)
     assert "Webkassa:north: " in result.stdout
-    assert site.status().stdout.startswith("WEBKASSA OK - key 2 of 2 accounts are well; ")
+    assert site.status().stdout.startswith("WEBKASSA OK - key: 2 of 2 accounts are well; ")
     assert (site.webkassa.authorizations, north.authorizations) == logins
     assert site.run("systemctl", "start", BOOT).returncode == 0
     site.run(f"{CURRENT}/uninstall.sh", "--purge")
