@@ -95,6 +95,27 @@ def test_key_of_another_that_is_not_called_alive_is_no_reason_to_be_done(
     assert shop.holds_the_live_key
 
 
+@pytest.mark.parametrize("verdict", [DEAD, UNCLEAR])
+def test_key_of_another_is_not_enough_where_ours_was_alive_a_moment_ago(
+    shop: Shop, verdict: Any
+) -> None:
+    """The same, but after the probe has called ours alive: it is in hand, and dies there."""
+
+    def other_updater(handler: Any, good: bytes) -> None:
+        shop.kill_connections()
+        shop.sql(SET_KEY, "of another")
+        shop.webkassa.issue()
+        shop.webkassa.verdict = lambda key: (
+            verdict if key == "of another" else shop.webkassa.truth(key)
+        )
+        handler.send(200, good)
+
+    shop.webkassa.probe_script.append(other_updater)
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 2)
+    assert shop.holds_the_live_key
+
+
 def test_row_that_somebody_restored_by_hand_is_no_newer_key(shop: Shop) -> None:
     shop.sql(SET_KEY, "the one before")
 
