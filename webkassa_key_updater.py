@@ -2028,7 +2028,10 @@ class Command:
     def do_child(self, file: int, name: str, account: Account | SettingsFault) -> int:
         """Do it for one of many accounts, in a process of its own; return the exit code."""
         if self.options.command == "status":
-            os.write(file, json.dumps([name, status(account)]).encode() + b"\n")
+            end = os.open(
+                f"/proc/self/fd/{file}", os.O_WRONLY | os.O_APPEND
+            )  # never over another's
+            os.write(end, json.dumps([name, status(account)]).encode() + b"\n")
             return 0
         return self.do_one(account, lambda what, seconds: None)
 

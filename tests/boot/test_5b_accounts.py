@@ -168,7 +168,7 @@ def test_uninstall_keeps_the_accounts_and_install_takes_them_up(
     assert f"Kept: {CONFIG}" in site.run(f"{CURRENT}/uninstall.sh").stdout
     assert not units_left(site)
     assert site.run("ls", ACCOUNTS).stdout == "main.env\nnorth.env\n"
-    result = site.run(f"{SOURCE}/install.sh", "--no-run", **OFFLINE)
+    result = site.run(f"{SOURCE}/install.sh", "--no-run", "--with-alerts", **OFFLINE)
     assert "Webkassa:north: " in result.stdout
     assert site.status().stdout.startswith("WEBKASSA OK - key: 2 of 2 accounts are well; ")
     assert (site.webkassa.authorizations, north.authorizations) == logins

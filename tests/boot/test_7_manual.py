@@ -32,6 +32,8 @@ def desk(site: Site) -> Iterator[Site]:
         site.run(f"{CURRENT}/uninstall.sh", "--purge")
     site.run("sh", "-c", f"rm -rf {CONFIG} /var/backups/webkassa-* {UNITS}/webkassa-*")
     site.run("systemctl", "daemon-reload")
+    archived = "/run/log/journal/*/*@*.journal /var/log/journal/*/*@*.journal"
+    site.run("sh", "-c", f"journalctl --rotate; rm -f {archived}")  # of the tests before
     authority, earlier = Authority(), site.webkassa
     with (
         Simulator(tls=authority.server_context("*.webkassa.kz")) as site.webkassa,
