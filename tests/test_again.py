@@ -75,6 +75,14 @@ def test_login_of_another_that_was_killed_before_it_stored_is_noticed(
     assert shop.holds_the_live_key
 
 
+def another_stores_a_key(shop: Shop, verdict: Any) -> None:
+    """Cut us off; somebody stores a key that the probe judges so, and somebody else logs in."""
+    shop.kill_connections()
+    shop.sql(SET_KEY, "of another")
+    shop.webkassa.issue()
+    shop.webkassa.verdict = lambda key: verdict if key == "of another" else shop.webkassa.truth(key)
+
+
 @pytest.mark.parametrize("verdict", [DEAD, UNCLEAR])
 def test_key_of_another_that_is_not_called_alive_is_no_reason_to_be_done(
     shop: Shop, verdict: Any
@@ -82,12 +90,7 @@ def test_key_of_another_that_is_not_called_alive_is_no_reason_to_be_done(
     """Ours is dead, and so may be theirs: a third login was made, and its key is lost."""
 
     def other_updater(token: str) -> None:
-        shop.kill_connections()
-        shop.sql(SET_KEY, "of another")
-        shop.webkassa.issue()
-        shop.webkassa.verdict = lambda key: (
-            verdict if key == "of another" else shop.webkassa.truth(key)
-        )
+        another_stores_a_key(shop, verdict)
 
     shop.webkassa.on_issue = once(other_updater)
     result = shop.run()
@@ -102,12 +105,7 @@ def test_key_of_another_is_not_enough_where_ours_was_alive_a_moment_ago(
     """The same, but after the probe has called ours alive: it is in hand, and dies there."""
 
     def other_updater(handler: Any, good: bytes) -> None:
-        shop.kill_connections()
-        shop.sql(SET_KEY, "of another")
-        shop.webkassa.issue()
-        shop.webkassa.verdict = lambda key: (
-            verdict if key == "of another" else shop.webkassa.truth(key)
-        )
+        another_stores_a_key(shop, verdict)
         handler.send(200, good)
 
     shop.webkassa.probe_script.append(other_updater)
