@@ -103,7 +103,7 @@ look_at_key() {
             2> /dev/null) || level=$?
     elif [[ $(id -un) == "$ACCOUNT" ]]; then
         key_report=$("$CURRENT/venv/bin/python" -I "$CURRENT/webkassa_key_updater.py" \
-            --env-file "$SETTINGS" status --json 2> /dev/null) || level=$?
+            --env-file "$SETTINGS" ${many:+--accounts-dir "$ACCOUNTS"} status --json 2> /dev/null) || level=$?
     else
         note $UNKNOWN key "$UNSEEN_BY" "sudo webkassa-key status"
         return

@@ -1091,9 +1091,9 @@ NOW = "Run again now: `update`"
 LOGIN_NAMES = "WEBKASSA_LOGIN, WEBKASSA_PASSWORD or WEBKASSA_API_KEY"
 CODES = {  # exit codes: in short, and what to do now
     69: ("Webkassa cannot be reached or is failing", "Try again later: `update`"),
-    70: ("a bug, or killed", "Please report it. How the key stands: `status`"),
+    70: ("a bug", "Please report it. How the key stands: `status`"),
     73: ("the database refuses the write", "Mend the table, then run: `check`"),
-    75: ("no database, no lock, or not tried", "When it is back, run: `update`"),
+    75: ("no database, or no lock", "When it is back, run: `update`"),
     76: ("an answer without sense", "Look at WEBKASSA_AUTH_URL, then run: `check`"),
     77: ("login refused", f"Correct {LOGIN_NAMES}, then run: `update`"),
     78: ("the settings are wrong", "Mend them, then run: `check`"),
@@ -1746,13 +1746,14 @@ def read_accounts(
 
 
 class Crew:
-    """Runs `work(name, account)` for each account in a forked child, `jobs` at a time. `codes` are
-    the exit codes by name."""
+    """Runs `work(name, account)` for each account in a forked child, `jobs` at a time. By name,
+    `codes` are the exit codes; `reasons` tell why, where a child could not."""
 
     def __init__(self, accounts: list[tuple[str, Any]], jobs: int) -> None:
         self.waiting, self.jobs, self.stopped = accounts, jobs, False
         self.running: dict[int, str] = {}
         self.codes: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}
 
     def run(self, work: Callable[[str, Any], int]) -> Iterator[str]:
         """Yield the name of each account that is done."""
@@ -1764,28 +1765,40 @@ class Crew:
         while True:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
             while self.waiting and len(self.running) < self.jobs:
-                self.start(work, stops, mask)
+                if not self.start(work, stops, mask):
+                    break
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if not self.running:
                 return
             pid, status = os.wait()
             if pid in self.running:  # the first process of a container inherits strangers
                 name, code = self.running.pop(pid), os.waitstatus_to_exitcode(status)
-                killed = StoreUnavailable.code if self.stopped else Failure.code
-                self.codes[name] = code if code >= 0 else killed
+                if self.stopped and -code in stops:
+                    self.note(name, StoreUnavailable.code, "told to stop")
+                elif code < 0:
+                    self.note(name, Failure.code, f"killed by signal {-code}")
+                else:
+                    self.note(name, code, "")
                 yield name
 
-    def start(self, work: Callable[[str, Any], int], stops: set[Any], mask: set[Any]) -> None:
-        """Fork for the next account. A child takes signals as a single run does."""
+    def note(self, name: str, code: int, reason: str) -> None:
+        self.codes[name], self.reasons[name] = code, reason
+
+    def start(self, work: Callable[[str, Any], int], stops: set[Any], mask: set[Any]) -> bool:
+        """Fork for the next account; return False where another must end before it. A child takes
+        signals as a single run does."""
         name, account = self.waiting.pop(0)
         try:
             pid = os.fork()
-        except OSError:  # no process more, or no memory: not tried
-            self.codes[name] = StoreUnavailable.code
-            return
+        except OSError as error:  # no process more, or no memory
+            if self.running:
+                self.waiting.insert(0, (name, account))
+            else:
+                self.note(name, StoreUnavailable.code, f"not tried: {error}")
+            return not self.running
         if pid:
             self.running[pid] = name
-            return
+            return True
         code = Failure.code
         try:
             for number in stops:
@@ -1800,8 +1813,8 @@ class Crew:
     def stop(self, number: int, _: object) -> None:
         """Start no more, and let the running ones end as a single run does."""
         self.stopped = True
-        self.codes |= dict.fromkeys((name for name, _ in self.waiting), StoreUnavailable.code)
-        self.waiting.clear()
+        while self.waiting:
+            self.note(self.waiting.pop(0)[0], StoreUnavailable.code, "not tried: told to stop")
         for pid in self.running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -2016,10 +2029,13 @@ class Command:
             reports = [{"service": f"Webkassa:{name}"} | found.get(name, lost) for name in names]
             return self.print_status(reports)
         bad = {name: code for name, code in sorted(crew.codes.items()) if code}
-        said = "".join(f"\n  {name}: {code}, {CODES[code][0]}" for name, code in bad.items())
+        reasons = {name: crew.reasons[name] or CODES[code][0] for name, code in bad.items()}
+        said = "".join(f"\n  {name}: {code}, {reasons[name]}" for name, code in bad.items())
+        if self.is_update and any(reason.startswith("killed") for reason in reasons.values()):
+            said += f"\nThe stored key of one that was killed may be dead. {NOW}"
         done = f"{len(names) - len(bad)} of {len(names)} accounts: done"
         level = logging.ERROR if bad else logging.INFO
-        log.log(level, "%s%s%s", done, "; not done:" if bad else ".", said)
+        log.log(level, "%s%s%s", done, "; not done:" if bad else ".", self.as_typed(said))
         code = 71 if len(set(bad.values())) > 1 else next(iter(bad.values()), 0)
         if self.is_update:
             ping(monitor, code)
@@ -2028,11 +2044,11 @@ class Command:
     def do_child(self, file: int, name: str, account: Account | SettingsFault) -> int:
         """Do it for one of many accounts, in a process of its own; return the exit code."""
         if self.options.command == "status":
-            end = os.open(
-                f"/proc/self/fd/{file}", os.O_WRONLY | os.O_APPEND
-            )  # never over another's
+            end = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_APPEND)  # over nobody else's
             os.write(end, json.dumps([name, status(account)]).encode() + b"\n")
             return 0
+        if self.options.verbose:  # the steps of all come mixed
+            log.handlers[0].setFormatter(logging.Formatter(f"%(levelname)s: {name}: %(message)s"))
         return self.do_one(account, lambda what, seconds: None)
 
 

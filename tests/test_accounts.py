@@ -63,7 +63,7 @@ def test_five_of_a_hundred_fail_in_five_ways_and_the_other_95_are_updated(shop: 
     said = summary(result.err)
     codes = {name: int(text.split(",")[0]) for name, text in said.items()}
     assert codes == {refused: 77, down: 69, unwritable: 73, faulty: 78, killed: 70}
-    assert "killed" in said[killed]
+    assert "killed by signal 9" in said[killed]
     for name in accounts.renewed:  # a line for each, besides
         assert result.err.count(f"{row(name)}: stored") == 1
     for name in (refused, down, unwritable):
@@ -385,6 +385,76 @@ def test_who_waits_for_a_lock_ends_at_once_and_is_reported_as_not_tried(shop: Sh
     assert (accounts.untouched, shop.webkassa.calls) == ({"a", "b"}, [])
 
 
+def test_a_child_killed_while_all_are_told_to_stop_is_no_account_that_was_not_tried(
+    shop: Shop,
+) -> None:
+    """Its login may have killed the stored key; of one that was not tried the key is as it was."""
+    accounts = Accounts(shop, "a", "b", "c")
+    accounts.script("a").append(hang())
+    with shop.lock_held(row("b")):
+        process = shop.start("update", "--jobs", "2")
+        await_(lambda: shop.webkassa.authorizations == 1)
+        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+        process.terminate()
+        await_(lambda: len(children(process.pid)) == 1)
+        os.kill(children(process.pid)[0], signal.SIGKILL)
+        result = shop.finish(process)
+    assert summary(result.err) == {
+        "a": "70, killed by signal 9",
+        "b": "75, told to stop",
+        "c": "75, not tried: told to stop",
+    }
+    assert result.code == 71
+
+
+def test_who_reads_that_a_child_was_killed_can_type_what_heals_its_key(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    accounts.script("a").append(hang())
+    process = shop.start("update", "--jobs", "1")
+    await_(lambda: shop.webkassa.authorizations == 1)
+    shop.webkassa.issue(login=login("a"))  # the login takes effect
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    result = shop.finish(process)
+    assert (result.code, accounts.renewed) == (70, {"b"})
+    typed = re.search(r"may be dead\. Run again now: (.*)", result.err)
+    assert typed, result.err
+    again = subprocess.run(typed[1], shell=True, env=shop.env, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert (accounts.renewed, accounts.logins("b")) == ({"a", "b"}, 1)
+
+
+SCARCE = """
+import os, runpy, sys
+fork, living = os.fork, {living}
+
+def scarce():
+    if len(open(f"/proc/self/task/{{os.getpid()}}/children").read().split()) >= living:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+
+os.fork, sys.argv[0] = scarce, {program!r}
+runpy.run_path({program!r}, run_name="__main__")
+"""
+
+
+def test_a_machine_short_of_processes_does_so_many_at_a_time_as_it_can(shop: Shop) -> None:
+    accounts = Accounts(shop, *"abcde")
+    shop.program = ["-c", SCARCE.format(living=2, program=shop.program[0])]
+    result = shop.run("update", "--jobs", "4")
+    assert (result.code, accounts.renewed) == (0, set("abcde"))
+
+
+def test_accounts_for_which_there_is_no_process_are_reported_as_not_tried(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    shop.program = ["-c", SCARCE.format(living=0, program=shop.program[0])]
+    result = shop.run("update")
+    assert (result.code, accounts.untouched) == (75, {"a", "b"})
+    assert all(
+        "not tried: " in text and "unavailable" in text for text in summary(result.err).values()
+    )
+    assert set(summary(result.err)) == {"a", "b"}
+
+
 def test_killed_parent_costs_no_key(shop: Shop) -> None:
     accounts, go = Accounts(shop, "a", "b"), threading.Event()
     accounts.script("a").append(held_until(go))
@@ -448,6 +518,12 @@ def test_status_names_an_account_whose_child_was_killed(shop: Shop) -> None:
     assert result.code == 3
     assert "Webkassa:b" in result.out
     assert "None" not in result.out
+
+
+def test_steps_of_many_accounts_bear_their_names(shop: Shop) -> None:
+    Accounts(shop, "a", "b")
+    steps = [line for line in shop.run("update").err.splitlines() if line.startswith("DEBUG")]
+    assert {line.split()[1] for line in steps} == {"a:", "b:"}
 
 
 def test_many_good_accounts_are_ok(shop: Shop) -> None:
