@@ -987,7 +987,7 @@ def places(database: Mapping[str, Any], patience: Deadline) -> Iterator[dict[str
         values = [entries[min(i, len(entries) - 1)] for entries in lists]
         place = {name: value for name, value in zip(ADDRESS, values, strict=True) if value}
         found, host = [], place.get("host", "/")
-        if "hostaddr" not in place and not host.startswith(("/", "@")):
+        if "hostaddr" not in place and not host.startswith(("/", "@")) and not is_address(host):
             deadline = patience.within(CONNECT_TIME)
             with contextlib.suppress(OSError):
                 found = in_time(deadline, bool, socket.getaddrinfo, host, 0, 0, socket.SOCK_STREAM)
