@@ -331,9 +331,13 @@ build_release() {
 }
 
 make_venv() { # folder, what pip is to install
-    "$python" -m venv "$1" || die "The virtual environment could not be made. $(disk_full)"
-    "$1/bin/python" -m pip install --quiet --no-input --disable-pip-version-check "${@:2}" ||
+    build "$python" -m venv "$1" || die "The virtual environment could not be made. $(disk_full)"
+    build "$1/bin/python" -m pip install --quiet --no-input --disable-pip-version-check "${@:2}" ||
         die "pip failed, see above. $(disk_full)Without a network see --help."
+}
+
+build() { # what may outlive a killed install.sh: the next one must find and end it
+    systemd-run --quiet --scope --unit="$BUILD-$$-$RANDOM$RANDOM" -- "$@"
 }
 
 runs() { # release

@@ -25,6 +25,7 @@ readonly HOME_MARK=$HOME_DIR/.webkassa-key-updater # the folder is ours; users a
 readonly CUT_SHORT=$HOME_DIR/taking-over # a link to the folder of a take-over at work
 # One script at a time changes the installation; only root can hold this lock
 readonly LOCK=/run/webkassa-key-updater.lock
+readonly BUILD=webkassa-key-build # scopes in which install.sh runs pip
 readonly MARK='# Part of webkassa-key-updater.' # of our units, in their first line
 readonly STOPPING='at most 13 minutes' # TimeoutStopSec=
 
@@ -55,16 +56,17 @@ take_lock() {
     umask 077
     exec 9> "$LOCK"
     umask 022
-    flock --nonblock 9
+    flock --nonblock 9 || return
+    # The pip of a killed install.sh would make its release anew, without the mark
+    systemctl kill --signal=KILL "$BUILD-*.scope" 2> /dev/null || true
+    systemctl stop "$BUILD-*.scope" 2> /dev/null || true
 }
 
 # Only what install.sh made: a copy that somebody keeps has another name than its mark
 drop_release() { # folder
-    local gone=${1%.gone}.gone
-    if [[ $1 && -f $1/.release && $(< "$1/.release") == "$(basename "${1%.gone}")" ]]; then
-        [[ $1 == "$gone" ]] || mv -T "$1" "$gone" # a killed install.sh's pip may still write to it
-        find "$gone" -mindepth 1 -maxdepth 1 ! -name .release -exec rm -rf {} + # the mark goes last
-        rm -rf "$gone"
+    if [[ $1 && -f $1/.release && $(< "$1/.release") == "$(basename "$1")" ]]; then
+        find "$1" -mindepth 1 -maxdepth 1 ! -name .release -exec rm -rf {} + # the mark goes last
+        rm -rf "$1"
     elif [[ -d $1 ]]; then
         rmdir "$1" 2> /dev/null || true
     fi

@@ -241,4 +241,5 @@ def test_what_the_sandbox_hides_is_named_by_an_install(site: Site) -> None:
     assert result.returncode == 1
     assert "/home/ca.pem is there, but the service cannot see it" in result.stdout
     assert "The earlier version stays in use" in result.stdout
+    (site.machine.root / "home/ca.pem").unlink()
     site.reset()

@@ -49,7 +49,7 @@ STEPS = [
     "systemctl restart \"$unit\"",
     "systemctl start \"$service\"",
     "rm -f \"$HOME_DIR/previous\"",
-    "rm -rf \"$gone\"",
+    "rm -rf \"$1\"",
     "conclude",
 ]  # fmt: skip
 
@@ -277,7 +277,7 @@ def test_two_at_once(site: Site) -> None:
     works(site)
 
 
-def test_the_pip_of_a_killed_installer_does_not_hold_the_lock(site: Site) -> None:
+def test_the_pip_of_a_killed_installer_holds_no_lock_and_leaves_nothing(site: Site) -> None:
     site.reset()
     first = site.machine.start_process(f"{SOURCE}/install.sh", **site.offline)
     await_(
@@ -285,10 +285,13 @@ def test_the_pip_of_a_killed_installer_does_not_hold_the_lock(site: Site) -> Non
             "install --quiet" in site.run("sh", "-c", "cat /proc/*/cmdline | tr '\\0' ' '").stdout
         )
     )
+    site.machine.kill("STOP", "disable-pip-version-check")  # it would go on when all is over
     site.machine.kill("KILL", "install.sh")
     result = site.install()
     assert result.returncode == 0, result.stdout
+    site.machine.kill("CONT", "disable-pip-version-check")
     first.communicate()
+    assert site.releases == [site.release]
     works(site)
 
 
