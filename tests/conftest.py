@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Postgres]:
-    server = Postgres("fsync=off")
+    server = Postgres("fsync=off", "scram_iterations=1")  # the tests connect some thousand times
     with contextlib.closing(connect(server, "postgres")) as admin, admin.cursor() as cursor:
         cursor.execute("CREATE DATABASE shop")
     yield server

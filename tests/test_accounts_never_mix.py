@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from world.accounts import Accounts, login, row
@@ -83,6 +84,7 @@ class CutOff:
             self.accounts.shop.kill_connections()
 
 
+@pytest.mark.begins_first
 @settings(
     max_examples=12, deadline=None, phases=(Phase.explicit, Phase.generate), derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -41,6 +41,7 @@ def frozen() -> Iterator[list[int]]:
 # The vendor's time -------------------------------------------------------------------------------
 
 
+@pytest.mark.begins_first
 def test_login_that_takes_33_s_is_waited_for_and_the_lock_is_kept(shop: Shop) -> None:
     """The server ends a transaction that falls silent for 30 s; ours is asked meanwhile."""
     shop.webkassa.script.append(slow(33))

@@ -11,6 +11,7 @@ import subprocess
 import time
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -235,6 +236,7 @@ class World(RuleBasedStateMachine):
             self.relay.__exit__()
 
 
+@pytest.mark.begins_first
 def test_live_key_is_left_whatever_goes_wrong(shop: Shop) -> None:
     class Bounded(World):
         pass

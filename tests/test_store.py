@@ -18,6 +18,7 @@ def test_connection_killed_after_the_answer_loses_no_key(shop: Shop) -> None:
     assert shop.holds_the_live_key
 
 
+@pytest.mark.begins_first
 def test_server_restarted_for_6_s_after_the_answer_loses_no_key(shop: Shop) -> None:
     def restart(token: str) -> None:
         shop.server.stop("immediate")
@@ -44,6 +45,7 @@ def test_write_refused_after_the_answer_is_tried_again(shop: Shop) -> None:
     assert shop.holds_the_live_key
 
 
+@pytest.mark.begins_first
 def test_key_that_cannot_be_stored_in_time_is_reported_lost(shop: Shop) -> None:
     """The time for it is 3 s here, not 60: that it is 60 shows in how long others wait."""
     shop.hurry(Run__STORING_TIME=3)

