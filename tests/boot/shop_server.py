@@ -28,6 +28,7 @@ OPT = "/opt/webkassa-key-updater"
 CURRENT = f"{OPT}/current"
 CONFIG = "/etc/webkassa-key-updater"
 SETTINGS = f"{CONFIG}/webkassa.env"
+ADDRESSES = f"{CONFIG}/apprise.conf"
 UNITS = "/etc/systemd/system"
 UPDATE = "webkassa-key-update.service"
 TIMER = "webkassa-key-update.timer"
@@ -108,6 +109,11 @@ class Site:
             self.run("systemctl", "stop", UPDATE, BOOT, ALERT)
             self.run("systemctl", "reset-failed")
             self.run("sh", "-c", "rm -f /var/lib/webkassa-key-updater/*")
+
+    def send_alerts_to(self, port: int) -> None:
+        self.machine.write(ADDRESSES, f"json://alert:canary-alert@127.0.0.1:{port}/\n")
+        self.run("chown", "root:webkassa-key-updater", ADDRESSES)
+        self.run("chmod", "640", ADDRESSES)
 
     @property
     def installed(self) -> bool:

@@ -10,19 +10,11 @@ import time
 import pytest
 import trustme
 from machine import await_
-from shop_server import ALERT, BOOT, CONFIG, CURRENT, TIMER, UPDATE, Site
+from shop_server import ALERT, BOOT, CURRENT, TIMER, UPDATE, Site
 from world import webkassa_simulator
 from world.webkassa_simulator import Simulator, slow
 
 pytestmark = pytest.mark.usefixtures("installed")
-
-ADDRESSES = f"{CONFIG}/apprise.conf"
-
-
-def set_address(site: Site, port: int) -> None:
-    site.machine.write(ADDRESSES, f"json://alert:canary-alert@127.0.0.1:{port}/\n")
-    site.run("chown", "root:webkassa-key-updater", ADDRESSES)
-    site.run("chmod", "640", ADDRESSES)
 
 
 def test_the_timer_renews_the_key(site: Site) -> None:
@@ -58,7 +50,7 @@ def test_socket_private_ca_and_ipv6_work_in_the_sandbox(
 
 def test_database_down_is_retried_and_then_alerted_of_once(site: Site) -> None:
     site.reset()
-    set_address(site, site.receiver.server_port)
+    site.send_alerts_to(site.receiver.server_port)
     site.server.stop()
     try:
         site.fail_for_good()
@@ -128,7 +120,7 @@ def test_a_broken_venv_is_alerted_of_at_once(site: Site, damage: str, code: int)
 def test_an_alert_that_cannot_be_sent_is_tried_again_until_it_goes_out_once(site: Site) -> None:
     site.reset(WEBKASSA_PASSWORD="canary-wrong")
     site.machine.drop_in(ALERT, "[Service]\nRestartSec=1\n")
-    set_address(site, 1)  # where nobody listens
+    site.send_alerts_to(1)  # where nobody listens
     site.start()
     tried = "The alert could not be sent"
     await_(
@@ -138,7 +130,7 @@ def test_an_alert_that_cannot_be_sent_is_tried_again_until_it_goes_out_once(site
         )
     )
     assert "and is tried again" in site.status().stdout
-    set_address(site, site.receiver.server_port)
+    site.send_alerts_to(site.receiver.server_port)
     await_(lambda: site.receiver.alerts)
     await_(lambda: site.machine.show(ALERT, "ActiveState") == "inactive")
     site.run("systemctl", "restart", TIMER)

@@ -173,6 +173,27 @@ def test_uninstall_keeps_the_accounts_and_install_takes_them_up(
     assert site.status().stdout.startswith("WEBKASSA OK - key: 2 of 2 accounts are well; ")
     assert (site.webkassa.authorizations, north.authorizations) == logins
     assert site.run("systemctl", "start", BOOT).returncode == 0
+
+
+def test_one_alert_names_the_accounts_that_failed_and_those_alone(
+    site: Site, north: Simulator
+) -> None:
+    site.send_alerts_to(site.receiver.server_port)
+    site.receiver.alerts.clear()
+    site.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - interval '26 h'")
+    north.script.append(webkassa_simulator.answer(200, webkassa_simulator.errors(1)))
+    site.fail_for_good()
+    assert len(site.receiver.alerts) == 1
+    alert = site.receiver.alerts[0]
+    print(alert)
+    assert "1 of 2 accounts are well; Webkassa:north: key " in alert["title"]
+    assert "WARNING: Webkassa:north: key " in alert["message"]
+    assert "north: 77, login refused" in alert["message"]
+    assert "main: " not in alert["message"]
+    assert "sudo webkassa-key update --if-needed" in alert["message"]
+
+
+def test_purge_takes_the_accounts_along(site: Site) -> None:
     site.run(f"{CURRENT}/uninstall.sh", "--purge")
     assert site.run("ls", CONFIG, check=False).returncode != 0
     assert not units_left(site)
