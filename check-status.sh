@@ -90,7 +90,7 @@ print(max((age for age in ages if age is not None), default=""))
 text = report["message"].removeprefix("key ")
 shown = report["accounts"] if "many" in sys.argv else []
 for account in shown[:20]:  # the worst come first
-    text += "\n{status}: {service}: {message}".format(**account)
+    text += "\n{status}: {account}: {message}".format(**account)
 if len(shown) > 20:
     text += f"\nand {len(shown) - 20} more: sudo webkassa-key status --json"
 print("".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text))'

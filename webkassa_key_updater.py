@@ -233,23 +233,20 @@ def update(run: Run) -> str:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Hold back signals and log lines from login to commit: either could cost a token.
+    """Hold back log lines from login to commit, and signals for good: either could cost a token.
 
-    A signal that came meanwhile is dropped in the end: what was at stake is over by then.
+    What is left after the commit, to say how it went, takes some seconds.
     """
     faults = {"SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "KILL", "STOP"}
     signals = signal.valid_signals() - {getattr(signal, f"SIG{name}") for name in faults}
     lines: list[logging.LogRecord] = []
     keep: Any = lines.append  # as a filter of the log: it returns None, so no line passes
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     log.addFilter(keep)
     try:
         yield
     finally:
         log.removeFilter(keep)
-        while signal.sigtimedwait(signals, 0):
-            pass
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for line in lines:
             log.handle(line)
 
@@ -695,7 +692,7 @@ class KeyStore:
         return self.read("", "") if is_fit(self.table) else Stored()
 
     def lock(self) -> Stored:
-        """Take this service's lock until the transaction ends, lock its row, return it as it is then.
+        """Take the row's lock until the transaction ends, lock the row, return it as it is then.
 
         The advisory lock works across hosts and behind a pooler; a row need not exist for it.
         """
@@ -709,7 +706,8 @@ class KeyStore:
     def read(self, before: str, row_lock: str) -> Stored:
         times = [f"{name}::timestamptz" for name in (*self.table.times, "NULL")]
         select = SELECT_ROW.replace("{times}", ", ".join(times)).replace("{lock}", row_lock)
-        rows = self.run_waiting(before + select, self.account.service)
+        lock = f"{self.account.service} in {self.table.schema}.{self.table.name}"
+        rows = self.run_waiting(before + select, lock)
         if len(rows) > 1:
             raise many_rows(len(rows), self.table)
         if not rows:
@@ -1081,6 +1079,8 @@ def start_thread(function: Callable[..., None], *args: Any) -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         threading.Thread(target=function, args=args, daemon=True).start()
+    except RuntimeError:
+        raise StoreUnavailable("This machine can start no thread more.") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -1292,14 +1292,16 @@ def database_failure(error: Exception, table: Table, account: Account, holder: s
 
 
 class Refusals:
-    """A note of the last refused login of a service: a salted fingerprint of all that it is made
-    of, read and written under the lock. If it cannot be read or written, there is none."""
+    """A note of the last refused login of a row: a salted fingerprint of all that it is made of,
+    read and written under the lock. If it cannot be read or written, there is none."""
 
     LIFE = 86400.0  # seconds
 
     def __init__(self, account: Account) -> None:
         self.account = account
-        name = hashlib.sha256(account.service.encode()).hexdigest()[:16]
+        place = [str(account.database.get(name)) for name in ("host", "port", "dbname")]
+        row = json.dumps([account.service, account.schema, account.table, *place])
+        name = hashlib.sha256(row.encode()).hexdigest()[:16]
         self.file = Path(account.state_folder) / f"refused-{name}.json"
 
     def mark(self, salt: str) -> str:
@@ -1712,13 +1714,17 @@ def read_accounts(
     base = {name: value for name, value in values.items() if name not in OWN}
     found: dict[str, Account | SettingsFault] = {}
     owners: dict[tuple[Any, ...], str] = {}
-    for path in sorted(Path(folder).glob("*.env")):
+    for path in sorted(Path(folder).glob("[!.]*.env")):  # an editor's own files are hidden
         wrong: list[str] = []
         own = read_env_file(path, wrong)
         if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", path.stem):
             faults.append(f"{path}: the name of an account is a-z, 0-9, - and _, 40 at most")
         others = sorted(own.keys() - NAMES)
-        faults += [f"{path}: {name} is for all accounts: it goes elsewhere" for name in others]
+        for name in others:  # it may be a password
+            shown = (
+                name if re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.I) else "what"
+            )
+            faults.append(f"{path}: {shown} is not an account's own: it goes elsewhere")
         row = {"WEBKASSA_SERVICE_NAME": f"Webkassa:{path.stem}"}
         if any(name.startswith("POSTGRES_") for name in own):  # a database of its own
             row["DATABASE_URL"] = own["DATABASE_URL"] = own.get("DATABASE_URL", "")
@@ -1729,10 +1735,11 @@ def read_accounts(
             continue
         hosts = str(account.database.get("host", "localhost")).lower().split(",")
         near = [is_loopback(host) or host.startswith(("/", "@")) or host for host in hosts]
-        where = (tuple(near), account.database.get("port", "5432"), account.database.get("dbname"))
+        parts = [account.database.get(name, usual) for name, usual in PLACE.items()]
+        where = (tuple(near), *parts, account.database.get("dbname", account.database.get("user")))
         login = host_of(account.auth_url).removesuffix(":443"), account.login.value.casefold()
         for mark in (
-            ("row", account.service, account.schema, account.table, where),
+            ("row", account.service, account.schema or "public", account.table, where),
             ("login", *login),
         ):
             other = owners.setdefault(mark, path.name)
@@ -1745,12 +1752,19 @@ def read_accounts(
     return list(found.items())
 
 
+PLACE = {"port": "5432", "hostaddr": "", "service": ""}
+TOLD_TO_STOP = "not tried: told to stop"
+
+
 class Crew:
     """Runs `work(name, account)` for each account in a forked child, `jobs` at a time. By name,
-    `codes` are the exit codes; `reasons` tell why, where a child could not."""
+    `codes` are the exit codes; `reasons` tell why, where a child could not. `heard` is called when
+    a signal says to stop."""
 
-    def __init__(self, accounts: list[tuple[str, Any]], jobs: int) -> None:
-        self.waiting, self.jobs, self.stopped = accounts, jobs, False
+    def __init__(
+        self, accounts: list[tuple[str, Any]], jobs: int, heard: Callable[[], None]
+    ) -> None:
+        self.waiting, self.jobs, self.heard, self.stopped = accounts, jobs, heard, False
         self.running: dict[int, str] = {}
         self.codes: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
@@ -1774,7 +1788,7 @@ class Crew:
             if pid in self.running:  # the first process of a container inherits strangers
                 name, code = self.running.pop(pid), os.waitstatus_to_exitcode(status)
                 if self.stopped and -code in stops:
-                    self.note(name, StoreUnavailable.code, "told to stop")
+                    self.note(name, StoreUnavailable.code, TOLD_TO_STOP)
                 elif code < 0:
                     self.note(name, Failure.code, f"killed by signal {-code}")
                 else:
@@ -1812,9 +1826,11 @@ class Crew:
 
     def stop(self, number: int, _: object) -> None:
         """Start no more, and let the running ones end as a single run does."""
-        self.stopped = True
-        while self.waiting:
-            self.note(self.waiting.pop(0)[0], StoreUnavailable.code, "not tried: told to stop")
+        waiting, self.waiting, first, self.stopped = self.waiting, [], not self.stopped, True
+        for name, _ in waiting:  # meanwhile a second signal may come
+            self.note(name, StoreUnavailable.code, TOLD_TO_STOP)
+        if first:
+            self.heard()
         for pid in self.running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -1916,6 +1932,7 @@ class Command:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.folder = options, options.accounts_dir
+        self.name, self.shares = "", dict[str, str]()  # of many accounts: this one; where each is
         self.is_update = options.command == "update"
 
     def run(self) -> int:
@@ -1925,6 +1942,8 @@ class Command:
             values, faults = self.load_settings()
             if self.folder:
                 return self.do_many(values, faults)
+            if self.options.shard != (0, 1):
+                faults.append("--shard is for many accounts: WEBKASSA_ACCOUNTS_DIR is not set")
             account = read_account(values, faults)
         except SettingsFault as fault:
             account = fault
@@ -1950,14 +1969,16 @@ class Command:
         self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
         return values, faults
 
-    def as_typed(self, text: str) -> str:
+    def as_typed(self, text: str, name: str = "") -> str:
         """Put the program as it was called, with its settings, in the place of `command`. Of many
-        accounts, an update must leave the good keys alone."""
+        accounts, an update is to be of the one called `name`, or must leave the good keys alone."""
         words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
         words += ["--env-file", self.options.env_file] if self.options.env_file else []
-        words += ["--accounts-dir", self.folder] if self.folder else []
         program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
-        text = text.replace("`update`", f"{program} update{' --if-needed' if self.folder else ''}")
+        if self.options.accounts_dir:
+            program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
+        share = self.shares.get(name or self.name, " --if-needed" if self.folder else "")
+        text = text.replace("`update`", f"{program} update{share}")
         return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}", text)
 
     def do_one(self, account: Account | SettingsFault, tell: Callable[[str, float], None]) -> int:
@@ -1968,7 +1989,7 @@ class Command:
         try:
             if isinstance(account, SettingsFault):
                 raise account
-            name, run = f"{account.service}: ", Run(account, self.options.wish, tell)
+            name, run = self.label(account), Run(account, self.options.wish, tell)
             log.info("%s%s.", name, update(run))
         except Exception as error:
             failure = error if isinstance(error, Failure) else bug(error)
@@ -1980,9 +2001,14 @@ class Command:
             ping(account.healthcheck_url, code)
         return code
 
+    def label(self, account: Account) -> str:
+        """Return the row's name, with the account's where that does not tell it."""
+        is_told = not self.name or f":{account.service}".endswith(f":{self.name}")
+        return f"{account.service}: " if is_told else f"{self.name}, {account.service}: "
+
     def print_check(self, account: Account, tell: Callable[[str, float], None]) -> int:
         """Print each result of a check; return the exit code of the first that failed."""
-        first, name = 0, f"{account.service}: " if self.folder else ""
+        first, name = 0, self.label(account) if self.folder else ""
         for word, text, code in check(account, tell):
             say(self.as_typed(f"{word:5} {name}{text}"))
             first = first or code
@@ -1996,10 +2022,10 @@ class Command:
             report["message"] = self.as_typed(report["message"])
         worst = reports[0] if reports else {"status": "OK", "message": "nothing to do"}
         word, what = worst["status"], worst["message"]
-        accounts = [report for report in reports if "service" in report]
-        if self.folder:
+        accounts = [report for report in reports if {"account", "service"} & report.keys()]
+        if "account" in worst:
             good = sum(report["status"] == "OK" for report in reports)
-            what = f"{good} of {len(reports)} accounts are well; {worst.get('service')}: {what}"
+            what = f"{good} of {len(reports)} accounts are well; {worst['account']}: {what}"
         if self.options.json:
             say(json.dumps({"status": word, "message": what, "accounts": accounts}, indent=2))
             return LEVELS.index(word)
@@ -2016,26 +2042,38 @@ class Command:
     def do_many(self, values: dict[str, str], faults: list[str]) -> int:
         """Do it for every account of the folder; return the failures' common code, or 71."""
         monitor, (number, shards) = monitor_of(Reader(values, faults)), self.options.shard
-        accounts = read_accounts(self.folder, values, faults)[number::shards]
-        crew, names = Crew(accounts.copy(), self.options.jobs), [name for name, _ in accounts]
+        accounts = read_accounts(self.folder, values, faults)
+        share = f" --shard {{}}/{len(accounts)}"
+        self.shares = {name: share.format(place) for place, (name, _) in enumerate(accounts)}
+        accounts = accounts[number::shards]
+        crew, names = (
+            Crew(accounts.copy(), self.options.jobs, heard),
+            [name for name, _ in accounts],
+        )
         with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's
             for _ in crew.run(functools.partial(self.do_child, file.fileno())):
                 if os.isatty(2):
                     say(f"{len(crew.codes)} of {len(names)} accounts", sys.stderr, end="\r")
             file.seek(0)
-            found = dict(json.loads(line) for line in file.readall().splitlines())
+            found = dict[str, Any]()
+            for line in file.readall().splitlines():
+                with contextlib.suppress(ValueError):  # where no room was left
+                    found |= dict([json.loads(line)])
         if self.options.command == "status":
-            lost = {"status": LEVELS[UNKNOWN], "message": "Its process was killed."}
-            reports = [{"service": f"Webkassa:{name}"} | found.get(name, lost) for name in names]
-            return self.print_status(reports)
-        bad = {name: code for name, code in sorted(crew.codes.items()) if code}
-        reasons = {name: crew.reasons[name] or CODES[code][0] for name, code in bad.items()}
-        said = "".join(f"\n  {name}: {code}, {reasons[name]}" for name, code in bad.items())
-        if self.is_update and any(reason.startswith("killed") for reason in reasons.values()):
-            said += f"\nThe stored key of one that was killed may be dead. {NOW}"
+            lost = {name: crew.reasons[name] or "its process failed" for name in names}
+            unknown = {"status": LEVELS[UNKNOWN]}
+            for name in names:
+                found.setdefault(name, unknown | {"message": f"No report: {lost[name]}"})
+            return self.print_status([{"account": name} | found[name] for name in names])
+        bad, said = {name: code for name, code in sorted(crew.codes.items()) if code}, ""
+        for name, code in bad.items():
+            reason = crew.reasons[name] or CODES[code][0]
+            if self.is_update and reason.startswith("killed"):
+                reason += f". Its stored key may be dead. {NOW}"
+            said += self.as_typed(f"\n  {name}: {code}, {reason}", name)
         done = f"{len(names) - len(bad)} of {len(names)} accounts: done"
         level = logging.ERROR if bad else logging.INFO
-        log.log(level, "%s%s%s", done, "; not done:" if bad else ".", self.as_typed(said))
+        log.log(level, "%s%s%s", done, "; not done:" if bad else ".", said)
         code = 71 if len(set(bad.values())) > 1 else next(iter(bad.values()), 0)
         if self.is_update:
             ping(monitor, code)
@@ -2043,13 +2081,23 @@ class Command:
 
     def do_child(self, file: int, name: str, account: Account | SettingsFault) -> int:
         """Do it for one of many accounts, in a process of its own; return the exit code."""
+        self.name = name
         if self.options.command == "status":
             end = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_APPEND)  # over nobody else's
-            os.write(end, json.dumps([name, status(account)]).encode() + b"\n")
+            report = status(account)
+            report["message"] = self.as_typed(report["message"])
+            os.write(end, json.dumps([name, report]).encode() + b"\n")
             return 0
         if self.options.verbose:  # the steps of all come mixed
             log.handlers[0].setFormatter(logging.Formatter(f"%(levelname)s: {name}: %(message)s"))
         return self.do_one(account, lambda what, seconds: None)
+
+
+def heard() -> None:
+    """Tell who pressed Ctrl-C; in a handler of signals, where `say` might be at work."""
+    with contextlib.suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\nIt ends as soon as no key can be lost any more ...\n")
 
 
 def ping(url: Secret, code: int) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# usage: sudo webkassa-key update [--if-needed | --if-key FINGERPRINT]
+# usage: sudo webkassa-key update [--if-needed | --if-key FINGERPRINT | --shard I/N]
 #        sudo webkassa-key check
 #        sudo webkassa-key status [--json]
 #
@@ -9,6 +9,7 @@
 #   update      log in at Webkassa and store the new key. The key in use dies with that login
 #     --if-needed           only if the key is old or dead
 #     --if-key FINGERPRINT  only if the row still holds this key
+#     --shard I/N           of many accounts every N-th, from the I-th: messages name the one
 #   check       all that an update needs, but no login
 #   status      how it stands: key, timers, last run, installation; without sudo a part of it
 #     --json    the same for machines
@@ -37,7 +38,7 @@ main() {
         check) (($# == 1)) || refuse 2 "$@" ;;
         update)
             (($# == 1)) || [[ $# == 2 && $2 == --if-needed ]] ||
-                [[ $# == 3 && $2 == --if-key && $3 =~ ^[0-9a-f]{8}$ ]] || refuse 2 "$@"
+                [[ $# == 3 && $2$3 =~ ^(--if-key[0-9a-f]{8}|--shard[0-9]+/[0-9]+)$ ]] || refuse 2 "$@"
             ;;
         '') die 2 "which command? See webkassa-key --help" ;;
         *) refuse 2 "$@" ;;

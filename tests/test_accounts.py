@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,11 +18,12 @@ import pytest
 from world.accounts import Accounts, children, is_pending, login, row
 from world.monitor import Monitor
 from world.relay import Relay
-from world.shop import UPDATERS, Shop, fingerprint, trigger
+from world.shop import ROOT, UPDATERS, Shop, fingerprint, trigger
 from world.waiting import await_
 from world.webkassa_simulator import Behaviour, Handler, answer, errors, hang
 
 DOWN = answer(503, b"", {"Retry-After": "999"})  # longer than any deadline: not tried again
+BUSY = answer(429, b"", {"Retry-After": "999"})  # nothing can have come of it
 HUNDRED = [f"shop-{number:02}" for number in range(100)]
 
 
@@ -134,6 +137,10 @@ def one_row_spelled_otherwise(accounts: Accounts) -> None:
     accounts.write("b", WEBKASSA_SERVICE_NAME=row("a"), DATABASE_URL=url)
 
 
+def one_row_by_its_schema(accounts: Accounts) -> None:
+    accounts.write("b", WEBKASSA_SERVICE_NAME=row("a"), API_KEYS_TABLE="public.api_keys")
+
+
 def libpqs_name(accounts: Accounts) -> None:
     accounts.write("b", PGHOST="db.example.kz")
 
@@ -187,7 +194,7 @@ def no_folder(accounts: Accounts) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        one_login, one_row, one_row_by_address, one_row_spelled_otherwise, libpqs_name, proxy, small_proxy, unknown_name, secret_file,
+        one_login, one_row, one_row_by_address, one_row_spelled_otherwise, one_row_by_its_schema, libpqs_name, proxy, small_proxy, unknown_name, secret_file,
         capital_name, dotted_name, leading_dash, cyrillic_name, long_name, empty_folder, no_folder,
     ],
 )  # fmt: skip
@@ -213,6 +220,35 @@ def test_what_is_wrong_with_many_files_is_said_at_once(shop: Shop) -> None:
     assert result.code == 78
     for said in ("a.env and b.env", "c.env: PGHOST", "a.env and d.env"):
         assert said in result.err
+
+
+def test_what_an_editor_or_a_system_leaves_beside_the_files_is_no_account(shop: Shop) -> None:
+    accounts = Accounts(shop, "a")
+    (accounts.folder / ".#a.env").symlink_to("shop@pc.1234:1700000000")
+    (accounts.folder / "._a.env").write_bytes(b"\0\5\x16\7")
+    (accounts.folder / ".env").write_text("WEBKASSA_LOGIN=b@example.kz\n")
+    assert (shop.run("update").code, accounts.renewed) == (0, {"a"})
+
+
+def test_a_password_in_a_line_of_its_own_is_not_shown(shop: Shop) -> None:
+    accounts = Accounts(shop, "a")
+    with accounts.file("a").open("a") as file:
+        file.write("CanarySecret1=x\n")
+    result = shop.run("update")
+    assert result.code == 78
+    assert "a.env: what is" in result.err
+    assert "Canary" not in result.err
+
+
+@pytest.mark.parametrize("command", ["update", "check", "status"])
+def test_a_share_without_the_folder_is_no_update_of_the_one_account(
+    shop: Shop, command: str
+) -> None:
+    """Else each index of a job that lost its WEBKASSA_ACCOUNTS_DIR would log the one in."""
+    result = shop.run(command, "--shard", "1/2")
+    assert result.code == (3 if command == "status" else 78)
+    assert "WEBKASSA_ACCOUNTS_DIR is not set" in result.out + result.err
+    assert shop.webkassa.calls == []
 
 
 @pytest.mark.parametrize(
@@ -243,6 +279,49 @@ def test_same_row_of_another_schema_is_no_fault(shop: Shop) -> None:
     assert {name: shop.row("Webkassa", f"{name}.api_keys")["api_key"] for name in "ab"} == (
         accounts.live
     )
+
+
+@pytest.fixture
+def schemas(shop: Shop) -> Accounts:
+    """Accounts whose rows have one name, each in a schema of its own."""
+    accounts = Accounts(shop, "a", "b")
+    for name in "ab":
+        shop.sql(
+            f"CREATE SCHEMA {name}; CREATE TABLE {name}.api_keys (LIKE api_keys INCLUDING ALL)"
+        )
+        table = f"{name}.api_keys"
+        accounts.write(name, WEBKASSA_SERVICE_NAME="Webkassa", API_KEYS_TABLE=table)
+    return accounts
+
+
+def test_rows_of_one_name_do_not_forget_one_anothers_refusals(
+    shop: Shop, schemas: Accounts
+) -> None:
+    schemas.script("a").extend([answer(200, errors(1))] * 4)
+    for _ in range(3):
+        assert shop.run("update", "--if-needed", WEBKASSA_MAX_AGE="1s").code == 77
+    assert schemas.logins("a") == 1
+
+
+def test_rows_of_one_name_do_not_wait_for_one_another(shop: Shop, schemas: Accounts) -> None:
+    done = threading.Event()
+    schemas.script("a").append(held_until(done))
+    process = shop.start("update", "--jobs", "2")
+    await_(lambda: shop.webkassa.authorizations == 2)
+    await_(lambda: shop.row("Webkassa", "b.api_keys"))
+    done.set()
+    assert shop.finish(process).code == 0
+
+
+def test_accounts_of_one_rows_name_are_told_apart(shop: Shop, schemas: Accounts) -> None:
+    said = shop.run("update").err
+    assert all(f": {name}, Webkassa: stored the new key" in said for name in "ab")
+    checked = shop.run("check").out
+    assert all(f"{name}, Webkassa: settings" in checked for name in "ab")
+    shop.webkassa.issue(login=login("b"))
+    status = shop.run("status").out
+    assert "1 of 2 accounts are well; b: key" in status
+    assert "\naccount b, service Webkassa, " in status
 
 
 # Where settings come from ------------------------------------------------------------------------
@@ -399,16 +478,20 @@ def test_a_child_killed_while_all_are_told_to_stop_is_no_account_that_was_not_tr
         await_(lambda: len(children(process.pid)) == 1)
         os.kill(children(process.pid)[0], signal.SIGKILL)
         result = shop.finish(process)
-    assert summary(result.err) == {
-        "a": "70, killed by signal 9",
-        "b": "75, told to stop",
-        "c": "75, not tried: told to stop",
-    }
+    said = summary(result.err)
+    assert said.pop("a").startswith("70, killed by signal 9. Its stored key may be dead. Run again")
+    assert said == dict.fromkeys("bc", "75, not tried: told to stop")
     assert result.code == 71
 
 
-def test_who_reads_that_a_child_was_killed_can_type_what_heals_its_key(shop: Shop) -> None:
+@pytest.mark.parametrize("probe", ["on", "off"])
+def test_who_reads_that_a_child_was_killed_can_type_what_heals_its_key(
+    shop: Shop, probe: str
+) -> None:
     accounts = Accounts(shop, "a", "b")
+    if probe == "off":
+        shop.env["WEBKASSA_PROBE_URL"] = "off"
+    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
     accounts.script("a").append(hang())
     process = shop.start("update", "--jobs", "1")
     await_(lambda: shop.webkassa.authorizations == 1)
@@ -455,6 +538,80 @@ def test_accounts_for_which_there_is_no_process_are_reported_as_not_tried(shop: 
     assert set(summary(result.err)) == {"a", "b"}
 
 
+TWICE = """
+import os, random, signal, sys, time
+sys.path.insert(0, {root!r})
+import webkassa_key_updater as program
+
+for _ in range(60):
+    pid = os.fork()
+    if not pid:
+        crew = program.Crew([(str(n), None) for n in range(2000)], 1, lambda: None)
+        codes = [name for name in crew.run(lambda name, account: signal.pause())]
+        os._exit(len(crew.codes) != 2000)
+    while not open(f"/proc/{{pid}}/task/{{pid}}/children").read():
+        pass
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        os.kill(pid, number)
+        time.sleep(random.random() * 3e-4)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_two_signals_close_together_are_one(shop: Shop) -> None:
+    """coreutils' timeout sends two. A parent that broke down would leave its children to die."""
+    program = [sys.executable, "-c", TWICE.format(root=str(ROOT))]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_told_to_stop_after_a_login_that_failed_it_still_says_how_the_key_stands(
+    shop: Shop,
+) -> None:
+    accounts = Accounts(shop, "a", "b")
+    accounts.script("a").append(DOWN)
+    shop.webkassa.probe_scripts[login("a")].append(hang())
+    process = shop.start("update", "--jobs", "1")
+    await_(lambda: shop.webkassa.probes == 1)
+    process.terminate()
+    result = shop.finish(process)
+    assert {name: text.split(",")[0] for name, text in summary(result.err).items()} == {
+        "a": "69",
+        "b": "75",
+    }
+    assert f"The stored key {fingerprint(accounts.old['a'])} may be dead" in result.err
+
+
+def test_told_to_stop_while_the_monitor_is_told_a_stored_key_counts_as_done(
+    shop: Shop, monitor: Monitor
+) -> None:
+    accounts = Accounts(shop, "a", "b")
+    accounts.write("a", HEALTHCHECK_URL=f"{monitor.origin}/hang")
+    process = shop.start("update", "--jobs", "1")
+    await_(lambda: monitor.paths)
+    process.terminate()
+    monitor.closing.set()
+    result = shop.finish(process)
+    assert (set(summary(result.err)), accounts.renewed) == ({"b"}, {"a"})
+
+
+def test_who_presses_ctrl_c_is_told_that_it_was_heard(shop: Shop) -> None:
+    accounts, go = Accounts(shop, "a"), threading.Event()
+    accounts.script("a").append(held_until(go))
+    main, terminal = os.openpty()
+    process = subprocess.Popen(shop.command("update", *shop.options), env=shop.env, stderr=terminal)
+    os.close(terminal)
+    await_(lambda: shop.webkassa.authorizations == 1)
+    process.send_signal(signal.SIGINT)
+    shown = b""
+    while b"It ends as soon as no key can be lost any more" not in shown:
+        shown += os.read(main, 65536)
+    go.set()
+    assert process.wait(30) == 0
+    assert accounts.renewed == {"a"}
+    os.close(main)
+
+
 def test_killed_parent_costs_no_key(shop: Shop) -> None:
     accounts, go = Accounts(shop, "a", "b"), threading.Event()
     accounts.script("a").append(held_until(go))
@@ -495,13 +652,13 @@ def test_status_says_how_every_account_stands_and_the_worst_first(shop: Shop) ->
     result = shop.run("status")
     first, *lines = result.out.splitlines()
     assert result.code == 2
-    assert re.match(r"WEBKASSA CRITICAL - 1 of 4 accounts .*Webkassa:dead: .*\|age=1\d{5}s;", first)
+    assert re.match(r"WEBKASSA CRITICAL - 1 of 4 accounts .*; dead: .*\|age=1\d{5}s;", first)
     found = json.loads(shop.run("status", "--json").out)
     assert found["status"] == "CRITICAL"
     levels = {"good": "OK", "dead": "CRITICAL", "old": "WARNING", "faulty": "UNKNOWN"}
     for name, level in levels.items():
         assert len([line for line in lines if name in line and level in line]) == 1, name
-        entry = [entry for entry in found["accounts"] if name in entry["service"]]
+        entry = [entry for entry in found["accounts"] if entry["account"] == name]
         assert [entry["status"] for entry in entry] == [level]
     assert fingerprint(accounts.old["good"]) in result.out
     assert shop.webkassa.authorizations == 0
@@ -516,8 +673,43 @@ def test_status_names_an_account_whose_child_was_killed(shop: Shop) -> None:
     os.kill(children(process.pid)[0], signal.SIGKILL)
     result = shop.finish(process)
     assert result.code == 3
-    assert "Webkassa:b" in result.out
-    assert "None" not in result.out
+    assert "1 of 2 accounts are well; b: No report: killed by signal 9" in result.out
+
+
+def test_status_told_to_stop_says_so_of_every_account(shop: Shop) -> None:
+    Accounts(shop, "a", "b", "c")
+    shop.webkassa.probe_scripts[login("a")].append(hang())
+    process = shop.start("status", "--jobs", "1")
+    await_(lambda: shop.webkassa.probes == 1)
+    process.terminate()
+    result = shop.finish(process)
+    assert (result.code, result.out.count("No report: not tried: told to stop")) == (3, 4)
+
+
+def test_a_report_that_was_cut_off_costs_no_other(shop: Shop) -> None:
+    """Where no room is left."""
+    Accounts(shop, *HUNDRED[:9])
+    shop.run("update", "--shard", "0/2")
+    script = f"ulimit -f 1; exec {shlex.join(shop.command('status', '--json', *shop.options))}"
+    run = subprocess.run(["bash", "-c", script], env=shop.env, capture_output=True, text=True)
+    assert run.returncode in (1, 3)
+    levels = [account["status"] for account in json.loads(run.stdout)["accounts"]]
+    assert len(levels) == 9
+    assert set(levels) > {"UNKNOWN"}
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("status", "--json")])
+def test_status_of_none_or_of_wrong_accounts_has_no_name_in_it(
+    shop: Shop, arguments: tuple[str, ...]
+) -> None:
+    accounts = Accounts(shop, "a", "b")
+    good = shop.run(*arguments, "--shard", "5/9")
+    assert good.code == 0
+    one_login(accounts)
+    bad = shop.run(*arguments)
+    assert bad.code == 3
+    assert "have one login" in bad.out
+    assert "None" not in good.out + bad.out
 
 
 def test_steps_of_many_accounts_bear_their_names(shop: Shop) -> None:
@@ -576,7 +768,7 @@ def test_terminal_that_goes_away_stops_nothing(shop: Shop) -> None:
 
 def test_a_printed_command_leaves_good_keys_alone(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
-    accounts.script("a").append(answer(429, b"", {"Retry-After": "999"}))
+    accounts.script("a").append(BUSY)
     result = shop.run("update", "--jobs", "2")
     typed = re.search(r"\S+ \S+webkassa_key_updater\.py .* update[^.\n]*", result.err)
     assert typed, result.err
@@ -584,6 +776,32 @@ def test_a_printed_command_leaves_good_keys_alone(shop: Shop) -> None:
     assert again.returncode == 0, again.stderr
     assert (accounts.logins("a"), accounts.logins("b")) == (2, 1)
     assert accounts.renewed == {"a", "b"}
+
+
+def test_a_printed_command_overcomes_the_memory_of_a_refusal(shop: Shop) -> None:
+    """The login was right, and Webkassa has let it in again."""
+    accounts = Accounts(shop, "a", "b")
+    accounts.script("a").append(answer(200, errors(1)))
+    assert shop.run("update", "--if-needed").code == 77
+    result = shop.run("update", "--if-needed")
+    assert (result.code, accounts.logins("a")) == (77, 1)
+    typed = re.search(r"then run: (.* update.*)", result.err)
+    assert typed, result.err
+    again = subprocess.run(typed[1], shell=True, env=shop.env, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert (accounts.logins("a"), accounts.logins("b")) == (2, 1)
+    assert accounts.renewed == {"a", "b"}
+
+
+def test_a_command_of_its_own_is_printed_with_the_folder_that_was_given(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    accounts.script("b").append(BUSY)
+    result = shop.run("update", WEBKASSA_KEY_COMMAND="webkassa-key")
+    assert f": webkassa-key --accounts-dir {accounts.folder} update --shard 1/2\n" in result.err
+    accounts.script("b").append(BUSY)
+    shop.options, env = (), {"WEBKASSA_ACCOUNTS_DIR": str(accounts.folder)}
+    result = shop.run("update", WEBKASSA_KEY_COMMAND="webkassa-key", **env)
+    assert ": webkassa-key update --shard 1/2\n" in result.err
 
 
 def test_folder_may_be_named_by_a_relative_path(shop: Shop) -> None:

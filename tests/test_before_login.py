@@ -320,3 +320,23 @@ def test_printed_grants_suffice_as_they_are(shop: Shop, role: str, row: str) -> 
         assert shop.row(table='"Our Shop".api_keys')["api_key"] == shop.webkassa.live
     finally:
         shop.sql(f"DROP OWNED BY {quoted}; DROP ROLE {quoted}")
+
+
+THREADLESS = """
+import runpy, sys, threading
+
+def refused(*_, **__):
+    raise RuntimeError("can't start new thread")
+
+threading._start_new_thread = threading._start_joinable_thread = refused
+sys.argv[0] = {program!r}
+runpy.run_path({program!r}, run_name="__main__")
+"""
+
+
+def test_a_machine_that_can_start_no_thread_is_tried_again_later(shop: Shop) -> None:
+    shop.program = ["-c", THREADLESS.format(program=shop.program[0])]
+    result = shop.run("update", POSTGRES_HOST="localhost")
+    assert (result.code, shop.webkassa.calls) == (75, [])
+    assert "This machine can start no thread more." in result.err
+    assert shop.is_untouched

@@ -122,8 +122,8 @@ def test_all_speak_of_all_accounts(site: Site) -> None:
     for ask in (("webkassa-key", "status"), (f"{CURRENT}/check-status.sh",)):
         said = site.run(*ask).stdout
         assert said.startswith("WEBKASSA OK - key: 2 of 2 accounts are well; ")
-        assert re.search("^ +OK: Webkassa: key [0-9a-f]{8}", said, re.M), said
-        assert re.search("^ +OK: Webkassa:north: key [0-9a-f]{8}", said, re.M), said
+        assert re.search("^ +OK: main: key [0-9a-f]{8}", said, re.M), said
+        assert re.search("^ +OK: north: key [0-9a-f]{8}", said, re.M), said
         assert "no other one found" in said
     print(said)
     report = json.loads(site.run("webkassa-key", "status", "--json").stdout)
@@ -186,11 +186,16 @@ def test_one_alert_names_the_accounts_that_failed_and_those_alone(
     assert len(site.receiver.alerts) == 1
     alert = site.receiver.alerts[0]
     print(alert)
-    assert "1 of 2 accounts are well; Webkassa:north: key " in alert["title"]
-    assert "WARNING: Webkassa:north: key " in alert["message"]
+    assert "1 of 2 accounts are well; north: key " in alert["title"]
+    assert "WARNING: north: key " in alert["message"]
     assert "north: 77, login refused" in alert["message"]
     assert "main: " not in alert["message"]
-    assert "sudo webkassa-key update --if-needed" in alert["message"]
+    assert "-> sudo webkassa-key " in alert["message"]
+    typed, good = "sudo webkassa-key update --shard 1/2", site.webkassa.authorizations
+    assert f"then run: {typed}\n" in alert["message"]
+    assert site.paste(typed).returncode == 0
+    assert rows(site)["Webkassa:north"] == north.live
+    assert site.webkassa.authorizations == good
 
 
 def test_purge_takes_the_accounts_along(site: Site) -> None:
