@@ -102,8 +102,8 @@ look_at_key() {
         key_report=$(run_module "webkassa-key-command-status-$$" "$CURRENT" status --json \
             2> /dev/null) || level=$?
     elif [[ $(id -un) == "$ACCOUNT" ]]; then
-        key_report=$("$CURRENT/venv/bin/python" -I "$CURRENT/webkassa_key_updater.py" \
-            --env-file "$SETTINGS" ${many:+--accounts-dir "$ACCOUNTS"} status --json 2> /dev/null) || level=$?
+        key_report=$(env ${many:+"WEBKASSA_ACCOUNTS_DIR=$ACCOUNTS"} "$CURRENT/venv/bin/python" -I \
+            "$CURRENT/webkassa_key_updater.py" --env-file "$SETTINGS" status --json 2> /dev/null) || level=$?
     else
         note $UNKNOWN key "$UNSEEN_BY" "sudo webkassa-key status"
         return

@@ -734,7 +734,7 @@ check_account() {
     local shard=0/1
     [[ ! -d $ACCOUNTS ]] || shard=$(shard_in "$ACCOUNTS.new")
     run_module "webkassa-key-command-account-$$" "$CURRENT" check --accounts-dir "$ACCOUNTS.new" \
-        --shard "$shard" 2>&1 | (trap '' INT && sed -u "s#$ACCOUNTS\.new#$ACCOUNTS#g") || code=${PIPESTATUS[0]}
+        --shard "$shard" 2>&1 | (trap '' INT && sed -u "s# --accounts-dir $ACCOUNTS\.new##g; s#$ACCOUNTS\.new#$ACCOUNTS#g") || code=${PIPESTATUS[0]}
     ((code == 0)) || die "The check failed (code $code, see above). Nothing was changed." "$code"
 }
 
