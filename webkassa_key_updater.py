@@ -344,7 +344,7 @@ def settled_if_needed(account: Account, stored: Stored, webkassa: Webkassa) -> s
         return ""
     if stored.age is None and verdict != ALIVE:
         raise cannot_tell(stored, verdict)
-    return f"the key {stored.described}, is young and not dead: nothing to do"
+    return f"nothing to do: the key {stored.described}; the probe says {verdict}"
 
 
 def settled_in_hand(run: Run, store: KeyStore, stored: Stored) -> str:

@@ -470,7 +470,11 @@ NEWS = {
     "the first key": News("stored the new key {new} from {host} in {table} where none was", sql=NO_ROW),
     "a new row beside others": News("(beside|other row)", sql=NO_ROW),
     "no table yet": News("(made.* table {table}|table {table}.* made)", sql="DROP TABLE api_keys"),
-    "young": News("{old}.* is young.* and not dead: nothing to do", ("update", "--if-needed"), sql=OLD.format("1 h")),
+    "young": News("nothing to do: .*{old}, 1.0 h old; .*says alive", ("update", "--if-needed"), sql=OLD.format("1 h")),
+    "young, and dead for all we know": News(
+        "nothing to do: .*{old}, 1.0 h old; .*says unclear", ("update", "--if-needed"),
+        sql=OLD.format("1 h"), live=False, probes=[answer(500)],
+    ),
     "asked for in vain": News("0badc0de is (no longer stored|stored no more), but {old}", ("update", "--if-key", "0badc0de")),
     "asked for too soon": News(
         "{old} is younger than a minute: nothing to do", ("update", "--if-key", "{old}"), sql=OLD.format("9 s")
