@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,12 @@ def connect(server: Postgres, database: str) -> Any:
     return connection
 
 
+def execute(connection: Any, statement: str, values: tuple[Any, ...]) -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values or None)
+        return cursor.fetchall() if cursor.description else []
+
+
 @dataclasses.dataclass
 class Result:
     code: int
@@ -130,6 +137,7 @@ class Shop:
             "POSTGRES_USER": "postgres",
             "POSTGRES_PASSWORD": DATABASE_PASSWORD,
         }
+        self.connection = self.connect()
         self.sql(CLEAN_SLATE)
         self.sql(CONSUMERS_TABLE)
         self.sql(
@@ -145,9 +153,18 @@ class Shop:
         return connect(self.server, "shop")
 
     def sql(self, statement: str, *values: Any) -> list[Any]:
-        with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
-            cursor.execute(statement, values or None)
-            return cursor.fetchall() if cursor.description else []
+        if threading.current_thread() is not threading.main_thread():  # one may have to wait
+            with contextlib.closing(self.connect()) as connection:
+                return execute(connection, statement, values)
+        if self.connection.closed:
+            self.connection = self.connect()
+        try:
+            return execute(self.connection, statement, values)
+        except psycopg2.Error:
+            if not self.connection.closed:
+                raise
+            self.connection = self.connect()  # the server was started anew
+            return execute(self.connection, statement, values)
 
     def row(self, service: str = "Webkassa", table: str = "api_keys") -> Any:
         """Return the row as a dictionary, or None."""
