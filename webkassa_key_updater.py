@@ -2040,44 +2040,38 @@ class Command:
         return LEVELS.index(word)
 
     def do_many(self, values: dict[str, str], faults: list[str]) -> int:
-        """Do it for every account of the folder; return the failures' common code, or 71."""
+        """Do it for every account of the folder; return the exit code."""
         monitor, (number, shards) = monitor_of(Reader(values, faults)), self.options.shard
-        accounts = read_accounts(self.folder, values, faults)
-        share = f" --shard {{}}/{len(accounts)}"
-        self.shares = {name: share.format(place) for place, (name, _) in enumerate(accounts)}
-        accounts = accounts[number::shards]
-        crew, names = (
-            Crew(accounts.copy(), self.options.jobs, heard),
-            [name for name, _ in accounts],
-        )
+        everyone = read_accounts(self.folder, values, faults)
+        for place, (name, _) in enumerate(everyone):
+            self.shares[name] = f" --shard {place}/{len(everyone)}"
+        accounts = everyone[number::shards]
+        crew = Crew(accounts.copy(), self.options.jobs, heard)
         with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's
             for _ in crew.run(functools.partial(self.do_child, file.fileno())):
                 if os.isatty(2):
-                    say(f"{len(crew.codes)} of {len(names)} accounts", sys.stderr, end="\r")
+                    say(f"{len(crew.codes)} of {len(accounts)} accounts", sys.stderr, end="\r")
             file.seek(0)
-            found = dict[str, Any]()
-            for line in file.readall().splitlines():
-                with contextlib.suppress(ValueError):  # where no room was left
-                    found |= dict([json.loads(line)])
+            reports = file.readall().splitlines()
         if self.options.command == "status":
-            lost = {name: crew.reasons[name] or "its process failed" for name in names}
-            unknown = {"status": LEVELS[UNKNOWN]}
-            for name in names:
-                found.setdefault(name, unknown | {"message": f"No report: {lost[name]}"})
-            return self.print_status([{"account": name} | found[name] for name in names])
+            return self.print_status(list(reports_of(crew, reports)))
+        code = self.sum_up(crew)
+        if self.is_update:
+            ping(monitor, code)
+        return code
+
+    def sum_up(self, crew: Crew) -> int:
+        """Say which accounts are not done, and why; return their common code, or 71."""
         bad, said = {name: code for name, code in sorted(crew.codes.items()) if code}, ""
         for name, code in bad.items():
             reason = crew.reasons[name] or CODES[code][0]
             if self.is_update and reason.startswith("killed"):
                 reason += f". Its stored key may be dead. {NOW}"
             said += self.as_typed(f"\n  {name}: {code}, {reason}", name)
-        done = f"{len(names) - len(bad)} of {len(names)} accounts: done"
+        done = f"{len(crew.codes) - len(bad)} of {len(crew.codes)} accounts: done"
         level = logging.ERROR if bad else logging.INFO
         log.log(level, "%s%s%s", done, "; not done:" if bad else ".", said)
-        code = 71 if len(set(bad.values())) > 1 else next(iter(bad.values()), 0)
-        if self.is_update:
-            ping(monitor, code)
-        return code
+        return 71 if len(set(bad.values())) > 1 else next(iter(bad.values()), 0)
 
     def do_child(self, file: int, name: str, account: Account | SettingsFault) -> int:
         """Do it for one of many accounts, in a process of its own; return the exit code."""
@@ -2091,6 +2085,17 @@ class Command:
         if self.options.verbose:  # the steps of all come mixed
             log.handlers[0].setFormatter(logging.Formatter(f"%(levelname)s: {name}: %(message)s"))
         return self.do_one(account, lambda what, seconds: None)
+
+
+def reports_of(crew: Crew, lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield what the children wrote of their accounts; one may have been killed, or had no room."""
+    found = dict[str, Any]()
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found |= dict([json.loads(line)])
+    for name, reason in sorted(crew.reasons.items()):
+        lost = {"status": LEVELS[UNKNOWN], "message": f"No report: {reason or 'it failed'}"}
+        yield {"account": name} | found.get(name, lost)
 
 
 def heard() -> None:
