@@ -1061,9 +1061,8 @@ def whole_json(content: bytes | bytearray) -> Any:
     the contrary; what its Content-Encoding says is not believed."""
     with contextlib.suppress(ValueError, RecursionError, zlib.error):
         if content[:2] == GZIP:
-            content = zlib.decompressobj(wbits=31).decompress(content, ANSWER_LIMIT + 1)
-        if len(content) <= ANSWER_LIMIT:  # a Russian Text may be in another encoding
-            return json.loads(content.decode("utf-8-sig", "replace"))
+            content = zlib.decompressobj(wbits=31).decompress(content, ANSWER_LIMIT)
+        return json.loads(content.decode("utf-8-sig", "replace"))  # a Russian Text may be cp1251
     return None
 
 
@@ -1778,9 +1777,8 @@ class Crew:
         gc.freeze()
         while True:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-            while self.waiting and len(self.running) < self.jobs:
-                if not self.start(work, stops, mask):
-                    break
+            while self.waiting and len(self.running) < self.jobs and self.start(work, stops, mask):
+                pass
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if not self.running:
                 return
