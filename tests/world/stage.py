@@ -26,6 +26,7 @@ def main(command: list[str]) -> int:
                 "POSTGRES_DB": "postgres",
                 "POSTGRES_USER": "postgres",
                 "POSTGRES_PASSWORD": PASSWORD,
+                "XDG_STATE_HOME": str(server.folder / "state"),
                 "STAGE_PYTHON": sys.executable,
                 "STAGE_PSQL": str(server.bin / "psql"),
                 "STAGE_POSTGRES_PID": str(server.pid),
