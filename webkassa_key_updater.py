@@ -210,6 +210,7 @@ def update(run: Run) -> str:
                         # the commit no signal stops us, and no log line can block
                         if not run.asked:
                             until_the_end.enter_context(held_back())
+                            until_the_end.push(functools.partial(look_back, run))
                         run.begin(stored)
                         try:
                             authorize(run, store)
@@ -233,20 +234,20 @@ def update(run: Run) -> str:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Hold back log lines from login to commit, and signals for good: either could cost a token.
-
-    What is left after the commit, to say how it went, takes some seconds.
-    """
+    """Hold back signals and log lines from login to commit: either could cost a token."""
     faults = {"SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "KILL", "STOP"}
     signals = signal.valid_signals() - {getattr(signal, f"SIG{name}") for name in faults}
     lines: list[logging.LogRecord] = []
     keep: Any = lines.append  # as a filter of the log: it returns None, so no line passes
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     log.addFilter(keep)
     try:
         yield
     finally:
         log.removeFilter(keep)
+        while signal.sigtimedwait(signals, 0):
+            pass  # what was at stake is over
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for line in lines:
             log.handle(line)
 
@@ -260,7 +261,7 @@ class Run:
     UNUSABLE_LIMIT = 3  # answers that may have been a login's, but brought no usable token
 
     def __init__(self, account: Account, wish: str, tell: Callable[[str, float], None]) -> None:
-        self.account, self.wish, self.tell = account, wish, tell
+        self.account, self.wish, self.tell, self.said = account, wish, tell, ""
         self.webkassa, self.refusals = Webkassa(account), Refusals(account)
         longest = account.deadline + self.STORING_TIME + PROBE_TIME
         self.lock_wait = Deadline(longest)  # a healthy holder of the lock takes no longer
@@ -692,7 +693,7 @@ class KeyStore:
         return self.read("", "") if is_fit(self.table) else Stored()
 
     def lock(self) -> Stored:
-        """Take the row's lock until the transaction ends, lock the row, return it as it is then.
+        """Take this service's lock until the transaction ends, lock its row, return it as it is then.
 
         The advisory lock works across hosts and behind a pooler; a row need not exist for it.
         """
@@ -706,8 +707,7 @@ class KeyStore:
     def read(self, before: str, row_lock: str) -> Stored:
         times = [f"{name}::timestamptz" for name in (*self.table.times, "NULL")]
         select = SELECT_ROW.replace("{times}", ", ".join(times)).replace("{lock}", row_lock)
-        lock = f"{self.account.service} in {self.table.schema}.{self.table.name}"
-        rows = self.run_waiting(before + select, lock)
+        rows = self.run_waiting(before + select, self.account.service)
         if len(rows) > 1:
             raise many_rows(len(rows), self.table)
         if not rows:
@@ -835,7 +835,8 @@ OTHER_ROWS = """
 LOCK_HOLDER = """
     SELECT coalesce(string_agg(format('process %%s (%%s, %%s) since %%s UTC', pid, usename,
            application_name, coalesce(to_char(xact_start, 'HH24:MI:SS'), '?')), ', '), 'somebody')
-    FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND pid IN (
+    FROM pg_stat_activity
+    WHERE pid <> pg_backend_pid() AND datname = current_database() AND pid IN (
         SELECT pid FROM pg_locks WHERE granted AND (
             locktype = 'relation' AND relation = %(oid)s AND mode <> 'AccessShareLock'
             OR locktype = 'advisory' AND (classid::bigint << 32 | objid::bigint) = %(number)s))
@@ -1124,6 +1125,12 @@ def said_stored(run: Run, store: KeyStore) -> str:
 TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
 
 
+def look_back(run: Run, _: object, error: Exception | None, __: object) -> None:
+    """Note how the stored key stands after an update that failed, while signals are held back."""
+    if error:
+        run.said = said_after_failure(run, error if isinstance(error, Failure) else bug(error))
+
+
 def said_after_failure(run: Run | None, failure: Failure) -> str:
     """Say how the stored key stands after an update that failed, and what to do now."""
     advice, said = advice_for(failure), ""
@@ -1191,8 +1198,10 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
 )  # fmt: skip
 
 
-def no_answer(host: str, error: BaseException | None) -> WebkassaFailure:
+def no_answer(host: str, error: BaseException | None) -> Failure:
     """Say why there is no answer, and whether the request can have reached its goal."""
+    if isinstance(error, Failure):  # there is no thread for it
+        return error
     seen, cause = set[str](), error
     while cause is not None:  # from the outermost to the innermost
         seen |= {kind.__name__ for kind in type(cause).__mro__}
@@ -1298,8 +1307,8 @@ class Refusals:
 
     def __init__(self, account: Account) -> None:
         self.account = account
-        place = [str(account.database.get(name)) for name in ("host", "port", "dbname")]
-        row = json.dumps([account.service, account.schema, account.table, *place])
+        place = sorted((name, str(value)) for name, value in account.database.items())
+        row = json.dumps([account.service, account.schema, account.table, place])
         name = hashlib.sha256(row.encode()).hexdigest()[:16]
         self.file = Path(account.state_folder) / f"refused-{name}.json"
 
@@ -1752,7 +1761,6 @@ def read_accounts(
 
 
 PLACE = {"port": "5432", "hostaddr": "", "service": ""}
-TOLD_TO_STOP = "not tried: told to stop"
 
 
 class Crew:
@@ -1786,7 +1794,7 @@ class Crew:
             if pid in self.running:  # the first process of a container inherits strangers
                 name, code = self.running.pop(pid), os.waitstatus_to_exitcode(status)
                 if self.stopped and -code in stops:
-                    self.note(name, StoreUnavailable.code, TOLD_TO_STOP)
+                    self.note(name, StoreUnavailable.code, "told to stop")
                 elif code < 0:
                     self.note(name, Failure.code, f"killed by signal {-code}")
                 else:
@@ -1826,7 +1834,7 @@ class Crew:
         """Start no more, and let the running ones end as a single run does."""
         waiting, self.waiting, first, self.stopped = self.waiting, [], not self.stopped, True
         for name, _ in waiting:  # meanwhile a second signal may come
-            self.note(name, StoreUnavailable.code, TOLD_TO_STOP)
+            self.note(name, StoreUnavailable.code, "not tried: told to stop")
         if first:
             self.heard()
         for pid in self.running:
@@ -1906,7 +1914,8 @@ class Terminal:
     def __init__(self) -> None:
         self.wait = ("", Deadline(0), Deadline(0))
         if os.isatty(2):  # standard error, which may also be closed
-            start_thread(self.watch)
+            with contextlib.suppress(Failure):
+                start_thread(self.watch)
 
     def tell(self, what: str, seconds: float) -> None:
         patience = self.wait[2] if self.wait[0] == what else Deadline(3)  # of one wait, in parts
@@ -1992,10 +2001,12 @@ class Command:
         except Exception as error:
             failure = error if isinstance(error, Failure) else bug(error)
             gap = "\n" if "\n" in str(failure) else " "
-            said = f"{name}{failure}{gap}{said_after_failure(run, failure)}"
+            said = (run and run.said) or said_after_failure(run, failure)
+            said = f"{name}{failure}{gap}{said}"
             log.error("%s", self.as_typed(said))
         code = failure.code if failure else 0
         if self.is_update:
+            tell("the monitor", CHECK_TIME)
             ping(account.healthcheck_url, code)
         return code
 
@@ -2143,7 +2154,8 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     if sys.version_info < (3, 10):  # noqa: UP036
         sys.exit("webkassa_key_updater.py needs Python 3.10 or newer")
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a wait at once
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a wait at once
     if os.getpid() == 1:  # of a container: the kernel ignores the defaults there
         for stop in STOP_SIGNALS:
             signal.signal(stop, lambda number, _: os._exit(128 + number))

@@ -325,18 +325,27 @@ def test_printed_grants_suffice_as_they_are(shop: Shop, role: str, row: str) -> 
 THREADLESS = """
 import runpy, sys, threading
 
-def refused(*_, **__):
-    raise RuntimeError("can't start new thread")
+start, more = threading.Thread.start, {more}
 
-threading._start_new_thread = threading._start_joinable_thread = refused
+def scarce(thread):
+    global more
+    more -= 1
+    if more < 0:
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+threading.Thread.start = scarce
 sys.argv[0] = {program!r}
 runpy.run_path({program!r}, run_name="__main__")
 """
 
 
-def test_a_machine_that_can_start_no_thread_is_tried_again_later(shop: Shop) -> None:
-    shop.program = ["-c", THREADLESS.format(program=shop.program[0])]
-    result = shop.run("update", POSTGRES_HOST="localhost")
+@pytest.mark.parametrize("more", [0, 1])  # none, or one for PostgreSQL
+def test_a_machine_that_can_start_no_thread_is_tried_again_later(shop: Shop, more: int) -> None:
+    shop.program = ["-c", THREADLESS.format(program=shop.program[0], more=more)]
+    result = shop.run()
     assert (result.code, shop.webkassa.calls) == (75, [])
     assert "This machine can start no thread more." in result.err
+    assert "the stored key" in result.err.lower()
+    assert "dead" not in result.err
     assert shop.is_untouched

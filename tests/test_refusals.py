@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -264,3 +265,23 @@ def test_check_and_status_neither_ask_nor_forget(refusing: Shop) -> None:
     assert refusing.main("status").code == 1
     assert refusing.webkassa.authorizations == 1
     assert before.read_text() == text
+
+
+def test_a_database_that_only_the_role_or_a_service_names_has_a_memory_of_its_own(
+    shop: Shop,
+) -> None:
+    """libpq takes the role's name for the database's where none is given."""
+    program = importlib.import_module("webkassa_key_updater")
+
+    def memory(url: str) -> Path:
+        account = program.read_account(shop.env | {"DATABASE_URL": url}, [])
+        return Path(program.Refusals(account).file)
+
+    urls = [
+        f"postgresql://{user}:x@db.example.kz/{more}"
+        for user in "ab"
+        for more in ("", "?service=s")
+    ]
+    assert len({memory(url) for url in urls}) == 4
+    assert memory(urls[0]) == memory(urls[0])
+    assert memory(urls[0]) == memory(urls[0].replace(":x@", ":y@"))  # another password of the role

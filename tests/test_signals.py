@@ -153,24 +153,37 @@ def test_other_signal_ends_no_retries(shop: Shop, number: int) -> None:
     assert (shop.finish(process).code, shop.holds_the_live_key) == (0, True)
 
 
+def fill(pipe: int) -> None:
+    """Fill a pipe, as when whoever reads the log has stopped to."""
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(pipe, b"x" * 4096):
+            pass
+    os.set_blocking(pipe, True)
+
+
+def test_line_that_nobody_reads_is_no_wait_without_end(shop: Shop) -> None:
+    """Once the key is stored, a signal ends it at once."""
+    reading, writing = os.pipe()
+    shop.webkassa.on_issue = lambda token: fill(writing)
+    process = subprocess.Popen([sys.executable, *shop.program], env=shop.env, stderr=writing)
+    await_(lambda: shop.holds_the_live_key)
+    await_(
+        lambda: process.terminate() or process.poll() is not None, 5
+    )  # the first may be too soon
+    assert process.returncode == -signal.SIGTERM
+    os.close(reading)
+    os.close(writing)
+
+
 def test_full_pipe_on_standard_error_loses_no_key(shop: Shop) -> None:
     """Whoever reads the log has stopped to, while Webkassa was asked."""
     reading, writing = os.pipe()
-    filled = bytearray()
-
-    def fill(token: str) -> None:
-        os.set_blocking(writing, False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                filled.extend(b"x" * os.write(writing, b"x" * 4096))
-        os.set_blocking(writing, True)
-
-    shop.webkassa.on_issue = fill
+    shop.webkassa.on_issue = lambda token: fill(writing)
     shop.webkassa.probe_script.append(hang())  # whose trouble is worth a line
     shop.hurry(PROBE_TIME=1)
     process = subprocess.Popen([sys.executable, *shop.program, "-v"], env=shop.env, stderr=writing)
     await_(lambda: shop.holds_the_live_key)
-    assert filled
     assert process.poll() is None  # it has not said so yet
     said = b""
     while b"stored the new key" not in said:

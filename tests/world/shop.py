@@ -66,9 +66,8 @@ UPDATERS = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'webkassa_ke
 
 
 def lock_number(service: str = "Webkassa") -> int:
-    """Return the number of the advisory lock of a row, or of the making of a table."""
-    what = service if service == "table" else f"{service} in public.api_keys"
-    digest = hashlib.sha256(f"webkassa_key_updater:{what}".encode()).digest()
+    """Return the number of the advisory lock of a service."""
+    digest = hashlib.sha256(f"webkassa_key_updater:{service}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
