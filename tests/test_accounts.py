@@ -18,7 +18,7 @@ import pytest
 from world.accounts import Accounts, children, is_pending, login, row
 from world.monitor import Monitor
 from world.relay import Relay
-from world.shop import ROOT, UPDATERS, Shop, fingerprint, trigger
+from world.shop import ROOT, UPDATERS, Result, Shop, fingerprint, trigger
 from world.waiting import await_
 from world.webkassa_simulator import Behaviour, Handler, answer, errors, hang
 
@@ -40,6 +40,14 @@ def held_until(event: threading.Event) -> Behaviour:
 def summary(text: str) -> dict[str, str]:
     """Return what the last lines say of the accounts that are not done: code and reason."""
     return dict(re.findall(r"^  ([a-z0-9_-]+): (.*)$", text[text.rindex("accounts: done") :], re.M))
+
+
+def type_printed(shop: Shop, result: Result, pattern: str) -> None:
+    """Type the command that a run has printed; it must succeed."""
+    typed = re.search(pattern, result.err)
+    assert typed, result.err
+    again = subprocess.run(typed[1], shell=True, env=shop.env, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
 
 
 # A failure stays one account's -------------------------------------------------------------------
@@ -490,15 +498,12 @@ def test_who_reads_that_a_child_was_killed_can_type_what_heals_its_key(
     os.kill(children(process.pid)[0], signal.SIGKILL)
     result = shop.finish(process)
     assert (result.code, accounts.renewed) == (70, {"b"})
-    typed = re.search(r"may be dead\. Run again now: (.*)", result.err)
-    assert typed, result.err
-    again = subprocess.run(typed[1], shell=True, env=shop.env, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    type_printed(shop, result, r"may be dead\. Run again now: (.*)")
     assert (accounts.renewed, accounts.logins("b")) == ({"a", "b"}, 1)
 
 
 SCARCE = """
-import os, runpy, sys
+import os
 fork, living = os.fork, {living}
 
 def scarce():
@@ -506,21 +511,20 @@ def scarce():
         raise BlockingIOError(11, "Resource temporarily unavailable")
     return fork()
 
-os.fork, sys.argv[0] = scarce, {program!r}
-runpy.run_path({program!r}, run_name="__main__")
+os.fork = scarce
 """
 
 
 def test_a_machine_short_of_processes_does_so_many_at_a_time_as_it_can(shop: Shop) -> None:
     accounts = Accounts(shop, *"abcde")
-    shop.program = ["-c", SCARCE.format(living=2, program=shop.program[0])]
+    shop.run_after(SCARCE.format(living=2))
     result = shop.run("update", "--jobs", "4")
     assert (result.code, accounts.renewed) == (0, set("abcde"))
 
 
 def test_accounts_for_which_there_is_no_process_are_reported_as_not_tried(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
-    shop.program = ["-c", SCARCE.format(living=0, program=shop.program[0])]
+    shop.run_after(SCARCE.format(living=0))
     result = shop.run("update")
     assert (result.code, accounts.untouched) == (75, {"a", "b"})
     assert all(
@@ -538,7 +542,8 @@ for _ in range(60):
     pid = os.fork()
     if not pid:
         crew = program.Crew([(str(n), None) for n in range(2000)], 1, lambda: None)
-        codes = [name for name in crew.run(lambda name, account: signal.pause())]
+        for _ in crew.run(lambda name, account: signal.pause()):
+            pass
         os._exit(len(crew.codes) != 2000)
     while not open(f"/proc/{{pid}}/task/{{pid}}/children").read():
         pass
@@ -669,6 +674,7 @@ def test_status_names_an_account_whose_child_was_killed(shop: Shop) -> None:
     result = shop.finish(process)
     assert result.code == 3
     assert "1 of 2 accounts are well; b: No report: killed by signal 9" in result.out
+    assert "None" not in result.out
 
 
 def test_status_told_to_stop_says_so_of_every_account(shop: Shop) -> None:
@@ -766,10 +772,7 @@ def test_a_printed_command_leaves_good_keys_alone(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     accounts.script("a").append(BUSY)
     result = shop.run("update", "--jobs", "2")
-    typed = re.search(r"\S+ \S+webkassa_key_updater\.py .* update[^.\n]*", result.err)
-    assert typed, result.err
-    again = subprocess.run(typed[0], shell=True, env=shop.env, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    type_printed(shop, result, r"(\S+ \S+webkassa_key_updater\.py .* update[^.\n]*)")
     assert (accounts.logins("a"), accounts.logins("b")) == (2, 1)
     assert accounts.renewed == {"a", "b"}
 
@@ -781,10 +784,7 @@ def test_a_printed_command_overcomes_the_memory_of_a_refusal(shop: Shop) -> None
     assert shop.run("update", "--if-needed").code == 77
     result = shop.run("update", "--if-needed")
     assert (result.code, accounts.logins("a")) == (77, 1)
-    typed = re.search(r"then run: (.* update.*)", result.err)
-    assert typed, result.err
-    again = subprocess.run(typed[1], shell=True, env=shop.env, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    type_printed(shop, result, r"then run: (.* update.*)")
     assert (accounts.logins("a"), accounts.logins("b")) == (2, 1)
     assert accounts.renewed == {"a", "b"}
 

@@ -323,7 +323,7 @@ def test_printed_grants_suffice_as_they_are(shop: Shop, role: str, row: str) -> 
 
 
 THREADLESS = """
-import runpy, sys, threading
+import threading
 
 start, more = threading.Thread.start, {more}
 
@@ -335,14 +335,12 @@ def scarce(thread):
     start(thread)
 
 threading.Thread.start = scarce
-sys.argv[0] = {program!r}
-runpy.run_path({program!r}, run_name="__main__")
 """
 
 
 @pytest.mark.parametrize("more", [0, 1])  # none, or one for PostgreSQL
 def test_a_machine_that_can_start_no_thread_is_tried_again_later(shop: Shop, more: int) -> None:
-    shop.program = ["-c", THREADLESS.format(program=shop.program[0], more=more)]
+    shop.run_after(THREADLESS.format(more=more))
     result = shop.run()
     assert (result.code, shop.webkassa.calls) == (75, [])
     assert "This machine can start no thread more." in result.err

@@ -155,11 +155,13 @@ def test_other_signal_ends_no_retries(shop: Shop, number: int) -> None:
 
 def fill(pipe: int) -> None:
     """Fill a pipe, as when whoever reads the log has stopped to."""
+    filled = 0
     os.set_blocking(pipe, False)
     with contextlib.suppress(BlockingIOError):
-        while os.write(pipe, b"x" * 4096):
-            pass
+        while True:
+            filled += os.write(pipe, b"x" * 4096)
     os.set_blocking(pipe, True)
+    assert filled
 
 
 def test_line_that_nobody_reads_is_no_wait_without_end(shop: Shop) -> None:
@@ -168,9 +170,8 @@ def test_line_that_nobody_reads_is_no_wait_without_end(shop: Shop) -> None:
     shop.webkassa.on_issue = lambda token: fill(writing)
     process = subprocess.Popen([sys.executable, *shop.program], env=shop.env, stderr=writing)
     await_(lambda: shop.holds_the_live_key)
-    await_(
-        lambda: process.terminate() or process.poll() is not None, 5
-    )  # the first may be too soon
+    # The first signal may come too soon
+    await_(lambda: process.terminate() or process.poll() is not None, 5)
     assert process.returncode == -signal.SIGTERM
     os.close(reading)
     os.close(writing)

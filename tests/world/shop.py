@@ -62,6 +62,12 @@ for name, value in {seconds!r}.items():
 os._exit(program.main())
 """
 
+RUN = """
+import runpy, sys
+sys.argv[0] = {program!r}
+runpy.run_path({program!r}, run_name="__main__")
+"""
+
 UPDATERS = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'webkassa_key_updater'"
 
 
@@ -194,6 +200,10 @@ class Shop:
     def hurry(self, **seconds: float) -> None:
         """Have the program take other times than its own, as `Run__STORING_TIME=3`."""
         self.program = ["-c", HURRIED.format(root=str(ROOT), seconds=seconds)]
+
+    def run_after(self, lines: str) -> None:
+        """Have the program run after these lines of Python, on whatever they have made of the machine."""
+        self.program = ["-c", f"{lines}\n{RUN.format(program=str(PROGRAM))}"]
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, *self.program, *arguments]
