@@ -50,6 +50,7 @@ import difflib
 import functools
 import gc
 import hashlib
+import http.client
 import io
 import ipaddress
 import json
@@ -78,6 +79,7 @@ import dotenv.parser
 import psycopg2
 import psycopg2.errorcodes
 import requests
+import urllib3
 from psycopg2 import sql
 
 __version__ = "1.0.0"
@@ -447,6 +449,7 @@ class Webkassa:
     def host(self) -> str:
         return self.hosts[0]
 
+LOGIN_LIMIT, PROBE_LIMIT = 65536, 2**20  # bytes of an answer: the directory of units is long
     @property
     def url(self) -> str:
         return with_host(self.account.auth_url, self.host)
@@ -486,7 +489,8 @@ class Webkassa:
         if not self.probe_url or not key:
             return OFF
         try:
-            answer = self.post(self.probe_url, {"Token": key.value}, Deadline(PROBE_TIME))
+            body = {"Token": key.value}
+            answer = self.post(self.probe_url, body, Deadline(PROBE_TIME), limit=PROBE_LIMIT)
         except Exception as error:
             log.debug("Probe: %s", error if isinstance(error, Failure) else type(error).__name__)
             return UNCLEAR
@@ -495,11 +499,20 @@ class Webkassa:
         good = 200 <= answer.status < 300 and isinstance(answer.body, dict) and not answer.errors
         return ALIVE if good or answer.codes & ALIVE_CODES else UNCLEAR
 
-    def post(self, url: str, body: Any, deadline: Deadline, meanwhile: Any = bool) -> Answer:
+    def post(
+        self,
+        url: str,
+        body: Any,
+        deadline: Deadline,
+        meanwhile: Any = bool,
+        limit: int = LOGIN_LIMIT,
+    ) -> Answer:
         """POST JSON; the API key goes to the host of Authorize only. Raise WebkassaFailure."""
         api_key = self.account.api_key if host_of(url) == self.host else NO_KEY
         headers = {"x-api-key": api_key.value} if api_key else {}
-        return exchange(self.session, "POST", url, deadline, meanwhile, json=body, headers=headers)
+        return exchange(
+            self.session, "POST", url, deadline, meanwhile, limit, json=body, headers=headers
+        )
 
 
 def read_token(host: str, answer: Answer) -> Secret:
@@ -548,35 +561,89 @@ def exchange(
     if not end.left:
         raise WebkassaFailure(f"There was no time left to ask {host_of(url)}.")
     try:
-        status, headers, content = in_time(end, meanwhile, fetch, session, method, url, more)
+        answer = in_time(end, meanwhile, fetch, session, method, url, limit, more)
+    limit: int = LOGIN_LIMIT,
     except Exception as error:
         raise no_answer(host_of(url), error) from None
-    return Answer(status, headers, whole_json(content))
+    finally:
+        if not (answer and 200 <= answer.status < 300 and answer.is_vendors):
+            session.close()
+    return answer
 
 
-def fetch(session: requests.Session, method: str, url: str, more: dict[str, Any]) -> Any:
-    """Return status, headers and body of an answer. No redirect is followed."""
+def fetch(
+    session: requests.Session, method: str, url: str, limit: int, more: dict[str, Any]
+) -> Answer:
+    """Return the answer to a request. No redirect is followed."""
     with session.request(method, url, allow_redirects=False, stream=True, **more) as response:
-        return response.status_code, response.headers, read_body(response.raw)
+        return Answer(response.status_code, response.headers, read_json(response.raw, limit))
 
 
-def read_body(raw: Any) -> bytes:
-    """Read from a urllib3 response until the bytes are a whole JSON object, or until they end.
-
-    However the transfer ends: what came is what counts, of 64 KiB at most.
-    """
-    body = bytearray()
+def read_json(raw: Any, limit: int) -> Any:
+    """Return the JSON object that a urllib3 response brings, or None. It is whole when its bytes
+    are, however their transfer ends: what came is what counts."""
+    content, value = bytearray(), None
     with contextlib.suppress(Exception):
-        while len(body) <= ANSWER_LIMIT and (byte := raw.read(1, decode_content=False)):
-            body += byte
-            if (byte == b"}" or body[:2] == GZIP) and isinstance(whole_json(body), dict):
-                raw.connection.sock.settimeout(0)  # if the end is here already, the probe needs no
-                raw.read(1024)  # new connection, in which consumers would hold a dead key
+        while not value and len(content) < limit:
+            if not (piece := raw.read(limit, decode_content=False)):
                 break
-    return bytes(body)
+            content += piece
+            plain = decompress(content, limit)
+            value = parse_json(plain) if plain.rstrip()[-1:] == b"}" else None
+        sock = raw.connection.sock  # if the end is here already, the probe needs no new connection,
+        sock.settimeout(0)  # in which consumers would hold a dead key
+        raw.read(1024)
+        sock.settimeout(None)
+    return value or parse_json(decompress(content, limit))
 
 
-ANSWER_LIMIT, GZIP = 65536, b"\x1f\x8b"  # bytes; how compressed content begins
+class PromptResponse(http.client.HTTPResponse):
+    """An HTTP answer that skips interim ones (1xx; Python 3.10 to 3.14 skip but 100), and whose
+    `read` returns what has come, instead of waiting for all that was announced."""
+
+    def begin(self) -> None:
+        super().begin()
+        interim = self.status < 200
+        while self.status < 200:
+            self.headers = self.msg = None  # type: ignore[assignment]  # so that it reads on
+            super().begin()
+        self.will_close = self.will_close or interim
+
+    def read(self, amt: int | None = None) -> bytes:
+        if not amt or self.fp is None or self.length == 0:
+            return super().read(amt)
+        if self.chunked:
+            return self.read1(amt)
+        return super().read(min(amt, len(self.fp.peek(1)) or 1))
+
+
+class PlainConnection(urllib3.connection.HTTPConnection):
+    response_class = PromptResponse
+
+
+class TlsConnection(urllib3.connection.HTTPSConnection):
+    response_class = PromptResponse
+
+
+class PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = PlainConnection
+
+
+class TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = TlsConnection
+
+
+class Adapter(requests.adapters.HTTPAdapter):
+    """Has requests use connections whose answers are a PromptResponse."""
+
+    def init_poolmanager(self, *args: Any, **more: Any) -> None:
+        super().init_poolmanager(*args, **more)
+        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": TlsPool}
+
+    def proxy_manager_for(self, *args: Any, **more: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **more)
+        manager.pool_classes_by_scheme = self.poolmanager.pool_classes_by_scheme
+        return manager
 
 
 def in_time(deadline: Deadline, meanwhile: Any, function: Callable[..., Any], *args: Any) -> Any:
@@ -1057,13 +1124,20 @@ def new_session(ca_file: str) -> requests.Session:
     return session
 
 
-def whole_json(content: bytes | bytearray) -> Any:
-    """Return the JSON value that `content` is, or None. It may be compressed, though we asked for
+def decompress(content: bytearray, limit: int) -> bytes | bytearray:
+    """Return what an answer holds, `limit` bytes at most. It may be compressed, though we asked for
     the contrary; what its Content-Encoding says is not believed."""
-    with contextlib.suppress(ValueError, RecursionError, zlib.error):
-        if content[:2] == GZIP:
-            content = zlib.decompressobj(wbits=31).decompress(content, ANSWER_LIMIT)
-        return json.loads(content.decode("utf-8-sig", "replace"))  # a Russian Text may be cp1251
+    with contextlib.suppress(zlib.error):
+        if content[:2] == b"\x1f\x8b":  # gzip
+            return zlib.decompressobj(wbits=31).decompress(content, limit)
+    return content
+
+
+def parse_json(content: bytes | bytearray) -> Any:
+    """Return the first JSON object in `content`, or None while its end is missing."""
+    text = content.decode("utf-8-sig", "replace")  # a Russian Text may be cp1251
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.JSONDecoder().raw_decode(text, text.index("{"))[0]
     return None
 
 
@@ -1086,6 +1160,8 @@ def start_thread(function: Callable[..., None], *args: Any) -> None:
 
 
 # ---- What happened, in sentences of our own: the libraries' texts carry URLs, bodies and tokens
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter())
 
 NOW = "Run again now: `update`"
 LOGIN_NAMES = "WEBKASSA_LOGIN, WEBKASSA_PASSWORD or WEBKASSA_API_KEY"
@@ -1425,7 +1501,7 @@ def read_secret_files(values: dict[str, str], faults: list[str]) -> None:
             faults.append(f"{name}_FILE: is set, and so is {name}: which one counts?")
         if file:
             try:
-                values[name] = read_text(Path(file), ANSWER_LIMIT).removesuffix("\n")
+                values[name] = read_text(Path(file), 65536).removesuffix("\n")
             except ValueError as error:
                 faults.append(f"{name}_FILE: its file {error}")
 

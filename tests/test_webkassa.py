@@ -21,11 +21,13 @@ from world.webkassa_simulator import (
     Simulator,
     answer,
     cut,
+    directory,
     drip,
     errors,
     false_gzip,
     flood,
     hang,
+    interim,
     no_length,
     real_gzip,
     redirect,
@@ -160,6 +162,53 @@ def test_whole_json_is_an_answer_however_its_transfer_ends(shop: Shop, flaw: str
     assert "could not be probed" not in result.err
     assert shop.holds_the_live_key
     assert shop.webkassa.stamps("probe")[0] - shop.webkassa.stamps("login")[-1] < 2
+
+
+@pytest.mark.parametrize("status", [100, 102, 103, 199])
+def test_interim_answer_is_not_the_answer(shop: Shop, status: int) -> None:
+    """Python skips but 100. The real one came late, and was taken for that to the next login."""
+    shop.webkassa.script.extend([interim(status)] * 2)
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 1)
+    assert shop.holds_the_live_key
+
+
+@pytest.mark.parametrize(
+    "reply", [answer(503), answer(200, b"<html>"), answer(200, {}), answer(429)]
+)
+def test_connection_of_an_answer_without_a_token_is_not_used_again(shop: Shop, reply: Any) -> None:
+    """A late answer to one login would be taken for the answer to the next."""
+    shop.webkassa.script.append(reply)
+    assert shop.run().code == 0
+    first, second, probe, *_ = (call.client_port for call in shop.webkassa.calls)
+    assert first != second == probe
+
+
+def test_late_body_of_a_head_answer_is_not_taken_for_the_probes(shop: Shop) -> None:
+    """`check` reaches the host, then probes the stored key."""
+    assert shop.run("check").code == 0
+    assert [call.method for call in shop.webkassa.calls] == ["HEAD", "POST"]
+    assert len({call.client_port for call in shop.webkassa.calls}) == 2
+
+
+@pytest.mark.parametrize("reply", [answer(200, directory(4500)), real_gzip()])
+def test_long_directory_is_read_whole_and_at_once(shop: Shop, reply: Any) -> None:
+    """Consumers hold a dead key meanwhile. A parse at every brace took minutes for so long a list."""
+    units = directory(4500)
+    assert 512 * 1024 < len(json.dumps(units)) < 1024 * 1024
+    shop.webkassa.verdict = lambda token: units
+    shop.webkassa.probe_script.append(reply)
+    start = time.monotonic()
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 1)
+    assert "could not be probed" not in result.err
+    assert time.monotonic() - start < 20
+
+
+def test_what_follows_a_whole_json_does_not_spoil_it(shop: Shop) -> None:
+    shop.webkassa.script.append(answer(200, json.dumps(GOOD).encode() + b"\n<br />Notice"))
+    shop.run(WEBKASSA_PROBE_URL="off")
+    assert (shop.key, shop.webkassa.authorizations) == (GOOD["Data"]["Token"], 1)
 
 
 @pytest.mark.parametrize("flaw", FLAWED)

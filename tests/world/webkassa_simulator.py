@@ -528,6 +528,30 @@ def framed(
     return Behaviour(act)
 
 
+def interim(status: int = 103, seconds: float = 1, connection: str = "keep-alive") -> Behaviour:
+    """Send an interim answer, and the good one so many seconds later."""
+
+    def act(handler: Handler, good: bytes) -> None:
+        handler.wfile.write(f"HTTP/1.1 {status} Not yet\r\nLink: </a>\r\n\r\n".encode())
+        handler.wfile.flush()
+        if handler.wait(seconds):
+            handler.send(200, good, {"Connection": connection})
+
+    return Behaviour(act)
+
+
+def directory(units: int) -> dict[str, Any]:
+    """What a probe says of a key that works: the vendor's list of units of measure."""
+    unit = {
+        "Id": 796,
+        "Code": "796",
+        "NameRu": "штука (одна единица)",
+        "NameKz": "дана",
+        "Name": "piece",
+    }
+    return {"Data": [unit | {"Id": number} for number in range(units)]}
+
+
 def real_gzip() -> Behaviour:
     """Compress, though nobody asked for it."""
     gzipped = {"Content-Encoding": "gzip"}
