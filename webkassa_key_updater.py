@@ -695,11 +695,18 @@ UPDATE_ROW = "UPDATE {table} SET api_key = %(token)s{times} WHERE service_name =
 INSERT_ROW = (
     "INSERT INTO {table} (service_name, api_key{times}) VALUES (%(service)s, %(token)s{now});"
 )
-# A division by zero, unless just the one row is there and right once all deferred has been called
+# An error of our own, unless just the one row is there and right once all deferred has been called
+CHANGED_KEY = "WK001"  # its SQLSTATE
 CHECK_ROW = """
     SET CONSTRAINTS ALL IMMEDIATE;
-    SELECT 1 / (count(*) = 1 AND bool_and(api_key::text = %(token)s))::int
-    FROM {table} WHERE service_name = %(service)s;
+    SELECT set_config('webkassa_key_updater.token', %(token)s, true);
+    DO $check$ BEGIN
+        IF (SELECT count(*) = 1
+                   AND bool_and(api_key::text = current_setting('webkassa_key_updater.token'))
+            FROM {table} WHERE service_name = %(service)s) IS NOT TRUE THEN
+            RAISE SQLSTATE 'WK001' USING MESSAGE = 'the new key is not in the row';
+        END IF;
+    END $check$;
 """
 NOTIFY = "SELECT pg_notify('webkassa_key_updated', %(service)s);"  # the payload is never the token
 
@@ -717,6 +724,11 @@ class KeyStore:
         self, account: Account, patience: Deadline, tell: Callable[[str, float], None]
     ) -> None:
         self.account, self.patience, self.tell = account, patience, tell
+# Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
+# between rehearsal and store
+KEEP_TABLE_LOCK = (
+    "EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s;"
+)
         self.table = NO_TABLE
         self.command, self.holder = "", "somebody"  # the last command's tag; who holds the lock
         self.notes: list[str] = []  # what a person should know once all is stored
@@ -827,6 +839,7 @@ class KeyStore:
     def write(
         self, before: str, stored: Stored, token: Secret, after: str, deadline: Deadline
     ) -> None:
+        self.run_bounded(KEEP_TABLE_LOCK, {}, self.patience)
         """Write `token` into the row, call up what waits for the commit, read it back."""
         times = self.table.times
         if stored.exists:
@@ -835,10 +848,13 @@ class KeyStore:
         else:
             names, now = "".join(f", {name}" for name in times), ", clock_timestamp()" * len(times)
             write = INSERT_ROW.replace("{times}", names).replace("{now}", now)
-        values = {"token": token.value, "service": self.account.service}
-        text = LOCK_TIMEOUT + before + write + CHECK_ROW + after
-        query = sql.SQL(text).format(table=self.table.identifier)
-        self.run(query, {**values, "limit": deadline.milliseconds}, deadline)
+        self.run_bounded(before + write + CHECK_ROW + after, {"token": token.value}, deadline)
+
+    def run_bounded(self, statements: str, values: dict[str, str], deadline: Deadline) -> None:
+        """Run statements on the service's row, which may wait for somebody's lock meanwhile."""
+        query = sql.SQL(LOCK_TIMEOUT + statements).format(table=self.table.identifier)
+        bound = {"service": self.account.service, "limit": deadline.milliseconds}
+        self.run(query, {**values, **bound}, deadline)
 
 
 class Connection(psycopg2.extensions.connection):
@@ -1359,7 +1375,7 @@ def database_failure(error: Exception, table: Table, account: Account, holder: s
     what, advice = {
         "0A000": ("it is a view that cannot be locked? Set API_KEYS_TABLE to the table behind", ""),
         "22001": (f"a column is too short: {kinds}", ""),
-        "22012": ("a trigger or row-level security drops or changes the new key", ""),
+        CHANGED_KEY: ("a trigger or row-level security drops or changes the new key", ""),
         "22P05": (f"its encoding lacks characters of {account.service!r}", ""),
         "25006": ("it is read-only for now, a standby or in a failover", ""),
         "42501": ("a right is missing", f"{table.grants}Then run: `check`"),

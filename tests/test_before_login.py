@@ -7,6 +7,7 @@ import re
 import socket
 import time
 
+import psycopg2.errors
 import pytest
 from world.shop import UPDATERS, Shop, lock_number, trigger
 from world.waiting import await_
@@ -93,6 +94,15 @@ UNWRITABLE = {
     "trigger changes": (
         trigger(body="NEW.api_key := upper(NEW.api_key); RETURN NEW;"),
         "trigger",
+    ),
+    "trigger empties": (
+        "ALTER TABLE api_keys ALTER api_key DROP NOT NULL;"
+        + trigger(body="NEW.api_key := NULL; RETURN NEW;"),
+        "drops or changes the new key",
+    ),
+    "trigger divides by zero": (
+        trigger(body="PERFORM 1 / 0; RETURN NEW;"),
+        "refuses the write: division_by_zero 22012",
     ),
     "row-level security": (
         "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
@@ -248,6 +258,40 @@ def test_lock_is_held_and_write_is_rehearsed_when_webkassa_is_asked(shop: Shop) 
     assert shop.run().code == 0
     assert seen == [([(1,)], [(1, True)], [(0,)], shop.old_key)]
     assert shop.sql("SELECT last_value FROM writes") == [(2,)]
+
+
+MIGRATIONS = {
+    "index": "CREATE INDEX i ON api_keys (user_id)",
+    "trigger": trigger(body="RAISE 'too late';"),
+    "lock": "LOCK TABLE api_keys IN SHARE MODE",
+}
+
+
+@pytest.mark.parametrize("migration", MIGRATIONS)
+def test_no_migration_comes_in_between_rehearsal_and_store(keeper: Shop, migration: str) -> None:
+    """It waits until the key is stored; else the token could not be."""
+    states = []
+
+    def migrate(token: str) -> None:
+        with contextlib.closing(keeper.connect()) as other, other.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '200ms'; BEGIN")
+            with contextlib.suppress(psycopg2.errors.LockNotAvailable):
+                cursor.execute(MIGRATIONS[migration])
+                states.append("came in")
+
+    keeper.webkassa.on_issue = migrate
+    result = keeper.run()
+    assert (result.code, states) == (0, [])
+    assert keeper.holds_the_live_key
+
+
+def test_rights_on_the_columns_alone_suffice(keeper: Shop) -> None:
+    keeper.sql("""
+        REVOKE ALL ON api_keys FROM keeper;
+        GRANT SELECT (service_name, api_key, created_at, updated_at),
+            UPDATE (api_key, updated_at) ON api_keys TO keeper""")
+    assert keeper.run().code == 0
+    assert keeper.holds_the_live_key
 
 
 def test_rehearsal_is_as_long_as_the_stored_key(shop: Shop) -> None:
