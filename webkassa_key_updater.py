@@ -198,8 +198,9 @@ def update(run: Run) -> str:
                 with KeyStore(run.account, run.patience, run.tell) as store:
                     # 2. Lock, then look: whatever is decided is decided on what is read under it
                     create_missing_table(store)
-                    seen, stored = store.look(), store.lock()
-                    done = settled(run, store, seen, stored)
+                    run.look(store.look())
+                    run.stored = stored = store.lock()
+                    done = settled(run, store, stored)
                     if done and store.stands():
                         return done
 
@@ -213,9 +214,9 @@ def update(run: Run) -> str:
                         if not run.asked:
                             until_the_end.enter_context(held_back())
                             until_the_end.push(functools.partial(look_back, run))
-                        run.begin(stored)
+                        run.begin()
                         try:
-                            authorize(run, store)
+                            authorize(run, store, stored)
                         except WebkassaFailure as failure:
                             after_failed_login(failure, run, store, stored)
                             raise
@@ -223,10 +224,9 @@ def update(run: Run) -> str:
                     # 6. Store: write, deferred checks, read-back, NOTIFY and COMMIT in one message
                     run.stores += 1
                     store.store(stored, run.token, run.keeping, notify=run.stores == 1)
-                if run.was_overtaken():
-                    continue
                 run.refusals.forget()
-                return said_stored(run, store)
+                if not run.was_overtaken():
+                    return said_stored(run, store)
             except WebkassaFailure:
                 raise
             except Exception as failure:  # not even a bug of ours may cost the token
@@ -268,7 +268,10 @@ class Run:
         longest = account.deadline + self.STORING_TIME + PROBE_TIME
         self.lock_wait = Deadline(longest)  # a healthy holder of the lock takes no longer
         self.asked, self.asking = False, Deadline(0)  # for all that is asked of Webkassa
-        self.first = self.before = Stored()  # the row before our first login, before our latest
+        self.seen: Stored | None = None  # the row as our first connection found it
+        self.stored = Stored()  # as it is now
+        self.first: Stored | None = None  # when our first login was sent
+        self.before = Stored()  # when the login was sent that gave the token in hand
         self.unanswered, self.unusable = False, 0  # unanswered: a login may yet take effect
         self.token, self.verdict = NO_KEY, UNCLEAR  # in hand; the probe's word on it
         self.keeping, self.stores, self.pause = Deadline(0), 0, 0.25  # for storing it; the tries
@@ -279,19 +282,27 @@ class Run:
         """How long to wait for a connection, for the lock and for the row."""
         return self.keeping if self.token else self.asking if self.asked else self.lock_wait
 
-    def begin(self, stored: Stored) -> None:
-        """Note the row whose key the coming login kills."""
+    def look(self, stored: Stored) -> None:
+        """Note the row as it is before the lock, unless an earlier connection did."""
+        self.seen = self.seen or stored
+
+    def begin(self) -> None:
+        """Note that a login is about to be sent: from now on its time is running."""
         if not self.asked:
-            self.asked, self.asking, self.first = True, Deadline(self.account.deadline), stored
-        self.before = stored
+            self.asked, self.asking = True, Deadline(self.account.deadline)
         self.keeping = Deadline(self.asking.left + self.STORING_TIME)  # for a token from before
 
     def was_overtaken(self) -> bool:
-        """Say whether a login of ours that got no answer has killed the key just stored."""
-        if not self.unanswered or self.webkassa.probe(self.token) != DEAD:
+        """Say whether a login of ours that got no answer has killed the key that is stored now;
+        raise WebkassaFailure if nobody can tell, for it may do so yet."""
+        verdict = self.webkassa.probe(self.token) if self.unanswered else ALIVE
+        if verdict == ALIVE:
             return False
-        self.before = self.before._replace(key=self.token)
+        self.stored = self.stored._replace(key=self.token)
         self.token, self.unusable, self.stores = NO_KEY, self.unusable + 1, 0
+        if verdict != DEAD:
+            what = f"Stored the new key {self.stored.key.fingerprint}, but a login before it got no"
+            raise WebkassaFailure(f"{what} answer and may end it.")
         if self.unusable >= self.UNUSABLE_LIMIT or not self.asking.left:
             raise WebkassaFailure("Webkassa is so slow that one login of ours killed the next.")
         return True
@@ -309,17 +320,14 @@ class Run:
         self.pause = min(self.pause * 2, 2.0)
 
 
-def settled(run: Run, store: KeyStore, seen: Stored, stored: Stored) -> str:
-    """Step 2, under the lock: return a sentence if nothing is to be asked or stored, else "".
-
-    `seen` is the row before the wait for the lock, `stored` the row now.
-    """
+def settled(run: Run, store: KeyStore, stored: Stored) -> str:
+    """Step 2, under the lock: return a sentence if nothing is to be asked or stored, else ""."""
     if run.token:
         return settled_in_hand(run, store, stored)
     if run.unanswered:
         return ""  # that login may yet kill whatever is stored
-    earlier = run.before.key if run.asked else seen.key
-    if stored.key and stored.key != earlier and run.webkassa.probe(stored.key) == ALIVE:
+    changed = run.seen and stored.key and stored.key != run.seen.key
+    if changed and run.webkassa.probe(stored.key) == ALIVE:
         return f"another updater has just stored the key {stored.key.fingerprint}"
     if run.wish == run.ALWAYS:
         return ""
@@ -357,32 +365,35 @@ def settled_in_hand(run: Run, store: KeyStore, stored: Stored) -> str:
     """
     verdict = run.webkassa.probe(run.token)
     changed = bool(stored.key) and stored.key != run.before.key
-    if changed and stored.key == run.token and verdict != DEAD:
-        return said_stored(run, store)  # the commit had gone through
-    if changed and verdict == DEAD and run.webkassa.probe(stored.key) == ALIVE:
+    if changed and stored.key == run.token and verdict != DEAD:  # the commit had gone through
+        return "" if run.was_overtaken() else said_stored(run, store)
+    others = changed and verdict == DEAD and not run.unanswered  # which might yet kill it
+    if others and run.webkassa.probe(stored.key) == ALIVE:
         return f"another updater logged in after us and stored {stored.described}; ours is dead"
     run.doubt = changed or verdict != ALIVE
     return ""
 
 
-def authorize(run: Run, store: KeyStore) -> None:
+def authorize(run: Run, store: KeyStore, stored: Stored) -> None:
     """Steps 4 and 5: log in until a token comes that Webkassa does not call dead; take it in hand.
 
     Raise a WebkassaFailure, or StoreUnavailable if the transaction is lost before a try.
     """
     if run.doubt and run.repeated:
         raise WebkassaFailure("PostgreSQL was lost twice between login and commit.", code=75)
-    run.repeated, backoff = run.doubt, 0.25  # seconds; doubled with every try
+    backoff = 0.25  # seconds; doubled with every try
     while True:
         if not store.stands():
             raise StoreUnavailable("The connection to PostgreSQL broke before Webkassa was asked.")
         try:
+            run.first, run.repeated = run.first or stored, run.doubt
             run.tell(f"the answer of {run.webkassa.host}", run.asking.left)
             token = run.webkassa.authorize(run.asking, store.stands)
             run.verdict = run.webkassa.probe(token)
             if run.verdict == DEAD:
                 raise called_dead(run.webkassa)
-            run.token, run.doubt, run.keeping = token, False, Deadline(run.STORING_TIME)
+            run.token, run.before, run.doubt = token, stored, False
+            run.keeping = Deadline(run.STORING_TIME)
             return
         except WebkassaFailure as failure:
             run.unanswered = run.unanswered or failure.sent
@@ -402,12 +413,14 @@ def after_failed_login(failure: WebkassaFailure, run: Run, store: KeyStore, stor
     the row holds nothing better: no key, the key that our first login killed, or a dead one."""
     if failure.code == LOGIN_REFUSED:
         run.refusals.remember(stored)
+    if not run.token:
+        return
+    worse = not stored.key or (run.first and stored.key == run.first.key)
     probe = run.webkassa.probe
-    worse = stored.key in (NO_KEY, run.first.key) or probe(stored.key) == DEAD != probe(run.token)
-    if run.token and worse:
+    if worse or (probe(run.token) == ALIVE and probe(stored.key) == DEAD):
         with contextlib.suppress(Failure):
             store.store(stored, run.token, run.keeping, notify=False)
-            run.before, run.token, run.unanswered = stored._replace(key=run.token), NO_KEY, True
+            run.stored, run.token, run.unanswered = stored._replace(key=run.token), NO_KEY, True
 
 
 def is_stopped(seconds: float, meanwhile: Callable[[], object] = bool, deaf: bool = False) -> bool:
@@ -436,6 +449,7 @@ ALIVE_CODES = {4, 5, 6, 7, 10, 11, 13}  # the token was accepted, the operation 
 ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
 LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
 CONNECT_TIME, PROBE_TIME, HEARTBEAT = 5.0, 5.0, 10.0  # seconds
+LOGIN_LIMIT, PROBE_LIMIT = 65536, 2**20  # bytes of an answer: the directory of units is long
 
 
 class Webkassa:
@@ -449,7 +463,6 @@ class Webkassa:
     def host(self) -> str:
         return self.hosts[0]
 
-LOGIN_LIMIT, PROBE_LIMIT = 65536, 2**20  # bytes of an answer: the directory of units is long
     @property
     def url(self) -> str:
         return with_host(self.account.auth_url, self.host)
@@ -549,20 +562,23 @@ def exchange(
     url: str,
     end: Deadline,
     meanwhile: Any = bool,
+    limit: int = LOGIN_LIMIT,
     **more: Any,
 ) -> Answer:
     """Send one request and return its answer; raise WebkassaFailure if none comes in time.
 
-    A loopback address is never asked through a proxy: what goes there may be in clear.
+    Of its body `limit` bytes are read. A loopback address is never asked through a proxy: what goes
+    there may be in clear. After an exchange that was odd, cut or failed its connection is not used
+    again: a late answer would be taken for the answer to the next question.
     """
     loopback = is_loopback(urlsplit(url).hostname or "")
     more["proxies"] = {} if loopback else requests.utils.get_environ_proxies(url)
     more["timeout"] = (min(CONNECT_TIME, end.left), end.left + 1)
     if not end.left:
         raise WebkassaFailure(f"There was no time left to ask {host_of(url)}.")
+    answer: Answer | None = None
     try:
         answer = in_time(end, meanwhile, fetch, session, method, url, limit, more)
-    limit: int = LOGIN_LIMIT,
     except Exception as error:
         raise no_answer(host_of(url), error) from None
     finally:
@@ -708,6 +724,11 @@ CHECK_ROW = """
         END IF;
     END $check$;
 """
+# Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
+# between rehearsal and store
+KEEP_TABLE_LOCK = (
+    "EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s;"
+)
 NOTIFY = "SELECT pg_notify('webkassa_key_updated', %(service)s);"  # the payload is never the token
 
 
@@ -724,11 +745,6 @@ class KeyStore:
         self, account: Account, patience: Deadline, tell: Callable[[str, float], None]
     ) -> None:
         self.account, self.patience, self.tell = account, patience, tell
-# Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
-# between rehearsal and store
-KEEP_TABLE_LOCK = (
-    "EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s;"
-)
         self.table = NO_TABLE
         self.command, self.holder = "", "somebody"  # the last command's tag; who holds the lock
         self.notes: list[str] = []  # what a person should know once all is stored
@@ -823,6 +839,7 @@ KEEP_TABLE_LOCK = (
 
     def rehearse(self, stored: Stored) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
+        self.run_bounded(KEEP_TABLE_LOCK, {}, self.patience)
         length = max(32, len(stored.key.value))
         stand_in = Secret(os.urandom(length).hex()[:length])
         after = NOTIFY + "ROLLBACK TO SAVEPOINT rehearsal"
@@ -839,7 +856,6 @@ KEEP_TABLE_LOCK = (
     def write(
         self, before: str, stored: Stored, token: Secret, after: str, deadline: Deadline
     ) -> None:
-        self.run_bounded(KEEP_TABLE_LOCK, {}, self.patience)
         """Write `token` into the row, call up what waits for the commit, read it back."""
         times = self.table.times
         if stored.exists:
@@ -1137,6 +1153,8 @@ def new_session(ca_file: str) -> requests.Session:
     session.trust_env, session.verify = False, ca_file or True
     session.headers["User-Agent"] = f"webkassa-key-updater/{__version__}"
     session.headers["Accept-Encoding"] = "identity"
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter())
     return session
 
 
@@ -1176,8 +1194,6 @@ def start_thread(function: Callable[..., None], *args: Any) -> None:
 
 
 # ---- What happened, in sentences of our own: the libraries' texts carry URLs, bodies and tokens
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, Adapter())
 
 NOW = "Run again now: `update`"
 LOGIN_NAMES = "WEBKASSA_LOGIN, WEBKASSA_PASSWORD or WEBKASSA_API_KEY"
@@ -1209,7 +1225,7 @@ def said_stored(run: Run, store: KeyStore) -> str:
     )
     for note in (*store.notes, *(what for is_so, what in odd if is_so)):
         log.warning("%s: %s", run.account.service, note)
-    if run.first.key:
+    if run.first and run.first.key:
         old = f"in place of {run.first.described}"
     return f"stored the new key {run.token.fingerprint} from {host} in {store.table.shown} {old}"
 
@@ -1229,7 +1245,7 @@ def said_after_failure(run: Run | None, failure: Failure) -> str:
     urgent = NOW if failure.code in (69, 75, 76) and not failure.advice else advice
     if not run or not run.asked:
         return f"Nothing was asked of Webkassa; the stored key is as it was. {advice}"
-    key, new = run.before.key, run.token.fingerprint
+    key, new = run.stored.key, run.token.fingerprint
     if run.token:
         said = f"Webkassa gave the key {new}, but it could not be stored and is lost. "
         urgent = f"Mend it. {NOW}"
@@ -1237,7 +1253,7 @@ def said_after_failure(run: Run | None, failure: Failure) -> str:
         return f"{said}No key is stored. {urgent}"
     if not said and not run.unanswered:
         return f"The stored key {key.fingerprint} is as it was. {advice}"
-    killed = run.token and key == run.first.key
+    killed = run.token and run.first and key == run.first.key
     verdict = DEAD if killed else run.webkassa.probe(key)
     if verdict != ALIVE:
         sure = "is" if verdict == DEAD else "may be"

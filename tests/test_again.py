@@ -8,10 +8,11 @@ import threading
 from typing import Any
 
 import pytest
-from world.relay import Link, Relay
+from world.relay import CutAtCommit, Link, Relay
 from world.shop import UPDATERS, Shop, fingerprint, lock_number, trigger
 from world.waiting import await_
 from world.webkassa_simulator import (
+    ALIVE,
     DEAD,
     UNCLEAR,
     Behaviour,
@@ -209,6 +210,91 @@ def test_unanswered_login_that_kills_the_next_is_noticed_after_the_commit(shop: 
     result = shop.run()
     assert (result.code, shop.webkassa.authorizations) == (0, 3)
     assert shop.holds_the_live_key
+
+
+@pytest.mark.parametrize("verdict", ["unclear", "off"])
+def test_unanswered_login_that_may_have_killed_the_next_is_no_success(
+    shop: Shop, verdict: str
+) -> None:
+    """The probe cannot tell after the commit: the key is stored, and the retry makes certain."""
+
+    def answer_then_late_login(handler: Handler, good: bytes) -> None:
+        handler.send(200, good)
+        shop.webkassa.issue()  # the first try's, at last
+
+    shop.webkassa.script.append(late(60, hang_up=True))
+    shop.webkassa.script.append(answer_then_late_login)
+    shop.webkassa.verdict = lambda token: UNCLEAR
+    env = {"WEBKASSA_PROBE_URL": "off"} if verdict == "off" else {}
+    result = shop.run(**env)
+    assert (result.code, shop.webkassa.authorizations) == (69, 2)
+    assert shop.key == shop.webkassa.issued[1]
+    assert "tored the new key" in result.err
+    assert "lost" not in result.err
+
+
+def test_unanswered_login_may_yet_kill_the_key_of_another(shop: Shop) -> None:
+    """Ours is dead and theirs alive; but a login of ours is on its way, and kills theirs."""
+
+    def other_updater(handler: Handler, good: bytes) -> None:
+        handler.send(200, good)
+        shop.kill_connections()
+        shop.sql(SET_KEY, shop.webkassa.issue())
+
+    shop.webkassa.script.append(late(60, hang_up=True))
+    shop.webkassa.script.append(other_updater)
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 3)
+    assert shop.holds_the_live_key
+
+
+def test_commit_that_went_through_is_probed_after_an_unanswered_login(shop: Shop) -> None:
+    """The late login takes effect while we do not know of our own commit."""
+    shop.webkassa.script.append(late(60, hang_up=True))
+    with Relay(("127.0.0.1", shop.server.port)) as relay:
+        cut = CutAtCommit(relay)
+
+        def answer_and_kill(link: Link, data: bytes) -> bytes | None:
+            passed = cut.answer(link, data)
+            if "commit" in link.notes and cut.cuts == 1 and len(shop.webkassa.issued) == 2:
+                shop.webkassa.issue()
+            return passed
+
+        relay.to_client = answer_and_kill
+        result = shop.run(POSTGRES_PORT=str(relay.port))
+    assert (result.code, cut.cuts, shop.webkassa.authorizations) == (0, 1, 3)
+    assert shop.holds_the_live_key
+
+
+def test_row_before_the_token_is_the_one_of_its_own_login(shop: Shop) -> None:
+    """A second login was prepared and never sent: the key that another stored meanwhile lives,
+    and a probe that calls every key alive must not have ours written over it."""
+    probes: list[str] = []
+
+    def lose_lock(token: str) -> None:
+        shop.kill_connections()
+
+    def verdict(token: str) -> Any:
+        """At the second look at our own token (step 7) it is unclear, later alive."""
+        probes.append(token)
+        return UNCLEAR if probes.count(token) == 2 else ALIVE
+
+    def lose_lock_again(link: Link, data: bytes) -> bytes:
+        """At the question whether the transaction stands, before the second login."""
+        if b"SELECT 1\0" in data and len(shop.webkassa.issued) == 2 and not others:
+            others.append(shop.webkassa.issue())
+            shop.kill_connections()
+            shop.sql(SET_KEY, others[0])
+        return data
+
+    others: list[str] = []
+    shop.webkassa.on_issue = once(lose_lock)
+    shop.webkassa.verdict = verdict
+    with Relay(("127.0.0.1", shop.server.port), to_server=lose_lock_again) as relay:
+        result = shop.run(POSTGRES_PORT=str(relay.port))
+    assert len(others) == 1
+    assert shop.key == shop.webkassa.live
+    assert (result.code, shop.webkassa.authorizations) == (0, 2)
 
 
 def test_without_an_unanswered_login_one_probe_is_enough(shop: Shop) -> None:
