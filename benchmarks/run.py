@@ -1,6 +1,6 @@
 """Measure whole runs against a bare script, and how long consumers hold a dead key.
 
-    .venv/bin/python benchmarks/run.py [ROUNDS]
+    .venv-dev/bin/python benchmarks/run.py [ROUNDS]
 
 PostgreSQL (with fsync) and the simulator run on loopback. Runs alternate, so that whatever else the
 machine does meets both. Medians; CPU is user + system time of the process. Then the same at a

@@ -1,6 +1,6 @@
 """Make every output that README.md and README.ru.md show anew, by the program itself.
 
-    .venv/bin/python tests/shown.py
+    .venv-dev/bin/python tests/shown.py
 
 In a manual `<!-- shown: NAME -->` stands before a block: what the scene NAME below puts on the
 screen. Ports, fingerprints, times and PostgreSQL's version are other ones at every run: they are

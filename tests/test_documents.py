@@ -28,7 +28,7 @@ BY_BOOT = {"server install", "server status", "server others", "server take over
 
 @pytest.mark.parametrize("name", SCENES)
 def test_output_is_what_the_program_says_now(server: Postgres, name: str) -> None:
-    """Stale? .venv/bin/python tests/shown.py makes them all anew, in both manuals."""
+    """Stale? .venv-dev/bin/python tests/shown.py makes them all anew, in both manuals."""
     played = shown.play(name, server)
     for manual in MANUALS:
         assert shown.shown_in(manual).get(name, played) == played
@@ -258,9 +258,9 @@ def project(folder: Path) -> Iterator[Path]:
     copy = folder / "Касса № 1"
     copy.mkdir()
     for path in ROOT.iterdir():
-        if path.name not in (".git", ".venv") and not path.name.startswith("."):
+        if not path.name.startswith("."):
             copy.joinpath(path.name).symlink_to(path)
-    (copy / ".venv").symlink_to(sys.prefix)
+    (copy / ".venv-dev").symlink_to(sys.prefix)
     yield copy
 
 

@@ -30,7 +30,9 @@ def steps() -> list[str]:
 
 def project_paths(said: str) -> set[str]:
     """Return what a text names of the project: files and folders, as somebody would type them."""
-    first = "|".join(re.escape(path.name) for path in ROOT.iterdir() if path.name != ".venv")
+    first = "|".join(
+        re.escape(path.name) for path in ROOT.iterdir() if not path.name.startswith(".venv")
+    )
     known = re.findall(rf"(?<![\w./-])(?:\./)?((?:{first})(?:/[\w./-]*\w)?)(?![\w-])", said)
     scripts = re.findall(r"(?<![\w/])\./([\w./-]*\w)", said)
     files = re.findall(r"(?<![\w./*-])(\w[\w./-]*\.(?:py|sh|md|txt|yml))\b", said)

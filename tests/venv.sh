@@ -19,27 +19,30 @@ pythons() {
     done | sort --stable --unique --version-sort --key=1,1
 }
 
-# Make a virtual environment with what requirements-dev.txt names, unless it is there already, and
-# put its folder into $venv: .venv for python3, .venv-3.10 (say) for another that $PYTHON names.
-# What several need is downloaded once: pip keeps it in its cache.
+# Put the folder of a virtual environment that is ours alone into $venv: .venv-dev for python3,
+# .venv-dev-3.10 (say) for another that $PYTHON names. pip installs there what the arguments say.
+# Nothing that works is deleted, so that a machine without a network keeps what it has.
 make_venv() {
-    local python=${PYTHON:-python3} version wanted
+    local python=${PYTHON:-python3} version made_for wanted
     if ! version=$(version_of "$python"); then
         if [[ -n ${PYTHON:-} ]] || ! read -r version python < <(pythons | tail -n 1); then
             printf '%s\n' "Python 3.10 or newer with venv is needed. Debian, Ubuntu: sudo apt-get install python3-venv" >&2
             exit 1
         fi
     fi
-    venv=.venv
+    venv=.venv-dev
     if [[ -n ${PYTHON:-} && $version != "$(version_of python3)" ]]; then
-        venv=.venv-$version
+        venv=.venv-dev-$version
     fi
-    wanted="$version $(cat requirements.txt requirements-dev.txt | cksum)"
+    made_for="$version $PWD" # what pip makes names its folder
+    wanted="$made_for $(cat requirements.txt requirements-dev.txt | cksum) $*"
     if [[ "$(cat "$venv/made-for" 2>/dev/null)" != "$wanted" ]] || ! "$venv/bin/python" -c '' 2>/dev/null; then
-        printf 'Setting up %s (once) ...\n' "$venv" >&2
-        rm -rf "$venv"
-        "$python" -m venv "$venv"
-        "$venv/bin/pip" --quiet --disable-pip-version-check install -r requirements-dev.txt
+        printf 'Setting up %s ...\n' "$venv" >&2
+        if [[ "$(cat "$venv/made-for" 2>/dev/null)" != "$made_for "* ]] || ! "$venv/bin/python" -m pip --version &>/dev/null; then
+            "$python" -m venv --clear "$venv"
+            printf '%s\n' "$made_for " >"$venv/made-for"
+        fi
+        "$venv/bin/python" -m pip --quiet --disable-pip-version-check install "$@"
         printf '%s\n' "$wanted" >"$venv/made-for"
     fi
 }

@@ -1,6 +1,6 @@
 """What the manual tells an administrator to type on a server, typed there; and what it shows of it.
 
-WEBKASSA_RENEW_MANUALS=1 .venv/bin/pytest tests/boot/test_7_manual.py -n 0
+WEBKASSA_RENEW_MANUALS=1 .venv-dev/bin/pytest tests/boot/test_7_manual.py -n 0
 writes the outputs into both manuals anew.
 """
 
