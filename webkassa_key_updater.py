@@ -75,12 +75,20 @@ from select import select
 from typing import Any, NamedTuple, NoReturn, cast
 from urllib.parse import urlsplit, urlunsplit
 
-import dotenv.parser
-import psycopg2
-import psycopg2.errorcodes
-import requests
-import urllib3
-from psycopg2 import sql
+if sys.version_info < (3, 10):  # noqa: UP036
+    sys.exit("webkassa_key_updater.py needs Python 3.10 or newer.")
+try:
+    import dotenv.parser
+    import psycopg2.errorcodes
+    import requests
+    import urllib3
+    from psycopg2 import sql
+except ImportError as error:
+    sys.exit(
+        f"A library is missing: {error}. Run: cd {shlex.quote(str(Path(__file__).resolve().parent))}"
+        f" && {shlex.quote(sys.executable)} -m venv .venv && .venv/bin/pip install -r requirements.txt"
+        "\nThen run: .venv/bin/python webkassa_key_updater.py check"
+    )
 
 __version__ = "1.0.0"
 
@@ -2260,8 +2268,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):  # noqa: UP036
-        sys.exit("webkassa_key_updater.py needs Python 3.10 or newer")
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a wait at once
     if os.getpid() == 1:  # of a container: the kernel ignores the defaults there

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-
+from world.shop import PROGRAM, ROOT
 
 # Makes a virtual environment that is the tests' own: a real one takes seven seconds
 PYTHON3 = f"""#!/bin/sh
@@ -76,3 +76,43 @@ def test_a_clone_of_windows_has_the_same_line_ends(tmp_path: Path) -> None:
     for path in files:
         name = path.relative_to(clone / "again")
         assert path.read_bytes() == (clone / name).read_bytes(), name
+
+
+def run(program: Path, home: Path, *before: str) -> subprocess.CompletedProcess[str]:
+    """Run `program check` in its home by a Python without our libraries, after lines of Python."""
+    code = f"import runpy, sys; {'; '.join(before)}\nrunpy.run_path({str(program)!r}, {{}}, '__main__')"
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, "check"], cwd=home, env={"PATH": "/usr/bin:/bin"},
+        text=True, capture_output=True,
+    )  # fmt: skip
+
+
+def test_a_missing_library_is_a_sentence_with_the_command_that_helps(tmp_path: Path) -> None:
+    folder = tmp_path / "Касса № 1"
+    folder.mkdir()
+    program = Path(shutil.copy(PROGRAM, folder))
+    done = run(program, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("A library is missing: No module named ")
+    first, then = re.findall("[Rr]un: (.+)", done.stderr)
+    assert f"cd '{folder}' && {sys.executable} -m venv .venv" in first
+    # As typed, with stand-ins for what takes long
+    (folder / "requirements.txt").touch()
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/pip").symlink_to("/bin/echo")
+    (folder / ".venv/bin/python").symlink_to("/bin/echo")
+    typed = f"{first.replace(sys.executable, 'true')}\n{then}"
+    done = subprocess.run(["sh", "-c", typed], cwd=tmp_path, text=True, capture_output=True)
+    said = "install -r requirements.txt\nwebkassa_key_updater.py check\n"
+    assert (done.stdout, done.stderr) == (said, "")
+
+
+@pytest.mark.parametrize("version", [(3, 8), (3, 9)])
+def test_an_older_python_is_told_that_it_is_too_old(
+    version: tuple[int, int], tmp_path: Path
+) -> None:
+    """Before it is told of libraries, which it may have."""
+    ast.parse(PROGRAM.read_text(encoding="utf-8"), feature_version=version)
+    done = run(PROGRAM, tmp_path, f"sys.version_info = {(*version, 2)}")
+    said = "webkassa_key_updater.py needs Python 3.10 or newer.\n"
+    assert (done.returncode, done.stderr) == (1, said)
