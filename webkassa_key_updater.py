@@ -1355,9 +1355,11 @@ def connect_failure(account: Account, place: dict[str, str], error: Exception) -
         what = "is there, but does not let us in: role, password, database, TLS, no free place"
         if isinstance(error, TimeoutError):
             what = "accepts the connection, but does not answer"
-    psql = "psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown))
+    advice = "To see why: psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown))
+    if not account.database:  # libpq's defaults may be meant, but seldom are
+        advice = "No database setting is set: is the # still before POSTGRES_HOST and the others?"
     what = f"PostgreSQL ({where or 'at the default address'}) {what}."
-    return StoreUnavailable(what, advice=f"To see why: {psql}\nThen run: `check`")
+    return StoreUnavailable(what, advice=f"{advice}\nThen run: `check`")
 
 
 def listens(at: str | tuple[str, int]) -> bool:

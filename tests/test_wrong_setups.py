@@ -18,6 +18,8 @@ from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.postgres import free_port
 from world.shop import PROGRAM, Shop
 
+import webkassa_key_updater
+
 
 @pytest.fixture
 def settings(shop: Shop) -> Path:
@@ -215,6 +217,17 @@ def test_wrong_setup_is_named_and_nothing_is_changed(shop: Shop, settings: Path,
     assert shop.sql("SELECT count(*) FROM pg_class WHERE relkind = 'r'") == tables
     if wrong.code == 78:
         assert all(re.match("  [^ ]+: ", line) for line in faults(result.err)), result.err
+
+
+def test_no_setting_of_the_database_at_all_is_named() -> None:
+    """All lines POSTGRES_ of the example still begin with #; psql '' would fail for another reason."""
+    settings = {"WEBKASSA_LOGIN": "cashier@example.kz", "WEBKASSA_PASSWORD": "canary"}
+    account = webkassa_key_updater.read_account(settings, [])
+    failure = webkassa_key_updater.connect_failure(account, {}, OSError())  # whoever listens here
+    assert "at the default address" in str(failure)
+    assert failure.advice.startswith("No database setting is set: is the # still before POSTGRES_")
+    assert "psql" not in failure.advice
+    assert failure.advice.endswith("\nThen run: `check`")
 
 
 def faults(text: str) -> list[str]:
