@@ -1,6 +1,9 @@
 # shellcheck shell=bash disable=SC2034 # whoever sources it uses the names
 # Sourced by the scripts: names, and what several of them do.
 
+# What one program prints and another reads, a date, say, is the same in every country
+export LC_ALL=C.UTF-8 LANGUAGE=
+
 readonly ACCOUNT=webkassa-key-updater CLIENTS=webkassa-key-clients
 readonly HOME_DIR=/opt/webkassa-key-updater CURRENT=/opt/webkassa-key-updater/current
 readonly CONFIG_DIR=/etc/webkassa-key-updater

@@ -38,8 +38,9 @@ def seconds(text: str) -> int:
 def analyze(*arguments: str | Path, **env: str) -> str:
     command = ["systemd-analyze", *map(str, arguments)]
     result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | env
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"LC_ALL": "C.UTF-8", "LANGUAGE": ""} | env,
+    )  # fmt: skip
     assert result.returncode == 0 or arguments[0] == "verify", result.stdout
     return result.stdout
 
