@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,9 @@ SCRIPTS = (
 # What the scripts may use of the machine as it is
 HONEST = ("bash", "basename", "cat", "cmp", "cut", "date", "dirname", "env", "flock", "grep",
           "readlink", "sed", "sort", "tail", "tr")  # fmt: skip
+
+# When the daily run of `installed` failed: an hour ago, and its key is older
+FAILED = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() - 3600))
 
 Stub = Callable[..., None]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -255,12 +259,12 @@ def installed(stub: Stub, tmp_path: Path) -> Path:
     stub("journalctl", "case $* in *lines=3*) echo 'of one run' ;; esac")
     stub(
         "systemctl",
-        """case $* in
+        f"""case $* in
         *--quiet*) ;;
         is-active*) echo active ;;
         is-enabled*) echo enabled ;;
         *NextElapse*) echo tomorrow ;;
-        *ExecMainExitTimestamp*) echo 2026-11-25 05:12:03 ;;
+        *ExecMainExitTimestamp*) echo {FAILED} ;;
         *ExecMainCode*) echo 1 ;;
         *ExecMainStatus*) echo 77 ;;
         esac""",
@@ -279,7 +283,7 @@ def test_status_begins_with_what_failed_and_whether_the_key_works(
 ) -> None:
     result = run(f"{installed}/check-status.sh")
     assert result.stdout.startswith(
-        "WEBKASSA CRITICAL - last run: failing since 2026-11-25 05:12:03 (code 77: Webkassa refuses"
+        f"WEBKASSA CRITICAL - last run: failing since {FAILED} (code 77: Webkassa refuses"
         " the login, password or API key); key 1a2b3c4d, 24.2 h old; the probe says alive|age="
     )
     assert result.returncode == 2
