@@ -7,7 +7,6 @@ bounded (RANDOM_FAULTS_SECONDS); what was not played this time is played another
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from world.nursery import Process
 from world.relay import CutAtCommit, Link, Relay, as_it_is
 from world.shop import Result, Shop
 from world.waiting import await_
@@ -64,7 +64,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.is_played = not self.is_over
-        self.running: list[subprocess.Popen[str]] = []
+        self.running: list[Process] = []
         self.by_hand: list[str] = []  # the tokens of those who log in past the updaters
         self.is_late = False  # a login may take effect some time after everybody has ended
         self.ended_well: list[float] = []  # when, by time.time, since the last rest

@@ -15,10 +15,12 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import types
@@ -52,20 +54,61 @@ class Nursery:
 mother = functools.cache(Nursery)
 
 
-class Process(subprocess.Popen[str]):
-    """`subprocess.Popen` of `python ARGUMENTS`, without the loading."""
+class Process:
+    """A run of `python ARGUMENTS` without the loading; to be used like a `subprocess.Popen` whose
+    two outputs are pipes."""
 
-    def _execute_child(self, *given: Any) -> None:
-        command, cwd, env, pipes = given[0], given[5], given[6], given[10:16]
-        files = [0 if pipes[0] < 0 else pipes[0], 1 if pipes[3] < 0 else pipes[3],
-                 2 if pipes[5] < 0 else pipes[5]]  # fmt: skip
-        request = {"command": command, "cwd": str(cwd or os.getcwd()), "env": env}
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        out, out_end = os.pipe()
+        err, err_end = os.pipe()
+        request = {"command": command, "cwd": os.getcwd(), "env": env}
         try:
-            self.pid = mother().bear(request, files)
+            self.pid = mother().bear(request, [0, out_end, err_end])
         finally:
-            for end in {pipes[0], pipes[3], pipes[5]} - {-1}:
-                os.close(end)
-        self._child_created = True
+            os.close(out_end)
+            os.close(err_end)
+        self.ended = open(os.pidfd_open(self.pid))  # noqa: SIM115  # readable from the end on
+        self.stdout, self.stderr = open(out, encoding="utf-8"), open(err, encoding="utf-8")  # noqa: SIM115
+        self.returncode: int | None = None
+        self.reaping = threading.Lock()
+
+    def poll(self) -> int | None:
+        with self.reaping:
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        select.select([self.ended], [], [], timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        said: dict[str, str] = {}
+        readers = [
+            threading.Thread(target=lambda n, f: said.update({n: f.read()}), args=pipe, daemon=True)
+            for pipe in (("out", self.stdout), ("err", self.stderr))
+        ]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join(timeout)
+        return said["out"], said["err"]
+
+    def send_signal(self, number: int) -> None:
+        with self.reaping:
+            if self.returncode is None:
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 # In the mother process ---------------------------------------------------------------------------

@@ -208,16 +208,12 @@ class Shop:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, *self.program, *arguments]
 
-    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        command = self.command(*arguments, *self.options)
-        pipe = subprocess.PIPE
-        return Process(
-            command, env=self.env | env, stdout=pipe, stderr=pipe, text=True, encoding="utf-8"
-        )
+    def start(self, *arguments: str, **env: str) -> Process:
+        return Process(self.command(*arguments, *self.options), self.env | env)
 
-    def finish(self, process: subprocess.Popen[str]) -> Result:
+    def finish(self, process: Process | subprocess.Popen[str]) -> Result:
         out, err = process.communicate(timeout=60)
-        return self.watched(Result(process.returncode, out, err))
+        return self.watched(Result(process.wait(), out, err))
 
     def run(self, *arguments: str, **env: str) -> Result:
         """Run the program as a user does, at -v, and look for secrets in what it says."""
