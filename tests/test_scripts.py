@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from world.scripts import after
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
@@ -124,40 +124,6 @@ def test_an_account_is_added_to_what_is_installed_only(run: Run, stub: Stub) -> 
     assert "is not installed yet. First run: sudo ./install.sh\n" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("many", "oldest", "said"),
-    [
-        ("", 100, "but the key was renewed since"),
-        ("", 400, "failing since"),  # renewed before the last failure
-        (
-            "many",
-            400,
-            "but the key was renewed since",
-        ),  # by the first run, which failed for another
-        ("many", 86000, "failing since"),
-    ],
-)
-def test_a_failure_counts_until_all_keys_are_renewed(many: str, oldest: int, said: str) -> None:
-    """The first run failed 350 s ago, the last one 300 s ago."""
-    functions = (ROOT / "check-status.sh").read_text().replace('main "$@"\n', "")
-    functions = functions.replace(
-        'HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")', f"HERE={ROOT}"
-    )
-    script = f"""{functions}
-        show() {{ case $2 in ExecMainExitTimestamp) date --date='-300 sec' ;; ExecMainCode) echo 1 ;;
-            ExecMainStatus) echo 69 ;; *) echo failed ;; esac; }}
-        failing_since() {{ date --date='-350 sec' '+%a %F %T %Z'; }}
-        journalctl() {{ echo line; }}
-        many={many} key_age={oldest}
-        look_at_last_run unit 'last run'
-        echo "${{levels[0]}} ${{whats[0]}}"
-    """
-    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
-    assert result.stderr == ""
-    assert said in result.stdout
-    assert result.stdout.startswith("0 " if "renewed" in said else "2 ")
-
-
 # settings, what of them is the account's own, and what remains
 SPLITS = [
     ("WEBKASSA_LOGIN=a\nWEBKASSA_PASSWORD='$x # \\'y'\nPGHOST=db",
@@ -171,7 +137,7 @@ SPLITS = [
 
 
 def split(settings: Path, which: str) -> subprocess.CompletedProcess[bytes]:
-    code = re.search("^readonly SPLIT='(.+?)'$", (ROOT / "install.sh").read_text(), re.M | re.S)[1]
+    code = after("install.sh", 'printf %s "$SPLIT"')
     return subprocess.run([sys.executable, "-I", "-c", code, settings, which], capture_output=True)
 
 
@@ -287,6 +253,37 @@ def test_status_begins_with_what_failed_and_whether_the_key_works(
         " the login, password or API key); key 1a2b3c4d, 24.2 h old; the probe says alive|age="
     )
     assert result.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("many", "age", "is_renewed"),
+    [
+        (False, 3500, True),
+        (False, 3700, False),  # before the last failure
+        (True, 3700, True),  # by the first run, which failed for another
+        (True, 86000, False),
+    ],
+)
+def test_a_failure_counts_until_all_keys_are_renewed(
+    many: bool, age: int, is_renewed: bool, installed: Path, run: Run, stub: Stub, tmp_path: Path
+) -> None:
+    """The last run failed an hour ago, the first one 50 s before."""
+    first = int(time.time()) - 3650
+    stub(
+        "journalctl",
+        f"case $* in *MESSAGE_ID=d9b*) echo {first}.012345 host systemd: failed ;; esac",
+    )
+    account = {"status": "OK", "account": "a", "message": "fine", "age_seconds": age}
+    report = {"status": "OK", "message": "fine", "accounts": [account]}
+    stub("systemd-run", f"echo '{json.dumps(report)}'")
+    if many:
+        (tmp_path / "units/webkassa-key-.service.d").mkdir(parents=True)
+        (tmp_path / "units/webkassa-key-.service.d/10-accounts.conf").touch()
+    checks = json.loads(run(f"{installed}/check-status.sh", "--json").stdout)["checks"]
+    (last,) = (check for check in checks if check["name"] == "last run")
+    assert last["message"].startswith("failing since ")
+    assert last["message"].endswith("but the key was renewed since") == is_renewed
+    assert last["status"] == ("OK" if is_renewed else "CRITICAL")
 
 
 def test_status_without_the_probe_does_not_claim_to_know(

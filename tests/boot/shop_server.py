@@ -20,6 +20,7 @@ from machine import WHEELS, Machine, await_
 from world import webkassa_simulator
 from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.postgres import Postgres
+from world.scripts import after
 from world.webkassa_simulator import Simulator
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +194,7 @@ def new_site(suite: str) -> Iterator[Site]:
         stack.callback(receiver.shutdown)
         machine = Machine(suite, f"{server.folder}:/run/postgresql")
         stack.callback(machine.remove)
-        apprise = re.search("^readonly APPRISE='(.+)'$", (ROOT / "install.sh").read_text(), re.M)[1]
+        apprise = after("install.sh", 'printf %s "$APPRISE"')
         requirements = [*(ROOT / "requirements.txt").read_text().split(), apprise]
         machines.download_wheels(requirements, machine.python, machine.root / WHEELS[1:])
         (machine.root / SOURCE[1:]).mkdir(mode=0o700)
