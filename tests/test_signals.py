@@ -171,7 +171,7 @@ def test_line_that_nobody_reads_is_no_wait_without_end(shop: Shop) -> None:
     process = subprocess.Popen([sys.executable, *shop.program], env=shop.env, stderr=writing)
     await_(lambda: shop.holds_the_live_key)
     # The first signal may come too soon
-    await_(lambda: process.terminate() or process.poll() is not None, 5)
+    await_(lambda: process.terminate() or process.poll() is not None)
     assert process.returncode == -signal.SIGTERM
     os.close(reading)
     os.close(writing)
