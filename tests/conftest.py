@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("begins_first") is None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_at_a_terminal() -> None:
+    """What is started here inherits which signals are ignored: SIGINT in the background of a script,
+    SIGHUP under nohup. SIGPIPE and SIGXFSZ are ignored by Python itself."""
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Postgres]:
     server = Postgres("fsync=off", "scram_iterations=1")  # the tests connect some thousand times
@@ -41,8 +52,9 @@ def webkassa() -> Iterator[Simulator]:
 
 
 @pytest.fixture
-def shop(server: Postgres, webkassa: Simulator, tmp_path: Path) -> Shop:
-    return Shop(server, webkassa, tmp_path)
+def shop(server: Postgres, webkassa: Simulator, tmp_path: Path) -> Iterator[Shop]:
+    with contextlib.closing(Shop(server, webkassa, tmp_path)) as shop:
+        yield shop
 
 
 @pytest.fixture

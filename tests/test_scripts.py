@@ -112,14 +112,15 @@ def test_without_root_it_says_sudo(script: str, run: Run, stub: Stub) -> None:
     assert result.stdout == f"{script}: must be run by root: sudo ./{script}\n"
 
 
-def test_an_account_is_added_to_what_is_installed_only(run: Run, stub: Stub) -> None:
-    if Path("/opt/webkassa-key-updater").exists():
-        pytest.skip("it is installed here")
+def test_an_account_is_added_to_what_is_installed_only(
+    run: Run, stub: Stub, tmp_path: Path
+) -> None:
+    source = copy(tmp_path / "source", tmp_path)
     stub("python3", "exit 1")
     stub("python3.12", "case $3 in *version_info*[:2]*) echo 3.12 ;; esac")
     stub("stat", "echo 0")
     stub("rm")
-    result = run("install.sh", "--account", "north", "--env-file", __file__)
+    result = run(f"{source}/install.sh", "--account", "north", "--env-file", __file__)
     assert result.returncode == 1
     assert "is not installed yet. First run: sudo ./install.sh\n" in result.stdout
 
@@ -190,31 +191,46 @@ def test_install_names_red_hats_package_there(run: Run, stub: Stub, tmp_path: Pa
     assert "Run: sudo dnf install python3.12\n" in run("install.sh").stdout
 
 
-def test_status_where_nothing_is_installed_is_critical(run: Run) -> None:
-    if Path("/opt/webkassa-key-updater").exists():
-        pytest.skip("it is installed here")
-    result = run("check-status.sh")
+def test_status_where_nothing_is_installed_is_critical(run: Run, tmp_path: Path) -> None:
+    script = f"{copy(tmp_path / 'source', tmp_path)}/check-status.sh"
+    result = run(script)
     assert result.returncode == 2
     assert result.stdout.startswith(
         "WEBKASSA CRITICAL - installed: no: nothing here renews the key\n"
     )
-    report = json.loads(run("check-status.sh", "--json").stdout)
+    report = json.loads(run(script, "--json").stdout)
     assert report["status"] == "CRITICAL"
     assert report["checks"][0]["mend"] == "sudo ./install.sh"
+
+
+# Where the scripts have their things, and where below a test's folder
+PLACES = {
+    "/opt/webkassa-key-updater": "home",
+    "/etc/webkassa-key-updater": "etc",
+    "/etc/systemd/system": "units",
+    "/run/webkassa-key-updater.lock": "lock",
+}
+
+
+def copy(folder: Path, places: Path) -> Path:
+    """Copy the project to a folder; its scripts have their things below `places`."""
+    shutil.copytree(ROOT / "systemd", folder / "systemd")
+    for name in ("install.sh", "check-status.sh", "webkassa_key_updater.py", ".env.example"):
+        shutil.copy(ROOT / name, folder)
+    common = folder / "systemd/common.sh"
+    text = common.read_text(encoding="utf-8")
+    for place, name in PLACES.items():
+        assert f"={place}" in text
+        text = text.replace(place, f"{places}/{name}")
+    common.write_text(text, encoding="utf-8")
+    return folder
 
 
 @pytest.fixture
 def installed(stub: Stub, tmp_path: Path) -> Path:
     """Pretend that it is installed below tmp_path, that systemd runs it, and that the daily run
     failed with code 77. The stand-in for systemd-run answers a status, and fails otherwise."""
-    current = tmp_path / "home/current"
-    shutil.copytree(ROOT / "systemd", current / "systemd")
-    for name in ("check-status.sh", "webkassa_key_updater.py", ".env.example"):
-        shutil.copy(ROOT / name, current)
-    common = current / "systemd/common.sh"
-    text = common.read_text().replace("/opt/webkassa-key-updater", f"{tmp_path}/home")
-    text = text.replace("/etc/webkassa-key-updater", f"{tmp_path}/etc")
-    common.write_text(text.replace("/etc/systemd/system", f"{tmp_path}/units"))
+    current = copy(tmp_path / "home/current", tmp_path)
     (current / "venv/bin").mkdir(parents=True)
     (current / "venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (current / "venv/bin/python").chmod(0o755)

@@ -30,6 +30,7 @@ class Screen:
             stdout=slave, stderr=slave, start_new_session=True, preexec_fn=take_terminal,
         )  # fmt: skip
         os.close(slave)
+        shop.started.append(self.process)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 

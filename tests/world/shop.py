@@ -129,6 +129,7 @@ class Shop:
         self.old_key = webkassa.issue()
         self.options: tuple[str, ...] = ()  # of every run
         self.program = [str(PROGRAM)]  # Python's arguments
+        self.started: list[Process | subprocess.Popen[str]] = []
         self.env = {
             "HOME": str(home),
             "PATH": os.environ["PATH"],
@@ -209,7 +210,9 @@ class Shop:
         return [sys.executable, *self.program, *arguments]
 
     def start(self, *arguments: str, **env: str) -> Process:
-        return Process(self.command(*arguments, *self.options), self.env | env)
+        process = Process(self.command(*arguments, *self.options), self.env | env)
+        self.started.append(process)
+        return process
 
     def finish(self, process: Process | subprocess.Popen[str]) -> Result:
         out, err = process.communicate(timeout=60)
@@ -244,6 +247,12 @@ class Shop:
         assert "Traceback" not in result.out + result.err
         assert "A bug of this program" not in result.err
         return result
+
+    def close(self) -> None:
+        """Leave nothing behind that could disturb the next test, whatever became of this one."""
+        for process in self.started:
+            process.kill()
+        self.connection.close()
 
     def kill_connections(self, *_: object) -> None:
         self.sql(
