@@ -68,6 +68,9 @@ sys.argv[0] = {program!r}
 runpy.run_path({program!r}, run_name="__main__")
 """
 
+# What the program has of a person's environment though it asks for none of it
+INHERITED = re.compile(r"LANG|LANGUAGE|LC_\w+|TZ|PYTHON\w+")
+
 UPDATERS = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'webkassa_key_updater'"
 
 
@@ -131,6 +134,7 @@ class Shop:
         self.program = [str(PROGRAM)]  # Python's arguments
         self.started: list[Process | subprocess.Popen[str]] = []
         self.env = {
+            **{name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)},
             "HOME": str(home),
             "PATH": os.environ["PATH"],
             "WEBKASSA_LOGIN": webkassa_simulator.LOGIN,

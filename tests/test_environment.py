@@ -1,0 +1,81 @@
+"""The program as persons start it: with their language, their clock's zone, their Python's settings."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from world.shop import Result, Shop
+
+PERSONS = {
+    "in Almaty, with a narrow window": {
+        "LANG": "ru_RU.UTF-8", "LANGUAGE": "ru:en", "TZ": "Asia/Almaty", "COLUMNS": "30",
+        "PYTHONPATH": "{home}/elsewhere",
+    },
+    "without a locale": {
+        "LC_ALL": "C", "TZ": "Nowhere/City", "PYTHONCOERCECLOCALE": "0", "PYTHONOPTIMIZE": "1",
+        "PYTHONUNBUFFERED": "1",
+    },
+    "who develops": {
+        "LC_ALL": "xx_YY.UTF-8", "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error",
+        "FORCE_COLOR": "1", "PYTHON_COLORS": "1", "TERM": "xterm-256color",
+    },
+    "who is careful": {
+        "PYTHONIOENCODING": "ascii", "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1",
+        "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(params=PERSONS)
+def person(request: pytest.FixtureRequest, shop: Shop) -> dict[str, str]:
+    elsewhere = shop.home / "elsewhere"  # another project's modules, by names of our own
+    elsewhere.mkdir()
+    for name in ("settings", "shop", "utils", "config"):
+        (elsewhere / f"{name}.py").write_text("raise SystemExit('another project')")
+    return {
+        name: value.format(home=shop.home) for name, value in PERSONS[str(request.param)].items()
+    }
+
+
+def run(shop: Shop, person: dict[str, str], *arguments: str, **env: str) -> Result:
+    process = subprocess.Popen(
+        shop.command(*arguments), env=shop.env | person | env, text=True, encoding="utf-8",
+        errors="backslashreplace", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    return shop.finish(process)
+
+
+def test_a_day_of_the_key_is_the_same_for_everybody(shop: Shop, person: dict[str, str]) -> None:
+    assert "WARN  stored key: " in run(shop, person, "check").out
+    updated = run(shop, person)
+    assert (updated.code, updated.out, updated.err.count("\n")) == (0, "", 1)
+    assert "stored the new key" in updated.err
+    assert shop.holds_the_live_key
+    status = run(shop, person, "status")
+    assert (status.code, status.err) == (0, "")
+    assert status.out.startswith("WEBKASSA OK - key ")
+    assert ", 0.0 h old; " in status.out
+    again = run(shop, person, "update", "--if-needed")
+    assert (again.code, shop.webkassa.authorizations) == (0, 1)
+    refused = run(shop, person, WEBKASSA_PASSWORD="wrong")
+    assert (refused.code, shop.holds_the_live_key) == (77, True)
+    assert "refused" in refused.err
+
+
+def test_names_in_cyrillic_are_the_same_for_everybody(shop: Shop, person: dict[str, str]) -> None:
+    file = Path(shop.home, "касса.env")
+    file.write_text("WEBKASSA_SERVICE_NAME='Касса № 1'\n", encoding="utf-8")
+    result = run(shop, person, "update", "--env-file", str(file))
+    assert result.code == 0
+    row = shop.row("Касса № 1")
+    assert row
+    assert row["api_key"] == shop.webkassa.live
+
+
+def test_codes_stand_in_the_help_for_everybody(shop: Shop, person: dict[str, str]) -> None:
+    """check-status.sh reads there what a code means."""
+    shown = run(shop, person, "--help")
+    assert (shown.code, shown.err) == (0, "")
+    assert "\n  77  Webkassa refuses the login, password or API key\n" in shown.out
