@@ -23,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in ("boot", "containers"):
+            item.add_marker(pytest.mark.timeout(1800))  # the first makes machine or engine
     items.sort(key=lambda item: item.get_closest_marker("begins_first") is None)
 
 
