@@ -41,14 +41,10 @@ def test_every_output_has_its_scene(text: str) -> None:
     assert set(names) <= SCENES.keys() | BY_BOOT
 
 
-def test_figures_of_the_first_screen_are_true() -> None:
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0"]
-    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    tests = sum(map(int, re.findall(r"^tests/\S+: (\d+)$", collected, re.MULTILINE)))
+@BOTH
+def test_figure_of_the_first_screen_is_true(text: str) -> None:
     ways = len(webkassa_simulator.NAMED) + len(webkassa_simulator.NUMBERED)
-    for text in (README, RUSSIAN):
-        assert tests > int(re.search(r"(\d+) (?:tests|тестов)", text)[1])
-        assert ways >= int(re.search(r"(\d+) (?:ways|способами)", text)[1])
+    assert ways >= int(re.search(r"(\d+) (?:ways|способами)", text)[1])
 
 
 # The two languages -------------------------------------------------------------------------------
