@@ -2269,10 +2269,15 @@ def main(argv: list[str] | None = None) -> int:
         return UNKNOWN if options.command == "status" else Failure.code
 
 
-if __name__ == "__main__":
+def run_as_program() -> NoReturn:
+    """Run the command line and end the process, with the signals as a program has them."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a wait at once
     if os.getpid() == 1:  # of a container: the kernel ignores the defaults there
         for stop in STOP_SIGNALS:
             signal.signal(stop, lambda number, _: os._exit(128 + number))
     os._exit(main())  # at once, whatever the thread of an unanswered request is doing
+
+
+if __name__ == "__main__":
+    run_as_program()

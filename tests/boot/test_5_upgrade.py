@@ -90,7 +90,7 @@ def break_source(site: Site, at_update: str) -> None:
              f"sed -i 's/^Description=/&New: /' {BROKEN}/systemd/*.service")  # fmt: skip
     path = site.machine.root / BROKEN[1:] / "webkassa_key_updater.py"
     text = path.read_text()
-    path.write_text(re.sub(r'(?m)^if __name__ == "__main__":\n',
+    path.write_text(re.sub(r"(?m)^def run_as_program.*\n",
                            rf"\g<0>    if 'update' in sys.argv: {at_update}\n", text))  # fmt: skip
 
 

@@ -1,0 +1,87 @@
+"""The program as pip and pipx install it: a module and a command."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from world.shop import ROOT, UPDATERS, Shop
+from world.waiting import await_
+
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built as `pip install .` does it, with the setuptools that is here."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for path in (
+        ROOT / "pyproject.toml",
+        ROOT / "requirements.txt",
+        *ROOT.glob("webkassa_key_*.py"),
+    ):
+        shutil.copy(path, source)
+    options = ["--no-deps", "--no-index", "--no-build-isolation", f"--wheel-dir={folder}"]
+    subprocess.run([*PIP, "wheel", *options, source], check=True)
+    (wheel,) = folder.iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Installed by pip, beside the libraries that are here."""
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run(
+        [*PIP, "install", "--no-deps", "--no-index", f"--target={folder}", wheel], check=True
+    )
+    return folder / "bin/webkassa-key-updater"
+
+
+def run(command: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(command.parents[1]), **env}
+    return subprocess.run(
+        [command, *arguments], env=env, cwd=command.parent, text=True, capture_output=True
+    )
+
+
+def test_the_wheel_holds_the_modules_and_asks_for_what_they_need(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        names = {name for name in file.namelist() if ".dist-info/" not in name}
+        (metadata,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        text = file.read(metadata).decode()
+    assert names == {path.name for path in ROOT.glob("webkassa_key_*.py")}
+
+    def parts(requirement: str) -> set[str]:
+        return {*re.split("[,;]|(?=[<>])", requirement)}
+
+    wanted = (ROOT / "requirements.txt").read_text().split()
+    needed = re.findall("^Requires-Dist: (.+)$", text, re.M)
+    assert [parts(line) for line in needed] == [parts(line) for line in wanted]
+
+
+def test_the_installed_command_renews_the_key(command: Path, shop: Shop) -> None:
+    result = run(command, **shop.env)
+    assert result.returncode == 0, result.stderr
+    assert shop.holds_the_live_key
+    compiled = [*command.parents[1].glob("__pycache__/webkassa_key_updater.*.pyc")]
+    assert len(compiled) == 1  # at the installation, and not at each start
+
+
+def test_ctrl_c_ends_the_installed_command_at_once(command: Path, shop: Shop) -> None:
+    """As a program, not as a module that Python interrupts."""
+    env = shop.env | {"PYTHONPATH": str(command.parents[1])}
+    with shop.lock_held():
+        process = subprocess.Popen(
+            ["env", "--default-signal=INT", command], env=env, stderr=subprocess.PIPE
+        )
+        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1].count(b"Traceback") == 0
+    assert process.returncode == -signal.SIGINT
