@@ -2069,6 +2069,8 @@ class Command:
                 return self.do_many(values, faults)
             if self.options.shard != (0, 1):
                 faults.append("--shard is for many accounts: WEBKASSA_ACCOUNTS_DIR is not set")
+            if "WEBKASSA_LOGIN" not in values and not os.path.exists(self.settings_file):
+                faults.append(".env: is missing; use --env-file FILE or the environment")
             account = read_account(values, faults)
         except SettingsFault as fault:
             account = fault
@@ -2076,11 +2078,16 @@ class Command:
             return self.print_status([status(account)])
         return self.do_one(account, Terminal().tell)
 
+    @property
+    def settings_file(self) -> Path:
+        beside = Path(__file__).resolve().with_name(".env").resolve()  # in an image it is a link
+        return Path(self.options.env_file or beside)
+
     def load_settings(self) -> tuple[dict[str, str], list[str]]:
         """Return the settings by name, and what is wrong with their file. Make them the
         environment, for libpq and requests."""
         faults, from_file = list[str](), dict[str, str]()
-        path = Path(self.options.env_file or Path(__file__).resolve().with_name(".env"))
+        path = self.settings_file
         if self.options.env_file or os.path.exists(path):
             from_file = read_env_file(path, faults)
         if faults and not from_file:

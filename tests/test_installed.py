@@ -74,6 +74,15 @@ def test_the_installed_command_renews_the_key(command: Path, shop: Shop) -> None
     assert len(compiled) == 1  # at the installation, and not at each start
 
 
+def test_installed_it_says_how_it_gets_settings_and_what_to_type(command: Path) -> None:
+    """No .env lies beside a module in site-packages."""
+    result = run(command, "check", HOME="/nonexistent")
+    assert result.returncode == 78
+    assert "  .env: is missing; use --env-file FILE or the environment\n" in result.stderr
+    (then,) = re.findall("then run: (.+)", result.stderr)
+    assert then == f"{sys.executable} {command} check"
+
+
 def test_ctrl_c_ends_the_installed_command_at_once(command: Path, shop: Shop) -> None:
     """As a program, not as a module that Python interrupts."""
     env = shop.env | {"PYTHONPATH": str(command.parents[1])}
