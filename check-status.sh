@@ -20,6 +20,8 @@ readonly HERE
 
 readonly OK=0 WARNING=1 CRITICAL=2 UNKNOWN=3 UNSEEN=4
 readonly LEVELS=(OK WARNING CRITICAL UNKNOWN UNSEEN) RANKS=(1 3 4 2 0)
+# Nothing of the caller's environment may count for Python: -I
+readonly PROGRAM=("$CURRENT/venv/bin/python" -I "$CURRENT/venv/bin/webkassa-key-updater")
 readonly AGES='90000;176400' # seconds, from which WARNING and CRITICAL begin, for a monitor's graphs
 
 RENEW='sudo webkassa-key update' many=''
@@ -102,8 +104,8 @@ look_at_key() {
         key_report=$(run_module "webkassa-key-command-status-$$" "$CURRENT" status --json \
             2> /dev/null) || level=$?
     elif [[ $(id -un) == "$ACCOUNT" ]]; then
-        key_report=$(env ${many:+"WEBKASSA_ACCOUNTS_DIR=$ACCOUNTS"} "$CURRENT/venv/bin/python" -I \
-            "$CURRENT/webkassa_key_updater.py" --env-file "$SETTINGS" status --json 2> /dev/null) || level=$?
+        key_report=$(env ${many:+"WEBKASSA_ACCOUNTS_DIR=$ACCOUNTS"} "${PROGRAM[@]}" \
+            --env-file "$SETTINGS" status --json 2> /dev/null) || level=$?
     else
         note $UNKNOWN key "$UNSEEN_BY" "sudo webkassa-key status"
         return
@@ -192,7 +194,7 @@ meaning() { # exit code
     case $1 in
         1 | 203) said='the program does not start' ;;
         217) said="the user $ACCOUNT is missing" ;;
-        *) said=$("$CURRENT/venv/bin/python" -I "$CURRENT/webkassa_key_updater.py" --help 2> /dev/null |
+        *) said=$("${PROGRAM[@]}" --help 2> /dev/null |
             sed --quiet "s/^ *$1  //p") || true ;;
     esac
     printf '%s' "code $1${said:+: $said}"
@@ -234,7 +236,7 @@ look_at_socket() {
 
 look_at_code() {
     local python=$CURRENT/venv/bin/python version
-    if version=$("$python" -I "$CURRENT/webkassa_key_updater.py" --version 2> /dev/null); then
+    if version=$("${PROGRAM[@]}" --version 2> /dev/null); then
         note $OK code "version $version, $("$python" --version)"
     else
         note $CRITICAL code "does not start: the virtual environment is broken, nothing can renew the key" "$(reinstall)"

@@ -15,6 +15,7 @@
 #   -h, --help       print this help
 #
 # Without a network: sudo PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder/of/wheels ./install.sh
+# The folder holds the wheels of requirements.txt and setuptools, with --with-alerts also apprise
 #
 # exit codes: 0 installed, checked, timer running; 1 (or 130 and the like, when interrupted) not
 # installed, what was there is as it was; 2 wrong usage; others: installed, but the check or the
@@ -233,7 +234,10 @@ sudo chown -h root:root $(printf '%q' "$found"); sudo chmod go-w $(printf '%q' "
     ((${free:-9999} > SPACE)) || die "The disk of /opt is full: $free MiB are free, $SPACE are needed."
     if [[ -L $CURRENT ]]; then
         earlier=$RELEASES/$(basename "$(readlink "$CURRENT")")
-        ! runs "$earlier" || earlier_runs=yes
+        # In the first releases the module lay beside its venv
+        if runs "$earlier" || "$earlier/venv/bin/python" -I "$earlier/webkassa_key_updater.py" --version &> /dev/null; then
+            earlier_runs=yes
+        fi
     fi
 }
 
@@ -319,20 +323,37 @@ build_release() {
     say "Building $release (a minute or two)"
     mkdir "$release"
     printf '%s\n' "$name" > "$release/.release"
-    cp -RL "$SOURCE"/{webkassa_key_updater.py,requirements.txt,.env.example,systemd} \
+    cp -RL "$SOURCE"/{requirements.txt,.env.example,systemd} \
         "$SOURCE"/{install,uninstall,check-status}.sh "$release"
-    chmod -R u=rwX,go=rX "$release"
     make_venv "$release/venv" --requirement "$SOURCE/requirements.txt"
+    add_program
+    chmod -R u=rwX,go=rX "$release"
     if [[ $with_alerts || -e $CURRENT/alerts ]]; then
         make_venv "$release/alerts" "$APPRISE" # an alert of a broken venv must not need that venv
     fi
-    runs "$release" || die "The new version does not start: $("$release/venv/bin/python" -I \
-        "$release/webkassa_key_updater.py" --version 2>&1 | tail -n 1)"
+    runs "$release" || die "The new version does not start: $(version "$release" 2>&1 | tail -n 1)"
+}
+
+# The wheel stays: with it alone this release can be installed again, should its venv break
+add_program() {
+    if [[ -e $SOURCE/pyproject.toml ]]; then
+        mkdir "$release/source" # pip writes to where it builds
+        cp -L "$SOURCE"/{pyproject.toml,requirements.txt,webkassa_key_*.py} "$release/source"
+        pip "$release/venv" wheel --no-deps --wheel-dir="$release" "$release/source"
+        rm -r "$release/source"
+    else
+        cp "$SOURCE"/webkassa_key_updater-*.whl "$release"
+    fi
+    pip "$release/venv" install --no-deps "$release"/webkassa_key_updater-*.whl
 }
 
 make_venv() { # folder, what pip is to install
     build "$python" -m venv "$1" || die "The virtual environment could not be made. $(disk_full)"
-    build "$1/bin/python" -m pip install --quiet --no-input --disable-pip-version-check "${@:2}" ||
+    pip "$1" install "${@:2}"
+}
+
+pip() { # virtual environment, what pip is to do
+    build "$1/bin/python" -m pip "$2" --quiet --no-input --disable-pip-version-check "${@:3}" ||
         die "pip failed, see above. $(disk_full)Without a network see --help."
 }
 
@@ -341,8 +362,11 @@ build() { # what may outlive a killed install.sh: the next one must find and end
 }
 
 runs() { # release
-    [[ -e $1/venv/bin/python ]] &&
-        "$1/venv/bin/python" -I "$1/webkassa_key_updater.py" --version > /dev/null 2>&1
+    version "$1" > /dev/null 2>&1
+}
+
+version() { # release; nothing of our environment may count: -I
+    "$1/venv/bin/python" -I "$1/venv/bin/webkassa-key-updater" --version
 }
 
 # What is made here is noted, so that uninstall.sh removes that and no more

@@ -91,8 +91,7 @@ run_module() {
     setsid systemd-run --quiet --collect --wait --pipe --unit="$unit" \
         --property="RuntimeMaxSec=$limit" \
         --property='ExecStopPost=/usr/bin/test ${EXIT_CODE} = exited' -- \
-        "$release/venv/bin/python" -I "$release/webkassa_key_updater.py" --env-file "$SETTINGS" \
-        "${@:3}" < /dev/null &
+        "$release/venv/bin/webkassa-key-updater" --env-file "$SETTINGS" "${@:3}" < /dev/null &
     job=$!
     while true; do
         code=0

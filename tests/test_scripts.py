@@ -215,7 +215,7 @@ PLACES = {
 def copy(folder: Path, places: Path) -> Path:
     """Copy the project to a folder; its scripts have their things below `places`."""
     shutil.copytree(ROOT / "systemd", folder / "systemd")
-    for name in ("install.sh", "check-status.sh", "webkassa_key_updater.py", ".env.example"):
+    for name in ("install.sh", "check-status.sh", ".env.example"):
         shutil.copy(ROOT / name, folder)
     common = folder / "systemd/common.sh"
     text = common.read_text(encoding="utf-8")
@@ -234,6 +234,7 @@ def installed(stub: Stub, tmp_path: Path) -> Path:
     (current / "venv/bin").mkdir(parents=True)
     (current / "venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (current / "venv/bin/python").chmod(0o755)
+    shutil.copy(ROOT / "webkassa_key_updater.py", current / "venv/bin/webkassa-key-updater")
     for tool in ("setsid", "stat", "sleep"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
     for tool in ("getent", "setpriv"):

@@ -36,8 +36,8 @@ TIMER = "webkassa-key-update.timer"
 BOOT = "webkassa-key-boot.service"
 ALERT = "webkassa-key-alert.service"
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS}
-FILES = ("webkassa_key_updater.py", "requirements.txt", ".env.example", "install.sh",
-         "uninstall.sh", "check-status.sh")  # fmt: skip
+FILES = ("webkassa_key_updater.py", "pyproject.toml", "requirements.txt", ".env.example",
+         "install.sh", "uninstall.sh", "check-status.sh")  # fmt: skip
 
 TABLE = """CREATE TABLE api_keys (id serial PRIMARY KEY, service_name varchar(50) UNIQUE NOT NULL,
     api_key varchar(255) NOT NULL, user_id varchar(255), created_at timestamp NOT NULL,
@@ -195,7 +195,7 @@ def new_site(suite: str) -> Iterator[Site]:
         machine = Machine(suite, f"{server.folder}:/run/postgresql")
         stack.callback(machine.remove)
         apprise = after("install.sh", 'printf %s "$APPRISE"')
-        requirements = [*(ROOT / "requirements.txt").read_text().split(), apprise]
+        requirements = [*(ROOT / "requirements.txt").read_text().split(), "setuptools", apprise]
         machines.download_wheels(requirements, machine.python, machine.root / WHEELS[1:])
         (machine.root / SOURCE[1:]).mkdir(mode=0o700)
         copy_source(machine)

@@ -77,6 +77,9 @@ def test_install_checks_updates_and_proves_the_timer(site: Site) -> None:
     modes = site.run("stat", "-c", "%U:%G %a", SETTINGS, CONFIG).stdout
     assert modes == "root:webkassa-key-updater 640\nroot:webkassa-key-updater 750\n"
     assert site.run("systemctl", "is-enabled", TIMER).stdout == "enabled\n"
+    modules = site.run("find", f"{CURRENT}/", "-name", "webkassa_key_updater*.py*").stdout.split()
+    assert len(modules) == 2, modules  # one, and compiled
+    assert all("/venv/lib/python3" in module for module in modules)
     heal = site.run("systemctl", "is-enabled", "webkassa-key-heal.timer", check=False)
     assert heal.stdout == "disabled\n"
     print(result.stdout)
@@ -164,8 +167,8 @@ def test_nothing_of_the_caller_goes_through(site: Site, tmp_path: Path) -> None:
 
 def test_a_drop_in_cannot_make_a_login_of_a_check(site: Site) -> None:
     site.reset()
-    site.machine.drop_in(UPDATE, f"[Service]\nExecStart=\nExecStart={CURRENT}/venv/bin/python -I "
-                         f"{CURRENT}/webkassa_key_updater.py --env-file {SETTINGS} -v update\n")  # fmt: skip
+    site.machine.drop_in(UPDATE, f"[Service]\nExecStart=\nExecStart={CURRENT}/venv/bin/"
+                         f"webkassa-key-updater --env-file {SETTINGS} -v update\n")  # fmt: skip
     result = site.run("webkassa-key", "check", check=False)
     assert result.returncode == 78
     assert f"{UPDATE}.d/test.conf sets ExecStart=" in result.stdout

@@ -112,6 +112,24 @@ def test_a_failed_install_leaves_the_earlier_one_working(site: Site) -> None:
     works(site)
 
 
+def test_a_release_of_the_first_kind_stays_in_use_when_the_check_fails(site: Site) -> None:
+    """Its module lies beside its venv."""
+    site.reset()
+    as_first = (
+        "mv venv/bin/webkassa-key-updater /srv; cp venv/lib/python3*/site-packages/webkassa*.py ."
+    )
+    site.run("sh", "-c", f"cd {CURRENT}; {as_first}")
+    before = state(site)
+    site.server.stop()
+    try:
+        result = site.install()
+    finally:
+        site.server.start()
+    assert "The check failed (code 75, see above). The earlier version stays" in result.stdout
+    assert unchanged(site, before)
+    site.run("sh", "-c", f"cd {CURRENT}; mv /srv/webkassa-key-updater venv/bin; rm webkassa*.py")
+
+
 @pytest.mark.parametrize(
     ("at_update", "code"),
     [("os._exit(70)", 70), ("sys.exit(1)", 1), ("os.kill(os.getpid(), 11)", 255)],
@@ -368,7 +386,7 @@ def test_install_again_heals_a_broken_venv_and_keeps_settings(site: Site) -> Non
     site.reset(WEBKASSA_MAX_AGE="23h")
     assert site.install("--no-run", "--with-alerts").returncode == 0
     settings = (site.machine.root / SETTINGS[1:]).read_text()
-    site.run("sh", "-c", f"rm -r {CURRENT}/venv/lib/python3*/site-packages/requests")
+    site.run("sh", "-c", f"rm -r {CURRENT}/venv/lib/python3*/site-packages/*")
     status = site.status()
     assert status.returncode == 2
     command = re.search(f"-> (sudo {CURRENT}/install.sh)$", status.stdout, re.M)[1]

@@ -38,10 +38,15 @@ def test_it_holds_the_program_with_its_packages_and_nothing_else_of_ours(engine:
     files = engine.files(IMAGE, ours)
     packages = {m[1] for file in files if (m := re.search(r"site-packages/([^/-]+)-[^/]+/$", file))}
     assert packages == {"requests", "psycopg2_binary", "python_dotenv", "certifi", "idna", "urllib3",
-                        "charset_normalizer"}  # fmt: skip
-    outside_of_venv = {file for file in files if not file.startswith(f"{ours}venv/")}
-    assert outside_of_venv == {ours, f"{ours}webkassa_key_updater.py"}
-    assert not [file for file in files if file.endswith((".env", "/pip", "/pip3"))]
+                        "charset_normalizer", "webkassa_key_updater"}  # fmt: skip
+    assert {file for file in files if not file.startswith(f"{ours}venv/")} == {ours}
+    modules = [
+        file for file in files if re.search(r"webkassa_key_\w+\.(py|cpython-\d+\.pyc)$", file)
+    ]
+    assert len(modules) == 2  # one, and compiled
+    assert not [file for file in files if file.endswith(("/pip", "/pip3"))]
+    (settings,) = (file for file in files if file.endswith(".env"))
+    assert settings.endswith("/site-packages/.env")  # a link to where they are mounted
 
 
 def test_it_has_no_settings_but_where_its_memory_is_and_what_it_is_called(engine: Engine) -> None:
@@ -61,6 +66,7 @@ def test_only_the_program_and_its_requirements_enter_the_build(
         (tmp_path / secret).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / secret).write_text("WEBKASSA_PASSWORD=canary")
     for name in (
+        "pyproject.toml",
         "requirements.txt",
         "webkassa_key_updater.py",
         "containers/Dockerfile.dockerignore",
@@ -70,7 +76,8 @@ def test_only_the_program_and_its_requirements_enter_the_build(
     (tmp_path / "containers/Dockerfile").write_text("FROM scratch\nCOPY . /context/\n")
     engine.build("context", tmp_path)
     assert set(engine.files("context", "context/")) == {
-        "context/", "context/requirements.txt", "context/webkassa_key_updater.py"}  # fmt: skip
+        "context/", "context/pyproject.toml", "context/requirements.txt",
+        "context/webkassa_key_updater.py"}  # fmt: skip
 
 
 # What the program does in it
