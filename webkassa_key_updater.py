@@ -12,8 +12,7 @@ commands:
                    do nothing unless this key is still stored, and older than a minute;
                    "-": read the fingerprint from standard input, an empty line is --if-needed
   check            everything but authorizing: settings, database, lock, write, host, stored key
-  status           how things stand, for a person or a monitor; changes nothing
-    --json         the same for machines
+  status [--json]  how things stand, for a person, a monitor or machines; changes nothing
 
 options:
   --env-file FILE  read settings from FILE instead of .env beside this program
@@ -21,9 +20,7 @@ options:
                    do it for many accounts: each NAME.env in DIR is one, in the row Webkassa:NAME
     --jobs N       so many at a time (4)
     --shard I/N    every N-th account only, beginning with the I-th (0 to N-1)
-  -v, --verbose    say each step
-  --version        print the version
-  -h, --help       print this help
+  -v, --verbose    say each step (also: --version, --help)
 
 exit codes of update and check:
    0  done, or nothing to do
@@ -37,7 +34,6 @@ exit codes of update and check:
   77  Webkassa refuses the login, password or API key
   78  the settings are wrong
 2, 73, 77 and 78 do not heal by themselves; the others may.
-
 exit codes of status: 0 OK, 1 WARNING (older than 25 h), 2 CRITICAL (missing, dead or older than
 49 h), 3 UNKNOWN (cannot tell)
 """
@@ -47,10 +43,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import functools
-import gc
 import hashlib
 import http.client
+import importlib.util
 import io
 import ipaddress
 import json
@@ -69,7 +64,7 @@ import time
 import traceback
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from select import select
 from typing import Any, NamedTuple, NoReturn, cast
@@ -91,8 +86,9 @@ except ImportError as error:
     )
 
 __version__ = "1.0.0"
-
 log = logging.getLogger("webkassa_key_updater")
+LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
+ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
 
 # ---- The words
 
@@ -118,6 +114,9 @@ class Secret:
         return hashlib.sha256(self.value.encode()).hexdigest()[:8] if self else "none"
 
 
+NO_KEY = Secret("")
+
+
 class Account(NamedTuple):
     """All that one account needs, as `read_account` made it; empty: none; durations in seconds."""
 
@@ -137,6 +136,58 @@ class Account(NamedTuple):
     healthcheck_url: Secret
 
 
+class Message:
+    """Sentences with named values, of which one may be a Message or a list of them (lines). English;
+    the command line alone puts it into the reader's language, by `translate`."""
+
+    def __init__(self, text: str, **values: object) -> None:
+        self.text, self.values = text, values
+
+    def __str__(self) -> str:
+        return self.render(str)
+
+    def render(self, translate: Callable[[str], str]) -> str:
+        values = dict(self.values)
+        for name, value in values.items():
+            if isinstance(value, Message):
+                values[name] = value.render(translate)
+            elif isinstance(value, list):
+                values[name] = "".join(f"\n  {line.render(translate)}" for line in value)
+        return translate(self.text).format(**values)
+
+
+class Failure(Exception):
+    """A `message`, the exit `code`, `advice` on what to do now; all values are attributes."""
+
+    code, advice = 70, cast("Message | None", None)
+
+    def __init__(self, text: str, **values: Any) -> None:
+        self.message = Message(text, **values)
+        super().__init__(str(self.message))
+        vars(self).update(values)
+
+
+class SettingsFault(Failure):
+    code = 78
+
+
+class WriteRefused(Failure):
+    code = 73
+
+
+class StoreUnavailable(Failure):
+    code, port_is_open = 75, False
+
+
+class WebkassaFailure(Failure):
+    """`may_have_logged_in`: the login may have reached Webkassa, and may yet take effect;
+    `invalid_token_reply`: the answer may have been a login's, without a usable token; `wait`:
+    seconds that it asks for; `alternative_hosts`: that it names, None: it names none."""
+
+    code, retry, wait, may_have_logged_in, invalid_token_reply = 69, True, 0.0, False, False
+    alternative_hosts = cast("list[str] | None", None)
+
+
 class Deadline:
     """A moment of the monotonic clock, `seconds` from now; `left` are the seconds until then."""
 
@@ -147,305 +198,383 @@ class Deadline:
     def left(self) -> float:
         return max(self.moment - time.monotonic(), 0.0)
 
-    @property
-    def milliseconds(self) -> int:
-        """For the server, so that it gives up, and says why, shortly before we do."""
-        return max(int(self.left * 1000) - 500, 1)
-
     def within(self, seconds: float) -> Deadline:
         """Return the sooner of this deadline and one `seconds` from now."""
         return Deadline(min(self.left, seconds))
 
 
-class Failure(Exception):
-    """What happened, in a sentence; `code`: the exit code; `advice`: what to do now."""
+class KeyRow(NamedTuple):
+    """The row of a service: its key, and its age by the database's clock."""
 
-    code, advice = 70, ""
-
-    def __init__(self, what: str, **facts: Any) -> None:
-        super().__init__(what)
-        vars(self).update(facts)
-
-
-class SettingsFault(Failure):
-    code, healthcheck_url = 78, Secret("")  # as far as it could be read
-
-
-class WriteRefused(Failure):
-    code = 73
-
-
-class StoreUnavailable(Failure):
-    code = 75
-
-
-class LockBusy(StoreUnavailable):
-    """Somebody else holds the lock, the row or the table."""
-
-
-class WebkassaFailure(Failure):
-    """`sent`: the login may have reached Webkassa, and may yet take effect; `unusable`: the answer
-    may have been a login's; `wait`: seconds that it asks for; `others`: hosts that it names."""
-
-    code, retry, sent, unusable, wait = 69, True, False, False, 0.0
-    others: list[str] | None = None
+    exists: bool = False
+    key: Secret = NO_KEY
+    age: float | None = None  # seconds; None: not known
+    changed: str | None = None  # UTC
+    beside: str = ""  # where the row is missing: the name of another
 
 
 # ---- Update, the protocol: its order is the product
 
 
-def update(run: Run) -> str:
-    """Renew the key of an account and return a sentence that says what was done; raise a Failure.
+def update(job: Job) -> Outcome:
+    """Renew the key of an account and return what came of it. Step 1, the settings, is done.
 
     Authorizing kills the key in use. So nothing is asked of Webkassa before it is certain that the
-    answer can be kept, and nothing that it gave is given up. Step 1, the settings, is done.
+    answer can be kept, and nothing that it gave is given up.
     """
-    with contextlib.ExitStack() as until_the_end:
-        while True:
+    logins = LoginState(job.account)
+    with contextlib.ExitStack() as shield:  # from the first login on: see `attempt`
+        done = None
+        while not done:
             try:
-                with KeyStore(run.account, run.patience, run.tell) as store:
-                    # 2. Lock, then look: whatever is decided is decided on what is read under it
-                    create_missing_table(store)
-                    run.look(store.look())
-                    run.stored = stored = store.lock()
-                    done = settled(run, store, stored)
-                    if done and store.stands():
-                        return done
-
-                    if not run.token or run.doubt:
-                        # 3. Rehearse the very statement that will store the token
-                        log.debug("Rehearsing the write; then asking %s.", run.webkassa.host)
-                        store.rehearse(stored)
-
-                        # 4. Authorize, which kills the key in use, and 5. validate. From here to
-                        # the commit no signal stops us, and no log line can block
-                        if not run.asked:
-                            until_the_end.enter_context(held_back())
-                            until_the_end.push(functools.partial(look_back, run))
-                        run.begin()
-                        try:
-                            authorize(run, store, stored)
-                        except WebkassaFailure as failure:
-                            after_failed_login(failure, run, store, stored)
-                            raise
-
-                    # 6. Store: write, deferred checks, read-back, NOTIFY and COMMIT in one message
-                    run.stores += 1
-                    store.store(stored, run.token, run.keeping, notify=run.stores == 1)
-                run.refusals.forget()
-                if not run.was_overtaken():
-                    return said_stored(run, store)
-            except WebkassaFailure:
-                raise
+                done = attempt(job, logins, shield)  # steps 2 to 6 on one connection
             except Exception as failure:  # not even a bug of ours may cost the token
-                # 7. Again: connect, lock, look, for as long as something is in hand
-                run.again(failure)
+                done = retry_or_give_up(job, logins, failure)  # 7. Again
+        return done
+
+
+def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outcome | None:
+    """Go through steps 2 to 6 on one connection; return what was done, None: once more."""
+    with KeyStore(job.account, logins.current_deadline, job.report_wait) as store:
+        # 2. Lock, then look: all that is decided is decided on the row as it is under the lock
+        create_missing_table(store)
+        logins.note_first_look(store.read_row())
+        row = logins.row = store.lock_row()
+        reason = reason_to_stop(job, logins, row, store.table)
+        if reason and store.in_transaction():
+            return reason
+
+        if not logins.token or logins.live_key_unknown:
+            # 3. Rehearse: the very statement that will store the token, with a stand-in
+            log.debug(
+                Message("Rehearsing the write; then asking {host}.", host=logins.webkassa.host)
+            )
+            store.rehearse(row)
+
+            # 4. Authorize, which kills the key in use, and 5. validate the token
+            if not logins.asked:
+                shield.enter_context(hold_back_signals_and_log())
+            logins.start_asking()
+            log_in_or_keep(job, logins, store, row)
+
+        # 6. Store: write, deferred checks, read-back, NOTIFY and COMMIT in one message
+        logins.store_attempts += 1
+        notify = logins.store_attempts == 1  # a full queue of NOTIFY shows at the commit alone
+        store.store(row, logins.token, logins.store_deadline, notify)
+    logins.refusals.forget()
+    if superseded_by_late_login(logins):
+        return None
+    return describe_stored(logins, store.table)
+
+
+def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcome | None:
+    """Step 7: return None after a pause, to begin again from step 2, for as long as something is
+    in hand; else return what `failure` leaves behind."""
+    over = logins.current_deadline.left < logins.pause + LoginState.LAST_TRY
+    is_final = isinstance(failure, (WebkassaFailure, NoLoginLeft)) or not logins.asked
+    if is_final or (over and (logins.last_try or not logins.token)):
+        return give_up(logins, failure)
+    if over:  # perhaps the machine has slept: one try more, and with time
+        logins.last_try, logins.store_deadline = True, Deadline(KeyStore.COMMIT_TIME)
+    log.debug(Message("Not stored yet: {why}", why=as_failure(failure).message))
+    if sleep_or_signal(logins.pause, ignore_signals=bool(logins.token)):
+        return give_up(logins, failure)
+    logins.pause = min(logins.pause * 2, 2.0)
+    return None
+
+
+class Outcome(NamedTuple):
+    """What came of an update. `key`: the one that is stored now; `verdict`: a probe's word on it."""
+
+    code: int  # exit code
+    message: Message
+    key: Secret
+    renewed: bool = False
+    verdict: str = ""  # "": it was neither renewed nor put at risk
+    warnings: Sequence[Message] = ()
+
+
+class Job(NamedTuple):
+    """What is asked for. `mode`: ALWAYS, IF_NEEDED, or the fingerprint of a key that a consumer was
+    told is dead; `report_wait(what, seconds)` hears of every wait."""
+
+    account: Account
+    mode: str
+    report_wait: Callable[[Message, float], None]
+
+
+ALWAYS, IF_NEEDED = "always", "if needed"
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Hold back signals and log lines from login to commit: either could cost a token."""
+def hold_back_signals_and_log() -> Iterator[None]:
+    """Hold back signals and log lines until the end: either could cost a token."""
     faults = {"SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "KILL", "STOP"}
     signals = signal.valid_signals() - {getattr(signal, f"SIG{name}") for name in faults}
-    lines: list[logging.LogRecord] = []
-    keep: Any = lines.append  # as a filter of the log: it returns None, so no line passes
+    lines = LineKeeper()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    log.addFilter(keep)
+    log.addFilter(lines)
     try:
         yield
     finally:
-        log.removeFilter(keep)
+        log.removeFilter(lines)
         while signal.sigtimedwait(signals, 0):
-            pass  # what was at stake is over
+            pass  # what they were to end has ended
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for line in lines:
+        for line in lines.kept:
             log.handle(line)
 
 
-class Run:
-    """What one run wants, and knows of its logins. `tell(what, seconds)` hears of every wait; `wish`:
-    ALWAYS, IF_NEEDED, or the fingerprint of a key that a consumer was told is dead."""
+class LineKeeper(logging.Filter):
+    """A filter of the log that keeps each line, and lets none pass."""
 
-    ALWAYS, IF_NEEDED = "always", "if needed"
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[logging.LogRecord] = []
+
+    def filter(self, line: logging.LogRecord) -> bool:
+        self.kept.append(line)
+        return False
+
+
+class LoginState:
+    """What a run knows of its logins, and how long it may go on. A row is what the database held
+    when it was read."""
+
     STORING_TIME, LAST_TRY = 60.0, 2.0  # seconds: from the token's arrival; least for a further try
-    UNUSABLE_LIMIT = 3  # answers that may have been a login's, but brought no usable token
+    INVALID_REPLY_LIMIT = 3  # replies that may have been a login's, but brought no usable token
 
-    def __init__(self, account: Account, wish: str, tell: Callable[[str, float], None]) -> None:
-        self.account, self.wish, self.tell, self.said = account, wish, tell, ""
+    def __init__(self, account: Account) -> None:
+        self.account = account
         self.webkassa, self.refusals = Webkassa(account), Refusals(account)
         longest = account.deadline + self.STORING_TIME + PROBE_TIME
-        self.lock_wait = Deadline(longest)  # a healthy holder of the lock takes no longer
-        self.asked, self.asking = False, Deadline(0)  # for all that is asked of Webkassa
-        self.seen: Stored | None = None  # the row as our first connection found it
-        self.stored = Stored()  # as it is now
-        self.first: Stored | None = None  # when our first login was sent
-        self.before = Stored()  # when the login was sent that gave the token in hand
-        self.unanswered, self.unusable = False, 0  # unanswered: a login may yet take effect
+        self.lock_deadline = Deadline(longest)  # a healthy holder of the lock takes no longer
+        self.asked, self.login_deadline = False, Deadline(0)  # for all that is asked of Webkassa
+        self.store_deadline = Deadline(0)
+        self.row = KeyRow()  # under the lock
+        self.row_before_lock: KeyRow | None = None  # as our first connection found it
+        self.row_before_first_login: KeyRow | None = None
+        self.row_before_token = KeyRow()  # when the login was sent that gave the token in hand
         self.token, self.verdict = NO_KEY, UNCLEAR  # in hand; the probe's word on it
-        self.keeping, self.stores, self.pause = Deadline(0), 0, 0.25  # for storing it; the tries
-        self.doubt = self.repeated = self.last = False  # step 7: which key lives cannot be told
+        self.login_outcome_unknown = False  # a login got no answer, and may yet take effect
+        self.invalid_token_replies = 0
+        self.live_key_unknown = False  # nobody can tell whether ours or the stored key lives
+        self.extra_login_sent = False  # for that reason
+        self.store_attempts, self.pause, self.last_try = 0, 0.25, False
 
     @property
-    def patience(self) -> Deadline:
+    def current_deadline(self) -> Deadline:
         """How long to wait for a connection, for the lock and for the row."""
-        return self.keeping if self.token else self.asking if self.asked else self.lock_wait
+        if self.token:
+            return self.store_deadline
+        return self.login_deadline if self.asked else self.lock_deadline
 
-    def look(self, stored: Stored) -> None:
-        """Note the row as it is before the lock, unless an earlier connection did."""
-        self.seen = self.seen or stored
+    def note_first_look(self, row: KeyRow) -> None:
+        self.row_before_lock = self.row_before_lock or row
 
-    def begin(self) -> None:
-        """Note that a login is about to be sent: from now on its time is running."""
+    def start_asking(self) -> None:
+        """Begin the time for all that is asked of Webkassa, unless it has begun."""
         if not self.asked:
-            self.asked, self.asking = True, Deadline(self.account.deadline)
-        self.keeping = Deadline(self.asking.left + self.STORING_TIME)  # for a token from before
+            self.asked, self.login_deadline = True, Deadline(self.account.deadline)
+        self.store_deadline = Deadline(self.login_deadline.left + self.STORING_TIME)
 
-    def was_overtaken(self) -> bool:
-        """Say whether a login of ours that got no answer has killed the key that is stored now;
-        raise WebkassaFailure if nobody can tell, for it may do so yet."""
-        verdict = self.webkassa.probe(self.token) if self.unanswered else ALIVE
-        if verdict == ALIVE:
-            return False
-        self.stored = self.stored._replace(key=self.token)
-        self.token, self.unusable, self.stores = NO_KEY, self.unusable + 1, 0
-        if verdict != DEAD:
-            what = f"Stored the new key {self.stored.key.fingerprint}, but a login before it got no"
-            raise WebkassaFailure(f"{what} answer and may end it.")
-        if self.unusable >= self.UNUSABLE_LIMIT or not self.asking.left:
-            raise WebkassaFailure("Webkassa is so slow that one login of ours killed the next.")
-        return True
+    def start_login(self, row: KeyRow) -> None:
+        """Note that a login is sent now, which kills the key in this row."""
+        self.row_before_first_login = self.row_before_first_login or row
+        self.extra_login_sent = self.live_key_unknown
 
-    def again(self, failure: Exception) -> None:
-        """Return after a pause; raise `failure` where nothing is in hand or the time is over."""
-        over = self.patience.left < self.pause + self.LAST_TRY
-        if not self.asked or (over and (self.last or not self.token)):
-            raise failure
-        if over:  # perhaps the machine has slept: one try more, and with time
-            self.last, self.keeping = True, Deadline(KeyStore.COMMIT_TIME)
-        log.debug("Not stored yet: %s", failure if isinstance(failure, Failure) else type(failure))
-        if is_stopped(self.pause, deaf=bool(self.token)):
-            raise failure
-        self.pause = min(self.pause * 2, 2.0)
+    def take_token(self, token: Secret, verdict: str, row: KeyRow) -> None:
+        self.token, self.verdict, self.row_before_token = token, verdict, row
+        self.live_key_unknown, self.store_deadline = False, Deadline(self.STORING_TIME)
+
+    def note_failed_login(self, failure: WebkassaFailure) -> None:
+        self.login_outcome_unknown |= failure.may_have_logged_in
+        self.invalid_token_replies += failure.invalid_token_reply
+
+    def note_stored(self) -> None:
+        """The token is in the row; nothing is in hand any more."""
+        self.row, self.token = self.row._replace(key=self.token), NO_KEY
 
 
-def settled(run: Run, store: KeyStore, stored: Stored) -> str:
-    """Step 2, under the lock: return a sentence if nothing is to be asked or stored, else ""."""
-    if run.token:
-        return settled_in_hand(run, store, stored)
-    if run.unanswered:
-        return ""  # that login may yet kill whatever is stored
-    changed = run.seen and stored.key and stored.key != run.seen.key
-    if changed and run.webkassa.probe(stored.key) == ALIVE:
-        return f"another updater has just stored the key {stored.key.fingerprint}"
-    if run.wish == run.ALWAYS:
-        return ""
-    done = ""
-    if run.wish == run.IF_NEEDED or not stored.key:
-        done = settled_if_needed(run.account, stored, run.webkassa)
-    elif stored.key.fingerprint != run.wish:
-        done = f"the key {run.wish} is no longer stored, but {stored.described}: nothing to do"
-    elif stored.age is not None and stored.age < YOUNG:
-        done = f"the key {run.wish} is younger than a minute: nothing to do"
-    if not done:
-        run.refusals.recall(stored)
-    return done
+def superseded_by_late_login(logins: LoginState) -> bool:
+    """Say whether a login of ours that got no answer has killed the key that is stored now; raise
+    WebkassaFailure where nobody can tell, for it may do so yet."""
+    if not logins.login_outcome_unknown:
+        return False
+    verdict = logins.webkassa.probe(logins.token)
+    if verdict == ALIVE:
+        return False
+    logins.note_stored()
+    if verdict != DEAD:
+        what = "Stored the new key {key}, but a login before it got no answer and may end it."
+        raise WebkassaFailure(what, key=logins.row.key.fingerprint)
+    logins.invalid_token_replies, logins.store_attempts = logins.invalid_token_replies + 1, 0
+    if (
+        logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
+        or not logins.login_deadline.left
+    ):
+        raise WebkassaFailure("Webkassa is so slow that one login of ours killed the next.")
+    return True
 
 
-def settled_if_needed(account: Account, stored: Stored, webkassa: Webkassa) -> str:
-    """Return a sentence if the key is younger than WEBKASSA_MAX_AGE and not dead, else "".
+def give_up(logins: LoginState, error: Exception) -> Outcome:
+    """Return what a failed update leaves behind, for which the stored key may have to be probed."""
+    failure, key, verdict = as_failure(error), logins.row.key, ""
+    if logins.asked and (logins.token or logins.login_outcome_unknown):
+        before = logins.row_before_first_login
+        killed = logins.token and before and key == before.key
+        verdict = DEAD if killed or not key else logins.webkassa.probe(key)
+    return describe_failure(failure, key, verdict, logins.token, logins.asked)
+
+
+def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> Outcome | None:
+    """Step 2, under the lock: return why nothing is to be asked or stored, None: go on."""
+    key, probe = row.key, logins.webkassa.probe
+    if logins.token:
+        return reconcile_after_reconnect(logins, row, table)
+    if logins.login_outcome_unknown:
+        return None  # that login may yet kill whatever is stored
+    changed = key and logins.row_before_lock and key != logins.row_before_lock.key
+    if changed and probe(key) == ALIVE:
+        what = "Nothing to do: another updater has just stored the key {key}."
+        return Outcome(0, Message(what, key=key.fingerprint), key)
+    if job.mode == ALWAYS:
+        return None
+    reason = None
+    if job.mode == IF_NEEDED or not key:
+        reason = reason_if_fresh(job.account, row, logins.webkassa)
+    elif key.fingerprint != job.mode:
+        what = "Nothing to do: the key {asked} is no longer stored, but {key}."
+        reason = Message(what, asked=job.mode, key=describe_key(row))
+    elif row.age is not None and row.age < YOUNG:
+        what = "Nothing to do: the key {key} is younger than a minute."
+        reason = Message(what, key=key.fingerprint)
+    if reason:
+        return Outcome(0, reason, key)
+    logins.refusals.check(row)
+    return None
+
+
+YOUNG = 60.0  # seconds for which --if-key leaves a key alone
+
+
+def reason_if_fresh(account: Account, row: KeyRow, webkassa: Webkassa) -> Message | None:
+    """Return a sentence if the key is younger than WEBKASSA_MAX_AGE and not dead, else None.
 
     Where its age is not known, the probe decides alone; raise a Failure where it cannot.
     """
-    if not stored.key or (stored.age is not None and stored.age >= account.max_age):
-        return ""
-    verdict = webkassa.probe(stored.key)
+    if not row.key or (row.age is not None and row.age >= account.max_age):
+        return None
+    verdict = webkassa.probe(row.key)
     if verdict == DEAD:
-        return ""
-    if stored.age is None and verdict != ALIVE:
-        raise cannot_tell(stored, verdict)
-    return f"nothing to do: the key {stored.described}; the probe says {verdict}"
+        return None
+    if row.age is None and verdict != ALIVE:
+        raise age_and_life_unknown(row, verdict)
+    what = "Nothing to do: the key {key}; the probe says {verdict}."
+    return Message(what, key=describe_key(row), verdict=verdict)
 
 
-def settled_in_hand(run: Run, store: KeyStore, stored: Stored) -> str:
-    """Step 7, with a token in hand: return a sentence if all is done, else "": it is to be stored.
+def reconcile_after_reconnect(logins: LoginState, row: KeyRow, table: Table) -> Outcome | None:
+    """Step 7, with a token in hand: return what was done, None: the token is to be stored.
 
-    If nobody can tell which key lives, `run.doubt` is set: certainty costs one login more.
+    If nobody can tell which key lives, `live_key_unknown` is set: certainty costs one login more.
     """
-    verdict = run.webkassa.probe(run.token)
-    changed = bool(stored.key) and stored.key != run.before.key
-    if changed and stored.key == run.token and verdict != DEAD:  # the commit had gone through
-        return "" if run.was_overtaken() else said_stored(run, store)
-    others = changed and verdict == DEAD and not run.unanswered  # which might yet kill it
-    if others and run.webkassa.probe(stored.key) == ALIVE:
-        return f"another updater logged in after us and stored {stored.described}; ours is dead"
-    run.doubt = changed or verdict != ALIVE
-    return ""
+    verdict = logins.webkassa.probe(logins.token)
+    changed = bool(row.key) and row.key != logins.row_before_token.key
+    if changed and row.key == logins.token and verdict != DEAD:  # the commit had gone through
+        return None if superseded_by_late_login(logins) else describe_stored(logins, table)
+    theirs = changed and verdict == DEAD and not logins.login_outcome_unknown  # nor can it kill it
+    if theirs and logins.webkassa.probe(row.key) == ALIVE:
+        what = "Another updater logged in after us and stored {key}; our key is dead."
+        return Outcome(0, Message(what, key=describe_key(row)), row.key, verdict=ALIVE)
+    logins.live_key_unknown = changed or verdict != ALIVE
+    return None
 
 
-def authorize(run: Run, store: KeyStore, stored: Stored) -> None:
-    """Steps 4 and 5: log in until a token comes that Webkassa does not call dead; take it in hand.
+def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
+    """Steps 4 and 5. If they fail, store the token that is in hand where the row holds nothing
+    better: no key, the key that our first login killed, or a dead one while ours lives."""
+    if logins.extra_login_sent:
+        failure: Failure = NoLoginLeft("PostgreSQL was lost twice after a login.")
+    else:
+        try:
+            return log_in(job, logins, store, row)
+        except WebkassaFailure as refusal:
+            failure = refusal
+    if failure.code == LOGIN_REFUSED:
+        logins.refusals.remember(row)
+    if logins.token:
+        before, probe = logins.row_before_first_login, logins.webkassa.probe
+        worse = not row.key or (before and row.key == before.key)
+        if worse or (probe(logins.token) == ALIVE and probe(row.key) == DEAD):
+            with contextlib.suppress(Failure):
+                store.store(row, logins.token, logins.store_deadline, notify=False)
+                logins.login_outcome_unknown = True
+                logins.note_stored()
+    raise failure
+
+
+class NoLoginLeft(StoreUnavailable):
+    """Certainty would cost one login more, and that was sent already."""
+
+
+def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
+    """Log in until a token comes that the probe does not call dead, and take it in hand.
 
     Raise a WebkassaFailure, or StoreUnavailable if the transaction is lost before a try.
     """
-    if run.doubt and run.repeated:
-        raise WebkassaFailure("PostgreSQL was lost twice between login and commit.", code=75)
+    webkassa, deadline = logins.webkassa, logins.login_deadline
     backoff = 0.25  # seconds; doubled with every try
     while True:
-        if not store.stands():
+        if not store.in_transaction():
             raise StoreUnavailable("The connection to PostgreSQL broke before Webkassa was asked.")
+        logins.start_login(row)
         try:
-            run.first, run.repeated = run.first or stored, run.doubt
-            run.tell(f"the answer of {run.webkassa.host}", run.asking.left)
-            token = run.webkassa.authorize(run.asking, store.stands)
-            run.verdict = run.webkassa.probe(token)
-            if run.verdict == DEAD:
-                raise called_dead(run.webkassa)
-            run.token, run.before, run.doubt = token, stored, False
-            run.keeping = Deadline(run.STORING_TIME)
-            return
+            job.report_wait(Message("the answer of {host}", host=webkassa.host), deadline.left)
+            token = webkassa.authorize(deadline, store.in_transaction)
+            verdict = webkassa.probe(token)
+            if verdict == DEAD:
+                raise new_key_called_dead(webkassa)
+            return logins.take_token(token, verdict, row)
         except WebkassaFailure as failure:
-            run.unanswered = run.unanswered or failure.sent
-            run.unusable += failure.unusable
+            logins.note_failed_login(failure)
             pause, backoff = backoff * random.uniform(0.5, 1), min(backoff * 2, 30)
-            pause = 0.0 if run.webkassa.turn(failure) else max(pause, failure.wait)
-            if not failure.retry or run.unusable >= run.UNUSABLE_LIMIT or pause >= run.asking.left:
+            has_host = webkassa.rotate_host(failure.alternative_hosts)
+            pause = 0.0 if webkassa.host not in webkassa.asked else max(pause, failure.wait)
+            enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
+            if enough or not failure.retry or not has_host or pause >= deadline.left:
                 raise
-            log.debug("%s Trying again after %.1f s.", failure, pause)
-            run.tell(f"the next try ({str(failure).rstrip('.')})", pause)
-            if is_stopped(pause, store.stands):
+            log.debug(
+                Message(
+                    "{why} Trying again after {seconds:.1f} s.", why=failure.message, seconds=pause
+                )
+            )
+            job.report_wait(Message("the next try ({why})", why=failure.message), pause)
+            if sleep_or_signal(pause, store.in_transaction):
                 raise
 
 
-def after_failed_login(failure: WebkassaFailure, run: Run, store: KeyStore, stored: Stored) -> None:
-    """Remember a refusal. If this was the login of step 7, store the token that is in hand where
-    the row holds nothing better: no key, the key that our first login killed, or a dead one."""
-    if failure.code == LOGIN_REFUSED:
-        run.refusals.remember(stored)
-    if not run.token:
-        return
-    worse = not stored.key or (run.first and stored.key == run.first.key)
-    probe = run.webkassa.probe
-    if worse or (probe(run.token) == ALIVE and probe(stored.key) == DEAD):
-        with contextlib.suppress(Failure):
-            store.store(stored, run.token, run.keeping, notify=False)
-            run.stored, run.token, run.unanswered = stored._replace(key=run.token), NO_KEY, True
-
-
-def is_stopped(seconds: float, meanwhile: Callable[[], object] = bool, deaf: bool = False) -> bool:
-    """Wait between two tries, calling `meanwhile` every 10 s; say whether a signal ended it.
+def sleep_or_signal(
+    seconds: float, heartbeat: Callable[[], object] | None = None, ignore_signals: bool = False
+) -> bool:
+    """Wait between two tries, calling `heartbeat` every 10 s; say whether a signal ended the wait.
 
     A signal that was ignored from the start (nohup) ends nothing: held back, it would arrive.
     """
     heard = {number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     rest = Deadline(seconds)
-    while not signal.sigtimedwait(set() if deaf else heard, min(rest.left, HEARTBEAT)):
+    while True:
+        pause = min(rest.left, HEARTBEAT)
+        if signal.sigtimedwait(set() if ignore_signals else heard, pause):
+            return True
         if not rest.left:
             return False
-        meanwhile()
-    return True
+        if heartbeat:
+            heartbeat()
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 # ---- Webkassa: authorize kills the key before it, probe asks whether a key is alive
 
@@ -454,8 +583,6 @@ UNKNOWN_ERROR, BAD_LOGIN, NOT_AUTHORIZED, OTHER_DOMAIN = -1, 1, 3, 505
 DEAD_CODES = {2, 3}  # session expired, not authorized
 ALIVE_CODES = {4, 5, 6, 7, 10, 11, 13}  # the token was accepted, the operation was not
 
-ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
-LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
 CONNECT_TIME, PROBE_TIME, HEARTBEAT = 5.0, 5.0, 10.0  # seconds
 LOGIN_LIMIT, PROBE_LIMIT = 65536, 2**20  # bytes of an answer: the directory of units is long
 
@@ -480,26 +607,29 @@ class Webkassa:
         url = self.account.probe_url
         return with_host(url, self.host) if host_of(url) == host_of(self.account.auth_url) else url
 
-    def authorize(self, deadline: Deadline, meanwhile: Callable[[], object]) -> Secret:
+    def authorize(self, deadline: Deadline, heartbeat: Callable[[], object]) -> Secret:
         """Log in once and return the token; raise a WebkassaFailure.
 
         An answer is waited for until the deadline: a login given up may still take effect, and its
-        token is lost. `meanwhile` is called every 10 s.
+        token is lost. `heartbeat` is called every 10 s.
         """
         login = {"Login": self.account.login.value, "Password": self.account.password.value}
-        return read_token(self.host, self.post(self.url, login, deadline, meanwhile))
+        return read_token(self.host, self.post(self.url, login, deadline, LOGIN_LIMIT, heartbeat))
 
-    def turn(self, failure: WebkassaFailure) -> bool:
-        """Go on to the next host; say whether it was not asked yet. Raise `failure` if none is
-        left: Webkassa serves the account on other hosts (505), and names none that we may ask."""
+    def rotate_host(self, alternative_hosts: list[str] | None) -> bool:
+        """Go on to the next host. Return False where there is none: Webkassa serves the account on
+        other hosts (505), and names none that may be asked and was not."""
         here = self.hosts.pop(0)
         self.asked.add(here)
+        if alternative_hosts is None:
+            self.hosts.append(here)
+            return True
         known = {*self.asked, *self.hosts}
-        others = failure.others
-        self.hosts += [here] if others is None else [name for name in others if name not in known]
+        self.hosts += [host for host in alternative_hosts if host not in known]
         if not self.hosts:
-            raise failure
-        return self.host not in self.asked
+            self.hosts.append(here)
+            return False
+        return True
 
     def probe(self, key: Secret) -> str:
         """Ask a read-only directory with `key`, once, for 5 s at most; return a verdict.
@@ -509,11 +639,11 @@ class Webkassa:
         """
         if not self.probe_url or not key:
             return OFF
+        body = {"Token": key.value}
         try:
-            body = {"Token": key.value}
-            answer = self.post(self.probe_url, body, Deadline(PROBE_TIME), limit=PROBE_LIMIT)
+            answer = self.post(self.probe_url, body, Deadline(PROBE_TIME), PROBE_LIMIT)
         except Exception as error:
-            log.debug("Probe: %s", error if isinstance(error, Failure) else type(error).__name__)
+            log.debug(Message("Probe: {why}", why=as_failure(error).message))
             return UNCLEAR
         if answer.codes & DEAD_CODES:
             return DEAD
@@ -523,83 +653,92 @@ class Webkassa:
     def post(
         self,
         url: str,
-        body: Any,
+        body: dict[str, str],
         deadline: Deadline,
-        meanwhile: Any = bool,
-        limit: int = LOGIN_LIMIT,
+        limit: int,
+        heartbeat: Callable[[], object] | None = None,
     ) -> Answer:
         """POST JSON; the API key goes to the host of Authorize only. Raise WebkassaFailure."""
-        api_key = self.account.api_key if host_of(url) == self.host else NO_KEY
-        headers = {"x-api-key": api_key.value} if api_key else {}
-        return exchange(
-            self.session, "POST", url, deadline, meanwhile, limit, json=body, headers=headers
-        )
+        headers = {"Content-Type": "application/json"}
+        if self.account.api_key and host_of(url) == self.host:
+            headers["x-api-key"] = self.account.api_key.value
+        data = io.BytesIO(json.dumps(body).encode())  # it tells how much of it was sent
+        request = requests.Request("POST", url, headers=headers, data=data)
+        return send_request(self.session, request, deadline, limit, heartbeat)
 
 
 def read_token(host: str, answer: Answer) -> Secret:
     """Return the token of an answer to Authorize; raise a WebkassaFailure if it holds none."""
     codes, status = answer.codes, answer.status
-    said = f"{host} answers HTTP {status}" + "".join(f", error code {c}" for c in sorted(codes))
     data = answer.body.get("Data") if isinstance(answer.body, dict) else None
     token = data.get("Token") if isinstance(data, dict) else None
-    wait = seconds_asked(answer.headers.get("Retry-After", ""))
+    wait = parse_retry_after(answer.headers.get("Retry-After", ""))
+    shown = str(status) + "".join(f", error code {code}" for code in sorted(codes))
+    facts = {"host": host, "answer": shown, "wait": wait}
     if codes & {BAD_LOGIN, NOT_AUTHORIZED} or (status in (401, 403) and answer.is_vendors):
-        raise WebkassaFailure(f"{said}: login refused.", code=LOGIN_REFUSED, retry=False)
+        what = "{host} answers HTTP {answer}: login refused."
+        raise WebkassaFailure(what, **facts, code=LOGIN_REFUSED, retry=False)
     if OTHER_DOMAIN in (*codes, status):
+        what = "{host} answers HTTP {answer}: this account is served on another host."
         others = alternative_hosts(host, answer.headers.get("AlternativeDomainNames", ""))
-        raise WebkassaFailure(f"{said}: this account is served on another host.", others=others)
+        raise WebkassaFailure(what, **facts, alternative_hosts=others)
     if status in (401, 403):
-        raise WebkassaFailure(f"{said}: something in between refuses, or the API key.", wait=wait)
+        what = "{host} answers HTTP {answer}: something in between refuses, or the API key."
+        raise WebkassaFailure(what, **facts)
     if status in (408, 429):
-        raise WebkassaFailure(f"{said}: it has no time for us.", wait=wait)
+        raise WebkassaFailure("{host} answers HTTP {answer}: too many requests.", **facts)
     if UNKNOWN_ERROR in codes or status >= 500:
-        raise WebkassaFailure(f"{said}: it is failing.", wait=wait, sent=True)
+        what = "{host} answers HTTP {answer}: it is failing."
+        raise WebkassaFailure(what, **facts, may_have_logged_in=True)
     if codes or not 200 <= status < 300:
-        facts = {"code": NONSENSE, "retry": status < 200, "sent": status < 200}
-        raise WebkassaFailure(f"{said}: not an answer to a login.", **facts)
+        what = "{host} answers HTTP {answer}: this is no answer to a login."
+        raise WebkassaFailure(what, **facts, code=NONSENSE, retry=False)
     if answer.errors or not isinstance(token, str) or not re.fullmatch("[!-~]{1,255}", token):
-        login = answer.body is not None and not answer.errors
-        said = f"{said}, but no usable token."
-        raise WebkassaFailure(said, code=NONSENSE, wait=wait, sent=True, unusable=login)
+        what = "{host} answers HTTP {answer}, but no usable token."
+        invalid = answer.body is not None and not answer.errors
+        facts |= {"may_have_logged_in": True, "invalid_token_reply": invalid}
+        raise WebkassaFailure(what, **facts, code=NONSENSE)
     return Secret(token)
 
 
-def exchange(
+def send_request(
     session: requests.Session,
-    method: str,
-    url: str,
+    request: requests.Request,
     end: Deadline,
-    meanwhile: Any = bool,
-    limit: int = LOGIN_LIMIT,
-    **more: Any,
+    limit: int,
+    heartbeat: Callable[[], object] | None = None,
 ) -> Answer:
     """Send one request and return its answer; raise WebkassaFailure if none comes in time.
 
-    Of its body `limit` bytes are read. A loopback address is never asked through a proxy: what goes
-    there may be in clear. After an exchange that was odd, cut or failed its connection is not used
-    again: a late answer would be taken for the answer to the next question.
+    Of its body `limit` bytes are read. After an exchange that was odd, cut or failed its connection
+    is not used again: a late answer would be taken for the answer to the next question.
     """
-    loopback = is_loopback(urlsplit(url).hostname or "")
-    more["proxies"] = {} if loopback else requests.utils.get_environ_proxies(url)
-    more["timeout"] = (min(CONNECT_TIME, end.left), end.left + 1)
     if not end.left:
-        raise WebkassaFailure(f"There was no time left to ask {host_of(url)}.")
+        raise WebkassaFailure("There was no time left to ask {host}.", host=host_of(request.url))
     answer: Answer | None = None
     try:
-        answer = in_time(end, meanwhile, fetch, session, method, url, limit, more)
+        answer = run_with_deadline(end, heartbeat, fetch_answer, session, request, end, limit)
     except Exception as error:
-        raise no_answer(host_of(url), error) from None
+        was_sent = isinstance(request.data, io.BytesIO) and request.data.tell() > 0
+        raise no_answer(host_of(request.url), error, was_sent) from None
     finally:
         if not (answer and 200 <= answer.status < 300 and answer.is_vendors):
             session.close()
     return answer
 
 
-def fetch(
-    session: requests.Session, method: str, url: str, limit: int, more: dict[str, Any]
+def fetch_answer(
+    session: requests.Session, request: requests.Request, end: Deadline, limit: int
 ) -> Answer:
-    """Return the answer to a request. No redirect is followed."""
-    with session.request(method, url, allow_redirects=False, stream=True, **more) as response:
+    """Send a request, and return its answer. No redirect is followed; a loopback address is never
+    asked through a proxy: what goes there may be in clear."""
+    is_local = is_loopback(urlsplit(request.url).hostname or "")
+    proxies = {} if is_local else requests.utils.get_environ_proxies(request.url)
+    connect, read = min(CONNECT_TIME, end.left), end.left + 1
+    with session.send(
+        session.prepare_request(request), stream=True, allow_redirects=False,
+        proxies=proxies, verify=session.verify, timeout=(connect, read),
+    ) as response:  # fmt: skip
         return Answer(response.status_code, response.headers, read_json(response.raw, limit))
 
 
@@ -619,6 +758,58 @@ def read_json(raw: Any, limit: int) -> Any:
         raw.read(1024)
         sock.settimeout(None)
     return value or parse_json(decompress(content, limit))
+
+
+def decompress(content: bytearray, limit: int) -> bytes | bytearray:
+    """Return what an answer holds, `limit` bytes at most. It may be compressed, though we asked for
+    the contrary; what its Content-Encoding says is not believed."""
+    with contextlib.suppress(zlib.error):
+        if content[:2] == b"\x1f\x8b":  # gzip
+            return zlib.decompressobj(wbits=31).decompress(content, limit)
+    return content
+
+
+def parse_json(content: bytes | bytearray) -> Any:
+    """Return the first JSON object in `content`, or None while its end is missing."""
+    text = content.decode("utf-8-sig", "replace")  # a Russian Text may be cp1251
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.JSONDecoder().raw_decode(text, text.index("{"))[0]
+    return None
+
+
+class Answer(NamedTuple):
+    """An HTTP answer; `body` is the JSON object in it, None where there is none."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+    @property
+    def is_vendors(self) -> bool:
+        return isinstance(self.body, dict) and not {"Errors", "Data"}.isdisjoint(self.body)
+
+    @property
+    def errors(self) -> Any:
+        return self.body.get("Errors") if isinstance(self.body, dict) else None
+
+    @property
+    def codes(self) -> set[int]:
+        errors = self.errors if isinstance(self.errors, list) else [self.errors]
+        found = [str(error.get("Code")) for error in errors if isinstance(error, dict)]
+        numbers = [re.fullmatch(r" *(-?[0-9]{1,9})(\.0)? *", code) for code in found]
+        return {int(number[1]) for number in numbers if number}
+
+
+def new_session(ca_file: str) -> requests.Session:
+    """Return a session that follows its caller alone: no ~/.netrc, no proxy of its own; TLS is
+    always verified, by `ca_file` or the bundle of requests."""
+    session = requests.Session()
+    session.trust_env, session.verify = False, ca_file or True
+    session.headers["User-Agent"] = f"webkassa-key-updater/{__version__}"
+    session.headers["Accept-Encoding"] = "identity"
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter())
+    return session
 
 
 class PromptResponse(http.client.HTTPResponse):
@@ -641,36 +832,59 @@ class PromptResponse(http.client.HTTPResponse):
         return super().read(min(amt, len(self.fp.peek(1)) or 1))
 
 
-class PlainConnection(urllib3.connection.HTTPConnection):
-    response_class = PromptResponse
-
-
-class TlsConnection(urllib3.connection.HTTPSConnection):
-    response_class = PromptResponse
-
-
-class PlainPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = PlainConnection
-
-
-class TlsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = TlsConnection
+# The pools of urllib3, with connections whose answers are a PromptResponse
+POOLS = {
+    scheme: type("Pool", (pool,), {"ConnectionCls": type("Connection", (pool.ConnectionCls,),
+                                                         {"response_class": PromptResponse})})
+    for scheme, pool in cast(Any, urllib3.poolmanager.pool_classes_by_scheme).items()
+}  # fmt: skip
 
 
 class Adapter(requests.adapters.HTTPAdapter):
-    """Has requests use connections whose answers are a PromptResponse."""
-
     def init_poolmanager(self, *args: Any, **more: Any) -> None:
         super().init_poolmanager(*args, **more)
-        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": TlsPool}
+        self.poolmanager.pool_classes_by_scheme = POOLS
 
     def proxy_manager_for(self, *args: Any, **more: Any) -> Any:
         manager = super().proxy_manager_for(*args, **more)
-        manager.pool_classes_by_scheme = self.poolmanager.pool_classes_by_scheme
+        manager.pool_classes_by_scheme = POOLS
         return manager
 
 
-def in_time(deadline: Deadline, meanwhile: Any, function: Callable[..., Any], *args: Any) -> Any:
+def host_of(url: str) -> str:
+    """Return host and port of a URL."""
+    return urlsplit(url).netloc.lower()
+
+
+def with_host(url: str, host: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(netloc=host))
+
+
+def is_loopback(host: str) -> bool:
+    is_address = parse_address(host)
+    return host.lower() == "localhost" or (is_address is not None and is_address.is_loopback)
+
+
+def alternative_hosts(host: str, header: str) -> list[str]:
+    """Return the hosts of an AlternativeDomainNames header that may see the password: those of the
+    vendor, and that only while `host`, which names them, is the vendor's."""
+    vendors = re.compile(r"([a-z0-9-]+\.)+webkassa\.kz")
+    if not vendors.fullmatch(host.removesuffix(":443")):
+        return []
+    return [name for name in re.split(r"[,\s]+", header.lower()) if vendors.fullmatch(name)]
+
+
+def parse_retry_after(header: str) -> float:
+    """Return the seconds that a Retry-After header asks for; its other form, a date, counts not."""
+    return float(header) if re.fullmatch(r"\d+(\.\d+)?", header, re.ASCII) else 0.0
+
+
+def run_with_deadline(
+    deadline: Deadline,
+    heartbeat: Callable[[], object] | None,
+    function: Callable[..., Any],
+    *args: Any,
+) -> Any:
     """Return what `function(*args)` gives, or raise what it raises; TimeoutError at the deadline.
 
     The timeouts of requests are per read and leave out name resolution; libpq waits in C. So a
@@ -679,24 +893,43 @@ def in_time(deadline: Deadline, meanwhile: Any, function: Callable[..., Any], *a
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     start_thread(put_result, results, function, args)
     while True:
-        last = not deadline.left  # then a moment more: we may have been stopped, and it lies ready
+        is_last = not deadline.left  # then a moment more: this machine may have slept meanwhile
         try:
-            result, error = results.get(timeout=0.2 if last else min(deadline.left, HEARTBEAT))
+            pause = 0.2 if is_last else min(deadline.left, HEARTBEAT)
+            result, error = results.get(timeout=pause)
         except queue.Empty:
-            if last:
+            if is_last:
                 raise TimeoutError from None
-            meanwhile()
+            if heartbeat:
+                heartbeat()
         else:
             if error:
                 raise error
             return result
 
 
+def put_result(results: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        results.put((function(*args), None))
+    except Exception as error:
+        results.put((None, error))
+
+
+def start_thread(function: Callable[..., None], *args: Any) -> None:
+    """Start a thread with all signals blocked: in it, a signal would end the process at once, also
+    between login and commit."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        threading.Thread(target=function, args=args, daemon=True).start()
+    except RuntimeError:
+        raise StoreUnavailable("This machine cannot start another thread.") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 # ---- Key store: one row of a PostgreSQL table, found by looking, written by one at a time
 
-NO_KEY = Secret("")
 CLOCK_SLACK = 300.0  # seconds that a stored time may lie in the future and still count as now
-YOUNG = 60.0  # seconds for which --if-key leaves a key alone
 IN_TRANSACTION = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
 
 # The server ends a transaction of ours that falls silent for 30 s (a host that lost its power, a
@@ -709,10 +942,31 @@ BEGIN = """
     SET LOCAL synchronous_commit = local;
     SET LOCAL TimeZone = 'UTC';
     SET LOCAL statement_timeout = 0;
-"""
+    SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
+"""  # the last since 17; a pooler may tell another version than the server's
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
-BEGIN_17 = "SET LOCAL transaction_timeout = 0;"  # what PostgreSQL 17 and newer know besides
-
+ADVISORY_LOCK = "SELECT pg_advisory_xact_lock(%(number)s);"
+SELECT_ROW = """
+    SELECT api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
+           CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
+    FROM (SELECT api_key, coalesce({times}) AS changed FROM {table}
+          WHERE service_name = %(service)s {lock}) AS r
+"""
+OTHER_ROWS = """
+    SELECT service_name::text, lower(btrim(service_name)) = lower(btrim(%(service)s))
+    FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
+"""
+CREATE_TABLE = """
+    CREATE TABLE IF NOT EXISTS {table} (id serial PRIMARY KEY,
+        service_name varchar(50) UNIQUE NOT NULL, api_key varchar(255) NOT NULL,
+        user_id varchar(255), created_at timestamptz NOT NULL DEFAULT now(),
+        updated_at timestamptz NOT NULL DEFAULT now())
+"""
+# Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
+# between rehearsal and store
+KEEP_TABLE_LOCK = (
+    "EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s"
+)
 # UPDATE when there is a row, else INSERT: with ON CONFLICT a NOT NULL column without a default
 # breaks even the update
 UPDATE_ROW = "UPDATE {table} SET api_key = %(token)s{times} WHERE service_name = %(service)s;"
@@ -720,8 +974,8 @@ INSERT_ROW = (
     "INSERT INTO {table} (service_name, api_key{times}) VALUES (%(service)s, %(token)s{now});"
 )
 # An error of our own, unless just the one row is there and right once all deferred has been called
-CHANGED_KEY = "WK001"  # its SQLSTATE
-CHECK_ROW = """
+READ_BACK_FAILED = "WK001"  # its SQLSTATE
+READ_BACK = """
     SET CONSTRAINTS ALL IMMEDIATE;
     SELECT set_config('webkassa_key_updater.token', %(token)s, true);
     DO $check$ BEGIN
@@ -732,34 +986,31 @@ CHECK_ROW = """
         END IF;
     END $check$;
 """
-# Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
-# between rehearsal and store
-KEEP_TABLE_LOCK = (
-    "EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s;"
-)
 NOTIFY = "SELECT pg_notify('webkassa_key_updated', %(service)s);"  # the payload is never the token
+
+
+class LockBusy(StoreUnavailable):
+    """Somebody else holds the lock, the row or the table."""
 
 
 class KeyStore:
     """One transaction on the table; what is not committed is rolled back in the end.
 
-    `patience` bounds all waits for others; `tell` hears of them. Methods raise StoreUnavailable
-    or WriteRefused.
+    `deadline` bounds all waits for others; `report_wait` hears of them. Methods raise
+    StoreUnavailable or WriteRefused.
     """
 
     STATEMENT_TIME, COMMIT_TIME, ASK_TIME = 20.0, 15.0, 5.0  # seconds
 
     def __init__(
-        self, account: Account, patience: Deadline, tell: Callable[[str, float], None]
+        self, account: Account, deadline: Deadline, report_wait: Callable[[Message, float], None]
     ) -> None:
-        self.account, self.patience, self.tell = account, patience, tell
+        self.account, self.deadline, self.report_wait = account, deadline, report_wait
         self.table = NO_TABLE
-        self.command, self.holder = "", "somebody"  # the last command's tag; who holds the lock
-        self.notes: list[str] = []  # what a person should know once all is stored
 
     def __enter__(self) -> KeyStore:
-        self.tell("PostgreSQL", self.patience.left)
-        self.connection = connect(self.account, self.patience)
+        self.report_wait(Message("PostgreSQL"), self.deadline.left)
+        self.connection = connect(self.account, self.deadline)
         self.connection.autocommit = True  # BEGIN and COMMIT are said here
         self.begin()
         return self
@@ -771,53 +1022,69 @@ class KeyStore:
         self.connection.close()
 
     def run(
-        self, statements: str | sql.Composable, values: Any = None, deadline: Deadline | None = None
-    ) -> list[Any]:
-        """Run statements in one message and return the rows of the last."""
-        self.connection.deadline = deadline or self.patience.within(self.STATEMENT_TIME)
+        self,
+        statements: str,
+        values: Mapping[str, Any] | None = None,
+        deadline: Deadline | None = None,
+        holder: str = "somebody",
+    ) -> tuple[list[Any], str]:
+        """Run statements in one message; return the rows and the command tag of the last. Where
+        they wait for a lock, its `holder` is named."""
+        deadline = self.connection.deadline = deadline or self.deadline.within(self.STATEMENT_TIME)
+        # The server is to give up, and to say why, shortly before we do
+        limit = max(int(deadline.left * 1000) - 500, 1)
+        bounds = {"service": self.account.service, "limit": limit}
+        query = sql.SQL(statements).format(table=self.table.identifier)
         try:
             with self.connection.cursor() as cursor:
-                cursor.execute(statements, values)
-                self.command = cursor.statusmessage or ""
-                return cursor.fetchall() if cursor.description else []
+                cursor.execute(query, {**bounds, **(values or {})})
+                rows = cursor.fetchall() if cursor.description else []
+                return rows, cursor.statusmessage or ""
         except (psycopg2.Error, UnicodeError, TimeoutError) as error:
-            raise database_failure(error, self.table, self.account, self.holder) from None
+            raise database_failure(error, self.table, self.account, holder) from None
 
     def begin(self) -> None:
         """Begin a transaction, bound it, and find the table."""
-        self.find(BEGIN + (BEGIN_17 if self.connection.server_version >= 170000 else ""))
+        self.find_table(BEGIN)
 
-    def find(self, before: str = "") -> None:
+    def find_table(self, before: str = "") -> None:
         values = {"schema": self.account.schema or None, "name": self.account.table}
-        self.table = Table(*self.run(before + FIND_TABLE, values)[0])
+        ((*found,),), _ = self.run(before + FIND_TABLE, values)
+        self.table = Table(*found)
 
-    def look(self) -> Stored:
+    def read_row(self) -> KeyRow:
         """Return the row as it is now."""
-        return self.read("", "") if is_fit(self.table) else Stored()
+        if self.table.found is None:
+            return KeyRow()
+        if fault := table_fault(self.table):
+            raise fault
+        return self.select_row("", "")
 
-    def lock(self) -> Stored:
+    def lock_row(self) -> KeyRow:
         """Take this service's lock until the transaction ends, lock its row, return it as it is then.
 
         The advisory lock works across hosts and behind a pooler; a row need not exist for it.
         """
-        stored = self.read("SELECT pg_advisory_xact_lock(%(number)s);", "FOR NO KEY UPDATE")
-        if not stored.exists:  # or deleted and inserted anew by somebody whom we waited for
-            stored = self.read("", "FOR NO KEY UPDATE")
-        if not stored.exists:
-            refuse_look_alike(self)
-        return stored
+        row = self.select_row(ADVISORY_LOCK, "FOR NO KEY UPDATE")
+        if not row.exists:  # or deleted and inserted anew by somebody whom we waited for
+            row = self.select_row("", "FOR NO KEY UPDATE")
+        others = [] if row.exists else other_rows(self)[:1]
+        for name, is_similar in others:
+            if is_similar:
+                raise row_fault(self.table, self.account.service, 0, name)
+        return row._replace(beside="".join(name for name, _ in others))
 
-    def read(self, before: str, row_lock: str) -> Stored:
+    def select_row(self, before: str, row_lock: str) -> KeyRow:
         times = [f"{name}::timestamptz" for name in (*self.table.times, "NULL")]
         select = SELECT_ROW.replace("{times}", ", ".join(times)).replace("{lock}", row_lock)
         rows = self.run_waiting(before + select, self.account.service)
         if len(rows) > 1:
-            raise many_rows(len(rows), self.table)
+            raise row_fault(self.table, self.account.service, len(rows), "")
         if not rows:
-            return Stored()
+            return KeyRow()
         key, changed, age = rows[0]
         known = age if age is not None and age > -CLOCK_SLACK else None
-        return Stored(True, Secret(key or ""), known, changed)
+        return KeyRow(True, Secret(key or ""), known, changed)
 
     def run_waiting(self, statements: str, lock: str) -> list[Any]:
         """Run statements that may wait for somebody's lock; after a second find out whose it is.
@@ -826,18 +1093,20 @@ class KeyStore:
         """
         digest = hashlib.sha256(f"webkassa_key_updater:{lock}".encode()).digest()
         number = int.from_bytes(digest[:8], "big", signed=True)
-        values = {"number": number, "service": self.account.service, "oid": self.table.oid}
-        text = "SAVEPOINT waiting;" + LOCK_TIMEOUT + statements
-        query = sql.SQL(text).format(table=self.table.identifier)
+        values = {"number": number, "oid": self.table.oid}
+        statements = "SAVEPOINT waiting;" + LOCK_TIMEOUT + statements
         try:
-            return self.run(query, {**values, "limit": 1000}, self.patience)
+            return self.run(statements, {**values, "limit": 1000}, self.deadline)[0]
         except LockBusy:
-            ((self.holder,),) = self.run("ROLLBACK TO SAVEPOINT waiting;" + LOCK_HOLDER, values)
-            self.tell(f"the lock held by {self.holder}", self.patience.left)
-            log.debug("%s waits for the lock held by %s.", self.account.service, self.holder)
-            return self.run(query, {**values, "limit": self.patience.milliseconds}, self.patience)
+            ((holder,),), _ = self.run("ROLLBACK TO SAVEPOINT waiting;" + LOCK_HOLDER, values)
+            what = Message("the lock held by {holder}", holder=holder)
+            self.report_wait(what, self.deadline.left)
+            log.debug(
+                Message("{service}: waiting for {what}.", service=self.account.service, what=what)
+            )
+            return self.run(statements, values, self.deadline, holder)[0]
 
-    def stands(self) -> bool:
+    def in_transaction(self) -> bool:
         """Ask whether the transaction, and with it the lock, still stands."""
         try:
             self.run("SELECT 1", deadline=Deadline(self.ASK_TIME))
@@ -845,40 +1114,53 @@ class KeyStore:
             return False
         return bool(self.connection.info.transaction_status == IN_TRANSACTION)
 
-    def rehearse(self, stored: Stored) -> None:
+    def rehearse(self, row: KeyRow) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
-        self.run_bounded(KEEP_TABLE_LOCK, {}, self.patience)
-        length = max(32, len(stored.key.value))
+        self.run(LOCK_TIMEOUT + KEEP_TABLE_LOCK, deadline=self.deadline)
+        length = max(32, len(row.key.value))
         stand_in = Secret(os.urandom(length).hex()[:length])
         after = NOTIFY + "ROLLBACK TO SAVEPOINT rehearsal"
-        self.write("SAVEPOINT rehearsal;", stored, stand_in, after, self.patience)
+        self.write("SAVEPOINT rehearsal;", row, stand_in, after, self.deadline)
 
-    def store(self, stored: Stored, token: Secret, keeping: Deadline, notify: bool) -> None:
-        """Store the token and commit, in one message. A full queue of NOTIFY shows at the commit
-        alone: so a further try does without."""
+    def store(self, row: KeyRow, token: Secret, deadline: Deadline, notify: bool) -> None:
+        """Store the token and commit, in one message."""
         after = (NOTIFY if notify else "") + "COMMIT"
-        self.write("", stored, token, after, keeping.within(self.COMMIT_TIME))
-        if self.command != "COMMIT":  # of an aborted transaction it says ROLLBACK, and no error
+        command = self.write("", row, token, after, deadline.within(self.COMMIT_TIME))
+        if command != "COMMIT":  # of an aborted transaction it says ROLLBACK, and no error
             raise StoreUnavailable("PostgreSQL rolled the transaction back.")
 
-    def write(
-        self, before: str, stored: Stored, token: Secret, after: str, deadline: Deadline
-    ) -> None:
-        """Write `token` into the row, call up what waits for the commit, read it back."""
+    def write(self, before: str, row: KeyRow, token: Secret, after: str, end: Deadline) -> str:
+        """Write `token` into the row, call up what waits for the commit, read it back; return the
+        tag of the last command."""
         times = self.table.times
-        if stored.exists:
+        if row.exists:
             now = "".join(f", {name} = clock_timestamp()" for name in times[:1])
             write = UPDATE_ROW.replace("{times}", now)
         else:
             names, now = "".join(f", {name}" for name in times), ", clock_timestamp()" * len(times)
             write = INSERT_ROW.replace("{times}", names).replace("{now}", now)
-        self.run_bounded(before + write + CHECK_ROW + after, {"token": token.value}, deadline)
+        statements = LOCK_TIMEOUT + before + write + READ_BACK + after
+        return self.run(statements, {"token": token.value}, end)[1]
 
-    def run_bounded(self, statements: str, values: dict[str, str], deadline: Deadline) -> None:
-        """Run statements on the service's row, which may wait for somebody's lock meanwhile."""
-        query = sql.SQL(LOCK_TIMEOUT + statements).format(table=self.table.identifier)
-        bound = {"service": self.account.service, "limit": deadline.milliseconds}
-        self.run(query, {**values, **bound}, deadline)
+
+def create_missing_table(store: KeyStore, commit: bool = True) -> None:
+    """Create the table if there is none of that name, and commit that before anything else. Two
+    first runs at once both go on: the second finds what the first has made."""
+    if store.table.found is not None:
+        return
+    store.run_waiting(ADVISORY_LOCK + CREATE_TABLE, "table")
+    if commit:
+        store.run("COMMIT")
+        what = "{service}: made the missing table {table}."
+        log.info(Message(what, service=store.account.service, table=store.table.shown))
+        store.begin()
+    else:
+        store.find_table()
+
+
+def other_rows(store: KeyStore) -> list[tuple[str, bool]]:
+    """Return names of other rows; first those that differ from ours in case or blanks alone."""
+    return store.run(OTHER_ROWS)[0]
 
 
 class Connection(psycopg2.extensions.connection):
@@ -889,7 +1171,7 @@ class Connection(psycopg2.extensions.connection):
         super().__init__(dsn)
 
 
-def wait(connection: Connection) -> None:
+def wait_for_server(connection: Connection) -> None:
     """Wait for PostgreSQL, as psycopg2's wait callback; raise TimeoutError at the deadline.
 
     That closes the connection and cancels nothing: a COMMIT on its way may go through.
@@ -901,20 +1183,57 @@ def wait(connection: Connection) -> None:
             raise TimeoutError
 
 
-# ---- Below here nothing changes a key
+def connect(account: Account, deadline: Deadline) -> Connection:
+    """Try hosts and their addresses one by one, for 5 s each: with a wait callback, libpq would
+    wait for the first of them only. Raise StoreUnavailable."""
+    psycopg2.extensions.set_wait_callback(wait_for_server)
+    parameters = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
+    for name, value in account.database.items():
+        if name not in ADDRESS:
+            parameters[name] = value.value if isinstance(value, Secret) else value
+    failures = []
+    for target in connect_targets(account.database, deadline):
+        end = deadline.within(CONNECT_TIME)
+        try:
+            dsn = psycopg2.extensions.make_dsn(**parameters | target)
+            return cast(Connection, run_with_deadline(end, None, Connection, dsn, end))
+        except (psycopg2.Error, UnicodeError, OSError) as error:
+            failures.append(connect_failure(account, target, error))
+    raise next((f for f in failures if f.port_is_open), failures[-1])
 
-# ---- The table and the server, found by looking
 
-SELECT_ROW = """
-    SELECT api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
-           CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
-    FROM (SELECT api_key, coalesce({times}) AS changed FROM {table}
-          WHERE service_name = %(service)s {lock}) AS r
-"""
+ADDRESS = ("host", "hostaddr", "port")
+
+
+def connect_targets(database: Mapping[str, Any], deadline: Deadline) -> Iterator[dict[str, str]]:
+    """Yield host, hostaddr and port of each address that the parameters name, as libpq reads them.
+    A name that cannot be resolved is left to libpq."""
+    lists = [str(database.get(name, "")).split(",") for name in ADDRESS]
+    for i in range(max(len(lists[0]), len(lists[1]))):
+        values = [entries[min(i, len(entries) - 1)] for entries in lists]
+        target = {name: value for name, value in zip(ADDRESS, values, strict=True) if value}
+        found, host = [], target.get("host", "/")
+        if "hostaddr" not in target and not host.startswith(("/", "@")) and not parse_address(host):
+            end, lookup = deadline.within(CONNECT_TIME), socket.getaddrinfo
+            with contextlib.suppress(OSError):
+                found = run_with_deadline(end, None, lookup, host, 0, 0, socket.SOCK_STREAM)
+        yield from [target | {"hostaddr": str(info[4][0])} for info in found] or [target]
+
+
+def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.partition("%")[0])
+    return None
+
+
+# SQLSTATE, or its class: what passes by itself. A full disk (53100) does not
+PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]|23505")
+
+
 FIND_TABLE = """
     SELECT current_database()::text, current_user::text, oid, coalesce(nspname, %(schema)s,
            current_schema(), 'public')::text, coalesce(relname, %(name)s)::text, found,
-           coalesce(columns, '{}'), coalesce(constraints, '[]')
+           coalesce(columns, '{{}}'), coalesce(constraints, '[]')
     FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
                    THEN pg_table_is_visible(c.oid) ELSE nspname = %(schema)s END AS found,
@@ -928,16 +1247,6 @@ FIND_TABLE = """
           AND lower(relname) = lower(%(name)s)
           AND (%(schema)s IS NULL OR lower(nspname) = lower(%(schema)s))
         ORDER BY found DESC LIMIT 1) AS t ON true
-"""
-CREATE_TABLE = """
-    CREATE TABLE IF NOT EXISTS {table} (id serial PRIMARY KEY,
-        service_name varchar(50) UNIQUE NOT NULL, api_key varchar(255) NOT NULL,
-        user_id varchar(255), created_at timestamptz NOT NULL DEFAULT now(),
-        updated_at timestamptz NOT NULL DEFAULT now())
-"""
-OTHER_ROWS = """
-    SELECT service_name::text, lower(btrim(service_name)) = lower(btrim(%(service)s))
-    FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
 """
 LOCK_HOLDER = """
     SELECT coalesce(string_agg(format('process %%s (%%s, %%s) since %%s UTC', pid, usename,
@@ -967,6 +1276,10 @@ class Table(NamedTuple):
         return f"{self.database}.{self.schema}.{self.name}"
 
     @property
+    def short(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
     def identifier(self) -> sql.Identifier:
         """Its quoted name, for `KeyStore.run`, where a % would start a placeholder."""
         return sql.Identifier(self.schema.replace("%", "%%"), self.name.replace("%", "%%"))
@@ -976,442 +1289,8 @@ class Table(NamedTuple):
         """Its columns for the time of a change; an update sets the first."""
         return [n for n in ("updated_at", "created_at") if self.columns.get(n, "  ")[1] == "D"]
 
-    @property
-    def grants(self) -> str:
-        """What its role needs, as the table's owner says it."""
-        role, schema, name = map(quoted, (self.role, self.schema, self.name))
-        if self.found is None:
-            return f"\nAs its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\n"
-        return (
-            f"\nAs the table's owner run:\n  GRANT USAGE ON SCHEMA {schema} TO {role};\n"
-            f"  GRANT SELECT, INSERT, UPDATE ON {schema}.{name} TO {role};\n"
-            f"  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\n"
-        )
-
-
-def many_rows(count: int, table: Table) -> WriteRefused:
-    advice = "Delete all but one of them, then run: `check`"
-    return WriteRefused(f"The table {table.shown} has {count} rows of this service.", advice=advice)
-
 
 NO_TABLE = Table("", "", None, "", "", None, {}, [])
-
-
-class Stored(NamedTuple):
-    """The row of a service: its key, and its age by the database's clock."""
-
-    exists: bool = False
-    key: Secret = NO_KEY
-    age: float | None = None  # seconds; None: not known
-    changed: str | None = None  # UTC
-
-    @property
-    def described(self) -> str:
-        """Fingerprint and age, for a person."""
-        return self.key.fingerprint + ("" if self.age is None else f", {self.age / 3600:.1f} h old")
-
-
-def quoted(name: str) -> str:
-    """Return a name as SQL wants it."""
-    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
-
-
-def create_missing_table(store: KeyStore, commit: bool = True) -> None:
-    """Create the table if there is none of that name, and commit that before anything else. Two
-    first runs at once both go on: the second finds what the first has made."""
-    if store.table.found is not None:
-        return
-    store.run_waiting("SELECT pg_advisory_xact_lock(%(number)s);" + CREATE_TABLE, "table")
-    if commit:
-        store.run("COMMIT")
-        log.info("%s: made the missing table %s.", store.account.service, store.table.shown)
-        store.begin()
-    else:
-        store.find()
-
-
-def is_fit(table: Table) -> bool:
-    """Say whether there is a table; raise WriteRefused for one that cannot serve."""
-    short = f"{table.schema}.{table.name}"
-    if table.found is None:
-        return False
-    if not table.found:
-        what = f"The table is not found by its name, but {short} is there."
-        advice = (
-            f"Set API_KEYS_TABLE={short}, or to a new one. If it may not be read:{table.grants}"
-        )
-        raise WriteRefused(what, advice=f"{advice}Then run: `check`")
-    for column in ("service_name", "api_key"):
-        if column not in table.columns:
-            raise WriteRefused(f"The table {short} has no column {column}.")
-    kind, category = table.columns["api_key"]
-    if category != "S":
-        raise WriteRefused(f"The column api_key of {short} must be text, but it is {kind}.")
-    return True
-
-
-def other_rows(store: KeyStore) -> list[tuple[str, bool]]:
-    """Return names of other rows; first those that differ from ours in case or blanks alone."""
-    query = sql.SQL(OTHER_ROWS).format(table=store.table.identifier)
-    return store.run(query, {"service": store.account.service})
-
-
-def refuse_look_alike(store: KeyStore) -> None:
-    """The wanted row is missing: raise WriteRefused if another one differs by a hair."""
-    service, where = store.account.service, store.table.shown
-    for name, alike in other_rows(store)[:1]:
-        if alike:
-            advice = "Set WEBKASSA_SERVICE_NAME to the row that consumers read. Then run: `check`"
-            raise WriteRefused(f"{where} has no row {service!r}, but {name!r}.", advice=advice)
-        store.notes.append(f"The row is new in {where}, beside {name!r}.")
-
-
-def connect(account: Account, patience: Deadline) -> Connection:
-    """Try hosts and their addresses one by one, for 5 s each: with a wait callback, libpq would
-    wait for the first of them only. Raise StoreUnavailable."""
-    psycopg2.extensions.set_wait_callback(wait)
-    parameters = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
-    for name, value in account.database.items():
-        if name not in ADDRESS:
-            parameters[name] = value.value if isinstance(value, Secret) else value
-    failures = []
-    for place in places(account.database, patience):
-        deadline = patience.within(CONNECT_TIME)
-        try:
-            dsn = psycopg2.extensions.make_dsn(**parameters | place)
-            return cast(Connection, in_time(deadline, bool, Connection, dsn, deadline))
-        except (psycopg2.Error, UnicodeError, OSError) as error:
-            failures.append(connect_failure(account, place, error))
-    raise next((f for f in failures if "is there" in str(f)), failures[-1])
-
-
-def places(database: Mapping[str, Any], patience: Deadline) -> Iterator[dict[str, str]]:
-    """Yield host, hostaddr and port of each address that the parameters name, as libpq reads them.
-    A name that cannot be resolved is left to libpq."""
-    lists = [str(database.get(name, "")).split(",") for name in ADDRESS]
-    for i in range(max(len(lists[0]), len(lists[1]))):
-        values = [entries[min(i, len(entries) - 1)] for entries in lists]
-        place = {name: value for name, value in zip(ADDRESS, values, strict=True) if value}
-        found, host = [], place.get("host", "/")
-        if "hostaddr" not in place and not host.startswith(("/", "@")) and not is_address(host):
-            deadline = patience.within(CONNECT_TIME)
-            with contextlib.suppress(OSError):
-                found = in_time(deadline, bool, socket.getaddrinfo, host, 0, 0, socket.SOCK_STREAM)
-        yield from [place | {"hostaddr": str(info[4][0])} for info in found] or [place]
-
-
-ADDRESS = ("host", "hostaddr", "port")
-
-
-def host_of(url: str) -> str:
-    """Return host and port of a URL."""
-    return urlsplit(url).netloc.lower()
-
-
-def with_host(url: str, host: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(netloc=host))
-
-
-def is_loopback(host: str) -> bool:
-    return host.lower() == "localhost" or (
-        is_address(host) and ipaddress.ip_address(host).is_loopback
-    )
-
-
-def alternative_hosts(host: str, header: str) -> list[str]:
-    """Return the hosts of an AlternativeDomainNames header that may see the password: those of the
-    vendor, and that only while `host`, which names them, is the vendor's."""
-    vendors = re.compile(r"([a-z0-9-]+\.)+webkassa\.kz")
-    if not vendors.fullmatch(host.removesuffix(":443")):
-        return []
-    return [name for name in re.split(r"[,\s]+", header.lower()) if vendors.fullmatch(name)]
-
-
-def seconds_asked(retry_after: str) -> float:
-    """Return the seconds that a Retry-After header asks for; its other form, a date, counts not."""
-    return float(retry_after) if re.fullmatch(r"\d+(\.\d+)?", retry_after, re.ASCII) else 0.0
-
-
-class Answer(NamedTuple):
-    """An HTTP answer; `body` is the JSON in it, None where there is none."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: Any
-
-    @property
-    def is_vendors(self) -> bool:
-        return isinstance(self.body, dict) and not {"Errors", "Data"}.isdisjoint(self.body)
-
-    @property
-    def errors(self) -> Any:
-        return self.body.get("Errors") if isinstance(self.body, dict) else None
-
-    @property
-    def codes(self) -> set[int]:
-        errors = self.errors if isinstance(self.errors, list) else [self.errors]
-        found = [str(error.get("Code")) for error in errors if isinstance(error, dict)]
-        numbers = [re.fullmatch(r" *(-?[0-9]{1,9})(\.0)? *", code) for code in found]
-        return {int(number[1]) for number in numbers if number}
-
-
-def new_session(ca_file: str) -> requests.Session:
-    """Return a session that follows its caller alone: no ~/.netrc, no proxy but by `exchange`."""
-    session = requests.Session()
-    session.trust_env, session.verify = False, ca_file or True
-    session.headers["User-Agent"] = f"webkassa-key-updater/{__version__}"
-    session.headers["Accept-Encoding"] = "identity"
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, Adapter())
-    return session
-
-
-def decompress(content: bytearray, limit: int) -> bytes | bytearray:
-    """Return what an answer holds, `limit` bytes at most. It may be compressed, though we asked for
-    the contrary; what its Content-Encoding says is not believed."""
-    with contextlib.suppress(zlib.error):
-        if content[:2] == b"\x1f\x8b":  # gzip
-            return zlib.decompressobj(wbits=31).decompress(content, limit)
-    return content
-
-
-def parse_json(content: bytes | bytearray) -> Any:
-    """Return the first JSON object in `content`, or None while its end is missing."""
-    text = content.decode("utf-8-sig", "replace")  # a Russian Text may be cp1251
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.JSONDecoder().raw_decode(text, text.index("{"))[0]
-    return None
-
-
-def put_result(results: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    try:
-        results.put((function(*args), None))
-    except Exception as error:
-        results.put((None, error))
-
-
-def start_thread(function: Callable[..., None], *args: Any) -> None:
-    """Start a thread that takes no signal: one that it took would end the process unasked."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        threading.Thread(target=function, args=args, daemon=True).start()
-    except RuntimeError:
-        raise StoreUnavailable("This machine can start no thread more.") from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-# ---- What happened, in sentences of our own: the libraries' texts carry URLs, bodies and tokens
-
-NOW = "Run again now: `update`"
-LOGIN_NAMES = "WEBKASSA_LOGIN, WEBKASSA_PASSWORD or WEBKASSA_API_KEY"
-CODES = {  # exit codes: in short, and what to do now
-    69: ("Webkassa cannot be reached or is failing", "Try again later: `update`"),
-    70: ("a bug", "Please report it. How the key stands: `status`"),
-    73: ("the database refuses the write", "Mend the table, then run: `check`"),
-    75: ("no database, or no lock", "When it is back, run: `update`"),
-    76: ("an answer without sense", "Look at WEBKASSA_AUTH_URL, then run: `check`"),
-    77: ("login refused", f"Correct {LOGIN_NAMES}, then run: `update`"),
-    78: ("the settings are wrong", "Mend them, then run: `check`"),
-}
-
-
-def advice_for(failure: Failure) -> str:
-    return failure.advice or CODES[failure.code][1]
-
-
-def said_stored(run: Run, store: KeyStore) -> str:
-    """Say what was stored, where, and in place of what; warn of what is odd about it."""
-    host, old = run.webkassa.host, "where none was"
-    odd = (
-        (not re.fullmatch("[0-9a-f]{32}", run.token.value), "It looks unlike the keys so far."),
-        (run.verdict == UNCLEAR, "Whether it works could not be probed."),
-        (run.unanswered, "A login before it got no answer and may end it yet: look again soon."),
-        (run.stores > 1, "Storing took more than one try; perhaps nobody was notified."),
-        (host != host_of(run.account.auth_url), f"Set WEBKASSA_AUTH_URL={run.webkassa.url}"),
-        (host in TEST_HOSTS, f"{host} is Webkassa's TEST system: its keys serve no shop."),
-    )
-    for note in (*store.notes, *(what for is_so, what in odd if is_so)):
-        log.warning("%s: %s", run.account.service, note)
-    if run.first and run.first.key:
-        old = f"in place of {run.first.described}"
-    return f"stored the new key {run.token.fingerprint} from {host} in {store.table.shown} {old}"
-
-
-TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
-
-
-def look_back(run: Run, _: object, error: Exception | None, __: object) -> None:
-    """Note how the stored key stands after an update that failed, while signals are held back."""
-    if error:
-        run.said = said_after_failure(run, error if isinstance(error, Failure) else bug(error))
-
-
-def said_after_failure(run: Run | None, failure: Failure) -> str:
-    """Say how the stored key stands after an update that failed, and what to do now."""
-    advice, said = advice_for(failure), ""
-    urgent = NOW if failure.code in (69, 75, 76) and not failure.advice else advice
-    if not run or not run.asked:
-        return f"Nothing was asked of Webkassa; the stored key is as it was. {advice}"
-    key, new = run.stored.key, run.token.fingerprint
-    if run.token:
-        said = f"Webkassa gave the key {new}, but it could not be stored and is lost. "
-        urgent = f"Mend it. {NOW}"
-    if not key:
-        return f"{said}No key is stored. {urgent}"
-    if not said and not run.unanswered:
-        return f"The stored key {key.fingerprint} is as it was. {advice}"
-    killed = run.token and run.first and key == run.first.key
-    verdict = DEAD if killed else run.webkassa.probe(key)
-    if verdict != ALIVE:
-        sure = "is" if verdict == DEAD else "may be"
-        return f"{said}The stored key {key.fingerprint} {sure} dead. {urgent}"
-    late = "but the login just sent may still end it. Look again in some minutes: `status`"
-    return f"{said}The stored key {key.fingerprint} still works, {late}\n{failure.advice}".rstrip()
-
-
-def cannot_tell(stored: Stored, verdict: str) -> Failure:
-    """Say that --if-needed knows neither the age of the key nor whether it works."""
-    what = f"and the row of the key {stored.key.fingerprint} holds no usable time of change."
-    if verdict != OFF:
-        return WebkassaFailure(f"Whether the stored key works could not be probed, {what}")
-    advice = "Let the probe be on, or give the table a column updated_at. Then run: `check`"
-    return SettingsFault(f"WEBKASSA_PROBE_URL: is off, {what}", advice=advice)
-
-
-def called_dead(webkassa: Webkassa) -> WebkassaFailure:
-    """Say that the probe refuses a key that Webkassa has just given."""
-    what = (
-        f"{webkassa.host} gave a key, but {host_of(webkassa.probe_url)} calls it dead: not stored."
-    )
-    advice = f"Is WEBKASSA_PROBE_URL of the same system as WEBKASSA_AUTH_URL? {NOW}"
-    return WebkassaFailure(what, code=NONSENSE, sent=True, unusable=True, advice=advice)
-
-
-DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"
-CLOCK, HOST = "Is the clock of this machine right?", "Is the host in the URL right?"
-EMPTY_BUNDLE = "{} cannot be asked: REQUESTS_CA_BUNDLE holds no certificate"
-NO_ANSWER = (  # what is seen in the error, what it means for the host, what to look at
-    ("verify_code 9", "The certificate of {} is not valid yet", CLOCK),
-    ("verify_code 10", "The certificate of {} has expired",
-     f"{CLOCK} If so, the host's owner must renew it."),
-    ("verify_code 62", "The certificate of {} has another name", HOST),
-    ("verify_code 64", "The certificate of {} has another name", HOST),
-    ("SSLCertVerificationError", "The certificate of {} comes from an unknown issuer",
-     "Does a proxy read along? Then its certificate belongs in REQUESTS_CA_BUNDLE."),
-    ("no proxy", "{} cannot be reached through the proxy", ""),
-    ("gaierror", "{} has a name that cannot be resolved", ""),
-    ("NewConnectionError", "{} refuses the connection, or there is no network", ""),
-    ("ConnectTimeoutError", "{} accepts no connection", ""),
-    ("InvalidURL", "{} cannot be asked: the URL of the proxy is wrong", "Mend it."),
-    ("InvalidSchema", "{} cannot be asked: SOCKS proxies do not serve", "Mend it."),
-    ("reason WRONG_SIGNATURE_TYPE", "{} needs weak TLS",
-     f"Set WEBKASSA_AUTH_URL={DEFAULT_AUTH_URL}"),
-    ("reason WRONG_VERSION_NUMBER", "{} speaks no TLS there", "Is the URL, is the proxy right?"),
-    ("reason UNSUPPORTED_PROTOCOL", "{} speaks an old TLS only", "Is the URL, is the proxy right?"),
-    ("reason NO_CERTIFICATE_OR_CRL_FOUND", EMPTY_BUNDLE, "Mend it."),
-    ("bare OSError", EMPTY_BUNDLE, "Mend it."),
-)  # fmt: skip
-
-
-def no_answer(host: str, error: BaseException | None) -> Failure:
-    """Say why there is no answer, and whether the request can have reached its goal."""
-    if isinstance(error, Failure):  # there is no thread for it
-        return error
-    seen, cause = set[str](), error
-    while cause is not None:  # from the outermost to the innermost
-        seen |= {kind.__name__ for kind in type(cause).__mro__}
-        seen |= {f"{name} {getattr(cause, name, None)}" for name in ("verify_code", "reason")}
-        if type(cause) is OSError and cause.errno is None:  # requests' own, or a proxy's refusal
-            seen.add("bare OSError")
-        inner = (getattr(cause, "reason", None), *cause.args, cause.__cause__, cause.__context__)
-        cause = next((wrapped for wrapped in inner if isinstance(wrapped, BaseException)), None)
-    if "ProxyError" in seen and seen & {"bare OSError", "ConnectTimeoutError"}:
-        seen.add("no proxy")
-    for sign, what, look in NO_ANSWER:
-        if sign in seen:
-            advice = f"{look} Then run: `check`" if look else ""
-            return WebkassaFailure(f"{what.format(host)}.", advice=advice)
-    what = "broke the connection off"
-    if seen & {"TimeoutError", "Timeout"}:
-        what = "does not answer in time"
-    elif "SSLError" in seen:
-        what = "and this machine do not agree on TLS"
-    return WebkassaFailure(f"{host} {what}.", sent=True)
-
-
-def connect_failure(account: Account, place: dict[str, str], error: Exception) -> StoreUnavailable:
-    """Say why PostgreSQL cannot be reached. Its own words follow the server's language, so whether
-    somebody listens is tried again."""
-    shown = {n: v for n, v in {**account.database, **place}.items() if isinstance(v, str)}
-    names = ("service", "host", "port", "dbname", "user")
-    where = " ".join(f"{name}={shown[name]}" for name in names if name in shown)
-    at = place.get("hostaddr") or place.get("host") or "/var/run/postgresql"  # psycopg2-binary's
-    port, is_socket = int(place.get("port", 5432)), at.startswith(("/", "@"))
-    what = "cannot be reached: nobody listens there, or nobody answers"
-    if not is_socket and not is_address(at):
-        what = "has a name that cannot be resolved"
-    elif listens(f"{at}/.s.PGSQL.{port}".replace("@", "\0", 1) if is_socket else (at, port)):
-        what = "is there, but does not let us in: role, password, database, TLS, no free place"
-        if isinstance(error, TimeoutError):
-            what = "accepts the connection, but does not answer"
-    advice = "To see why: psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown))
-    if not account.database:  # libpq's defaults may be meant, but seldom are
-        advice = "No database setting is set: is the # still before POSTGRES_HOST and the others?"
-    what = f"PostgreSQL ({where or 'at the default address'}) {what}."
-    return StoreUnavailable(what, advice=f"{advice}\nThen run: `check`")
-
-
-def listens(at: str | tuple[str, int]) -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as file:
-        if isinstance(at, str):
-            file.settimeout(2)
-            file.connect(at)
-        else:
-            socket.create_connection(at, 2).close()
-        return True
-    return False
-
-
-def is_address(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return bool(ipaddress.ip_address(host.partition("%")[0]))
-    return False
-
-
-# SQLSTATE, or its class: what passes by itself. A full disk (53100) does not
-PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]|23505")
-
-
-def database_failure(error: Exception, table: Table, account: Account, holder: str) -> Failure:
-    """Name an error by its SQLSTATE and by names that the catalog has: its text can carry a key,
-    and so can a name that a trigger made up."""
-    state = getattr(error, "pgcode", None)
-    if state is None:
-        return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
-    if state == "55P03":
-        return LockBusy(f"The lock, the row or the table is held too long by {holder}.")
-    diag = error.diag  # type: ignore[attr-defined]
-    known = {table.schema, table.name, *table.columns, *table.constraints}
-    names = (diag.schema_name, diag.table_name, diag.column_name, diag.constraint_name)
-    shown = ", ".join([state, *(name for name in names if name in known)])
-    with contextlib.suppress(KeyError):
-        shown = f"{psycopg2.errorcodes.lookup(state).lower()} {shown}"
-    kinds = ", ".join(f"{n} is {table.columns.get(n, '?')[0]}" for n in ("service_name", "api_key"))
-    what, advice = {
-        "0A000": ("it is a view that cannot be locked? Set API_KEYS_TABLE to the table behind", ""),
-        "22001": (f"a column is too short: {kinds}", ""),
-        CHANGED_KEY: ("a trigger or row-level security drops or changes the new key", ""),
-        "22P05": (f"its encoding lacks characters of {account.service!r}", ""),
-        "25006": ("it is read-only for now, a standby or in a failover", ""),
-        "42501": ("a right is missing", f"{table.grants}Then run: `check`"),
-        "53100": ("its disk is full", "Make room on the disk of PostgreSQL, then run: `check`"),
-        "53300": ("it has no free connection", ""),
-    }.get(state, ("", ""))
-    kind = StoreUnavailable if PASSING.match(state) else WriteRefused
-    refuses = "cannot serve now" if kind is StoreUnavailable else "refuses the write"
-    said = f"{what} ({shown})" if what else shown
-    return kind(f"PostgreSQL {refuses}: {said}.", advice=advice)
 
 
 # ---- The memory of refusals: a login that Webkassa refused is not sent again and again
@@ -1430,27 +1309,29 @@ class Refusals:
         name = hashlib.sha256(row.encode()).hexdigest()[:16]
         self.file = Path(account.state_folder) / f"refused-{name}.json"
 
-    def mark(self, salt: str) -> str:
+    def credential_hash(self, salt: str) -> str:
         """Return the fingerprint; it is slow to make, so that nobody tries passwords on it."""
         login = (self.account.login, self.account.password, self.account.api_key)
         text = json.dumps([self.account.auth_url, *(part.value for part in login)])
         return hashlib.pbkdf2_hmac("sha256", text.encode(), salt.encode(), 200_000).hex()
 
-    def recall(self, stored: Stored) -> None:
+    def check(self, row: KeyRow) -> None:
         """Raise WebkassaFailure if this login was refused within a day, for the same stored key."""
         since = ""
         with contextlib.suppress(Exception):
             note = json.loads(self.file.read_text()) if self.file.is_file() else {}
-            same = note["key"] == stored.key.fingerprint and note["mark"] == self.mark(note["salt"])
+            same = note["key"] == row.key.fingerprint and note["hash"] == self.credential_hash(
+                note["salt"]
+            )
             if same and 0 <= time.time() - note["time"] < self.LIFE:
                 since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(note["time"]))
         if since:
-            what = f"Webkassa refused this login at {since}; it was not sent again."
-            raise WebkassaFailure(what, code=LOGIN_REFUSED)
+            what = "Webkassa refused this login at {since}; it was not sent again."
+            raise WebkassaFailure(what, since=since, code=LOGIN_REFUSED)
 
-    def remember(self, stored: Stored) -> None:
-        salt, key = os.urandom(16).hex(), stored.key.fingerprint
-        note = {"salt": salt, "mark": self.mark(salt), "key": key, "time": time.time()}
+    def remember(self, row: KeyRow) -> None:
+        salt, key = os.urandom(16).hex(), row.key.fingerprint
+        note = {"salt": salt, "hash": self.credential_hash(salt), "key": key, "time": time.time()}
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(0o700, parents=True, exist_ok=True)
             self.file.touch(0o600)
@@ -1459,6 +1340,335 @@ class Refusals:
     def forget(self) -> None:
         with contextlib.suppress(OSError):
             self.file.unlink(missing_ok=True)
+
+
+# ---- Below here nothing changes a key
+
+# ---- What happened, in sentences of our own: the libraries' texts carry URLs, bodies and tokens
+
+NOW = Message("Run again now: `update`")
+THEN_CHECK = Message("Then run: `check`")
+CODES = {  # exit codes: in short, and what to do now
+    69: (Message("Webkassa cannot be reached or is failing"), Message("Try again later: `update`")),
+    70: (Message("a bug"), Message("Please report it. How the key stands: `status`")),
+    73: (Message("the database refuses the write"), Message("Fix the table, then run: `check`")),
+    75: (Message("no database, or no lock"), Message("When it is back, run: `update`")),
+    76: (Message("an answer that makes no sense"),
+         Message("Look at WEBKASSA_AUTH_URL, then run: `check`")),
+    77: (Message("login refused"),
+         Message("Correct WEBKASSA_LOGIN, WEBKASSA_PASSWORD or WEBKASSA_API_KEY, then run: `update`")),
+    78: (Message("the settings are wrong"), Message("Correct them, then run: `check`")),
+}  # fmt: skip
+
+
+def advice_for(failure: Failure) -> Message:
+    return failure.advice or CODES[failure.code][1]
+
+
+def as_failure(error: Exception) -> Failure:
+    """Return a Failure as it is; of any other exception say where it struck, not what it says: that
+    can carry secrets."""
+    if isinstance(error, Failure):
+        return error
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{type(error).__name__} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
+    return Failure("A bug of this program: {where}.", where=where)
+
+
+def describe_key(row: KeyRow) -> Message:
+    """Return fingerprint and age of a stored key, for a person."""
+    if row.age is None:
+        return Message("{key}", key=row.key.fingerprint)
+    return Message("{key}, {hours:.1f} h old", key=row.key.fingerprint, hours=row.age / 3600)
+
+
+def describe_stored(logins: LoginState, table: Table) -> Outcome:
+    """Say what was stored, where, and in place of what; warn of what is odd about it."""
+    webkassa, token, before = logins.webkassa, logins.token, logins.row_before_first_login
+    odd = (
+        (not re.fullmatch("[0-9a-f]{32}", token.value), "The new key looks unlike the keys so far."),
+        (logins.verdict == UNCLEAR, "Whether the new key works could not be probed."),
+        (logins.login_outcome_unknown,
+         "A login before it got no answer and may end it yet: look again soon."),
+        (logins.store_attempts > 1,
+         "Storing took more than one try; perhaps nobody was notified."),
+        (webkassa.host != host_of(logins.account.auth_url), "Set WEBKASSA_AUTH_URL={url}"),
+        (webkassa.host in TEST_HOSTS, "{host} is Webkassa's TEST system: its keys serve no shop."),
+        (before and before.beside, "The row is new in {table}, beside {beside!r}."),
+    )  # fmt: skip
+    facts = {"key": token.fingerprint, "host": webkassa.host, "url": webkassa.url,
+             "table": table.shown, "old": describe_key(before or KeyRow()),
+             "beside": before and before.beside}  # fmt: skip
+    what = "Stored the new key {key} from {host} in {table} where none was."
+    if before and before.key:
+        what = "Stored the new key {key} from {host} in {table} in place of {old}."
+    warnings = [Message(text, **facts) for is_so, text in odd if is_so]
+    return Outcome(0, Message(what, **facts), token, True, logins.verdict, warnings)
+
+
+TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
+
+
+def describe_failure(
+    failure: Failure, key: Secret, verdict: str, lost: Secret, asked: bool
+) -> Outcome:
+    """Say why an update failed, how the stored key stands, and what to do now.
+
+    `verdict` is a probe's word on `key`, the stored one, "" where no login can have killed it;
+    `lost` is a token that could not be stored.
+    """
+    advice = advice_for(failure)
+    now = failure.advice or (NOW if failure.code in (69, 75, 76) else advice)
+    state = "The stored key {key} is as it was. {advice}"
+    if not asked:
+        state = "Nothing was asked of Webkassa; the stored key is as it was. {advice}"
+    elif not key:
+        state = "No key is stored. {now}"
+    elif verdict == DEAD:
+        state = "The stored key {key} is dead. {now}"
+    elif verdict == ALIVE:
+        state = (
+            "The stored key {key} still works, but the login just sent may still end it."
+            " Look again in some minutes: `status`"
+        )
+    elif verdict:
+        state = "The stored key {key} may be dead. {now}"
+    if lost:
+        now = Message("Fix it. Run again now: `update`")
+    said = Message(state, key=key.fingerprint, advice=advice, now=now)
+    if lost:
+        what = "Webkassa gave the key {lost}, but it could not be stored and is lost. {state}"
+        said = Message(what, lost=lost.fingerprint, state=said)
+    what = "{why}\n{state}" if "\n" in str(failure) else "{why} {state}"
+    said = Message(what, why=failure.message, state=said)
+    return Outcome(failure.code, said, key, verdict=verdict)
+
+
+def age_and_life_unknown(row: KeyRow, verdict: str) -> Failure:
+    """Say that --if-needed knows neither the age of the key nor whether it works."""
+    if verdict == OFF:
+        what = "WEBKASSA_PROBE_URL is off, and the row of the key {key} holds no usable time of change."
+        advice = Message(
+            "Let the probe be on, or give the table a column updated_at. Then run: `check`"
+        )
+        return SettingsFault(what, key=row.key.fingerprint, advice=advice)
+    what = (
+        "Whether the stored key {key} works could not be probed, and its row holds no usable time"
+        " of change."
+    )
+    return WebkassaFailure(what, key=row.key.fingerprint)
+
+
+def new_key_called_dead(webkassa: Webkassa) -> WebkassaFailure:
+    """Say that the probe refuses a key that Webkassa has just given."""
+    what = "{host} gave a key, but {probe} calls it dead: not stored."
+    advice = Message(
+        "Is WEBKASSA_PROBE_URL of the same system as WEBKASSA_AUTH_URL? Run again now: `update`"
+    )
+    facts = {"host": webkassa.host, "probe": host_of(webkassa.probe_url), "code": NONSENSE}
+    flags = {"may_have_logged_in": True, "invalid_token_reply": True}
+    return WebkassaFailure(what, **facts, **flags, advice=advice)
+
+
+DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"
+CLOCK = Message("Is the clock of this machine right? Then run: `check`")
+HOST = Message("Is the host in the URL right? Then run: `check`")
+URL_OR_PROXY = Message("Is the URL right, is the proxy? Then run: `check`")
+FIX_IT = Message("Correct it, then run: `check`")
+OTHER_NAME = Message("The certificate of {host} has another name.")
+EMPTY_BUNDLE = Message("{host} cannot be asked: REQUESTS_CA_BUNDLE holds no certificate.")
+NO_ANSWER = (  # what is seen in the error, what it means for the host, what to look at
+    ("verify_code 9", Message("The certificate of {host} is not valid yet."), CLOCK),
+    ("verify_code 10", Message("The certificate of {host} has expired."),
+     Message("Is the clock of this machine right? If so, the host's owner must renew the"
+             " certificate. Then run: `check`")),
+    ("verify_code 62", OTHER_NAME, HOST),
+    ("verify_code 64", OTHER_NAME, HOST),
+    ("SSLCertVerificationError", Message("The certificate of {host} comes from an unknown issuer."),
+     Message("Does a proxy read along? Then its certificate belongs in REQUESTS_CA_BUNDLE."
+             " Then run: `check`")),
+    ("no proxy", Message("{host} cannot be reached through the proxy."), None),
+    ("gaierror", Message("{host} has a name that cannot be resolved."), None),
+    ("NewConnectionError",
+     Message("{host} refuses the connection, or there is no network."), None),
+    ("ConnectTimeoutError", Message("{host} accepts no connection."), None),
+    ("InvalidURL", Message("{host} cannot be asked: the URL of the proxy is wrong."), FIX_IT),
+    ("InvalidSchema", Message("{host} cannot be asked: SOCKS proxies do not serve."), FIX_IT),
+    ("reason WRONG_SIGNATURE_TYPE", Message("{host} needs weak TLS."),
+     Message("Set WEBKASSA_AUTH_URL={url} Then run: `check`", url=DEFAULT_AUTH_URL)),
+    ("reason WRONG_VERSION_NUMBER", Message("{host} speaks no TLS there."), URL_OR_PROXY),
+    ("reason UNSUPPORTED_PROTOCOL", Message("{host} speaks an old TLS only."), URL_OR_PROXY),
+    ("reason NO_CERTIFICATE_OR_CRL_FOUND", EMPTY_BUNDLE, FIX_IT),
+    ("bare OSError", EMPTY_BUNDLE, FIX_IT),
+)  # fmt: skip
+
+
+def no_answer(host: str, error: Exception, was_sent: bool) -> Failure:
+    """Say why there is no answer to a request, of which at least a part `was_sent`, or nothing."""
+    if isinstance(error, Failure):  # there is no thread for it
+        return error
+    signs, facts = error_signs(error), {"host": host, "may_have_logged_in": was_sent}
+    for sign, what, advice in NO_ANSWER:
+        if sign in signs:
+            return WebkassaFailure(what.text, advice=advice, **facts)
+    if signs & {"TimeoutError", "Timeout"}:
+        return WebkassaFailure("{host} does not answer in time.", **facts)
+    if "SSLError" in signs:
+        return WebkassaFailure("{host} and this machine do not agree on TLS.", **facts)
+    return WebkassaFailure("{host} broke the connection off.", **facts)
+
+
+def error_signs(error: BaseException | None) -> set[str]:
+    """Return what is seen in an exception and in those that it wraps: their classes, and causes."""
+    signs = set[str]()
+    while error is not None:  # from the outermost to the innermost
+        signs |= {kind.__name__ for kind in type(error).__mro__}
+        signs |= {f"{name} {getattr(error, name, None)}" for name in ("verify_code", "reason")}
+        if type(error) is OSError and error.errno is None:  # requests' own, or a proxy's refusal
+            signs.add("bare OSError")
+        inner = (getattr(error, "reason", None), *error.args, error.__cause__, error.__context__)
+        error = next((wrapped for wrapped in inner if isinstance(wrapped, BaseException)), None)
+    if "ProxyError" in signs and signs & {"bare OSError", "ConnectTimeoutError"}:
+        signs.add("no proxy")
+    return signs
+
+
+def connect_failure(account: Account, target: dict[str, str], error: Exception) -> StoreUnavailable:
+    """Say why PostgreSQL cannot be reached. Its own words follow the server's language, so whether
+    somebody listens is tried again: `port_is_open`."""
+    shown = {n: v for n, v in {**account.database, **target}.items() if isinstance(v, str)}
+    names = ("service", "host", "port", "dbname", "user")
+    where = " ".join(f"{name}={shown[name]}" for name in names if name in shown)
+    at = target.get("hostaddr") or target.get("host") or "/var/run/postgresql"  # psycopg2-binary's
+    port, is_socket = int(target.get("port", 5432)), at.startswith(("/", "@"))
+    place = f"{at}/.s.PGSQL.{port}".replace("@", "\0", 1) if is_socket else (at, port)
+    is_name = not is_socket and not parse_address(at)
+    is_open = not is_name and port_open(place)
+    if is_name:
+        what = "PostgreSQL ({where}) has a name that cannot be resolved."
+    elif not is_open:
+        what = "PostgreSQL ({where}) cannot be reached: connection refused or timed out."
+    elif isinstance(error, TimeoutError):
+        what = "PostgreSQL ({where}) accepts the connection, but does not answer."
+    else:
+        what = (
+            "PostgreSQL ({where}) is there, but the connection is rejected: role, password,"
+            " database, TLS, no free place."
+        )
+    psql = "psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown))
+    advice = Message("To see why: {psql}\nThen run: `check`", psql=psql)
+    if not account.database:  # libpq's defaults may be meant, but seldom are
+        advice = Message(
+            "No database setting is set: is the # still before POSTGRES_HOST and the others?"
+            "\nThen run: `check`"
+        )
+    facts = {"where": where or "at the default address", "port_is_open": is_open}
+    return StoreUnavailable(what, **facts, advice=advice)
+
+
+def port_open(at: str | tuple[str, int]) -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as file:
+        if isinstance(at, str):
+            file.settimeout(2)
+            file.connect(at)
+        else:
+            socket.create_connection(at, 2).close()
+        return True
+    return False
+
+
+def database_failure(error: Exception, table: Table, account: Account, holder: str) -> Failure:
+    """Name an error by its SQLSTATE and by names that the catalog has: its text can carry a key,
+    and so can a name that a trigger made up."""
+    state = getattr(error, "pgcode", None)
+    if state is None:
+        return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
+    if state == "55P03":
+        what = "The lock, the row or the table is held too long by {holder}."
+        return LockBusy(what, holder=holder)
+    kinds = ", ".join(f"{n} is {table.columns.get(n, '?')[0]}" for n in ("service_name", "api_key"))
+    why, advice = {
+        "0A000": (Message("it is a view that cannot be locked? Set API_KEYS_TABLE to the table"
+                          " behind"), None),
+        "22001": (Message("a column is too short: {kinds}", kinds=kinds), None),
+        READ_BACK_FAILED:
+            (Message("a trigger or row-level security drops or changes the new key"), None),
+        "22P05": (Message("its encoding lacks characters of {service!r}", service=account.service),
+                  None),
+        "25006": (Message("it is read-only for now, a standby or in a failover"), None),
+        "42501": (Message("a right is missing"), describe_grants(table)),
+        "53100": (Message("its disk is full"),
+                  Message("Make room on the disk of PostgreSQL, then run: `check`")),
+        "53300": (Message("it has no free connection"), None),
+    }.get(state, (None, None))  # fmt: skip
+    shown = shown_error(error, state, table)
+    what = "{why} ({error})" if why else "{error}"
+    why = Message(what, why=why, error=shown)
+    if PASSING.match(state):
+        return StoreUnavailable("PostgreSQL cannot serve now: {why}.", why=why, advice=advice)
+    return WriteRefused("PostgreSQL refuses the write: {why}.", why=why, advice=advice)
+
+
+def shown_error(error: Any, state: str, table: Table) -> str:
+    """Return an error's SQLSTATE and the names in it that the catalog has."""
+    known = {table.schema, table.name, *table.columns, *table.constraints}
+    names = (error.diag.schema_name, error.diag.table_name, error.diag.column_name,
+             error.diag.constraint_name)  # fmt: skip
+    shown = ", ".join([state, *(name for name in names if name in known)])
+    with contextlib.suppress(KeyError):
+        return f"{psycopg2.errorcodes.lookup(state).lower()} {shown}"
+    return shown
+
+
+def describe_grants(table: Table) -> Message:
+    """Say what the table's role needs, as its owner types it."""
+    role, schema, name = map(quote_name, (table.role, table.schema, table.name))
+    facts = {"role": role, "schema": schema, "name": name}
+    what = (
+        "As its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nThen run: `check`"
+    )
+    if table.found is not None:
+        what = (
+            "As the table's owner run:\n  GRANT USAGE ON SCHEMA {schema} TO {role};\n"
+            "  GRANT SELECT, INSERT, UPDATE ON {schema}.{name} TO {role};\n"
+            "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`"
+        )
+    return Message(what, **facts)
+
+
+def quote_name(name: str) -> str:
+    """Return a name as SQL wants it."""
+    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
+
+
+def table_fault(table: Table) -> WriteRefused | None:
+    """Say why a table cannot serve, if so."""
+    if table.found is False:
+        what = "The table is not found by its name, but {table} is there."
+        advice = "Set API_KEYS_TABLE={table}, or to a new one. If it may not be read: {grants}"
+        facts = {"table": table.short, "grants": describe_grants(table)}
+        return WriteRefused(what, **facts, advice=Message(advice, **facts))
+    missing = [name for name in ("service_name", "api_key") if name not in table.columns]
+    if missing:
+        what = "The table {table} has no column {column}."
+        return WriteRefused(what, table=table.short, column=missing[0])
+    kind, category = table.columns["api_key"]
+    if category != "S":
+        what = "The column api_key of {table} must be text, but it is {kind}."
+        return WriteRefused(what, table=table.short, kind=kind)
+    return None
+
+
+def row_fault(table: Table, service: str, count: int, similar: str) -> WriteRefused:
+    """Say why the rows of a table cannot serve: `count` of the service, or none but a `similar`."""
+    if count:
+        what = "{table} has {count} rows of this service."
+        advice = Message("Delete all but one of them, then run: `check`")
+        return WriteRefused(what, table=table.shown, count=count, advice=advice)
+    what = "{table} has no row {service!r}, but {similar!r}."
+    advice = Message("Set WEBKASSA_SERVICE_NAME to the row that consumers read. Then run: `check`")
+    facts = {"table": table.shown, "service": service, "similar": similar}
+    return WriteRefused(what, **facts, advice=advice)
 
 
 # ---- Settings: the environment, then the file; every fault at once, by its name
@@ -1481,7 +1691,7 @@ IN_FILES = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY", "POSTGRES
             "DATABASE_URL", "HEALTHCHECK_URL"}  # fmt: skip
 NAMES = {*OWN, *IN_FILES, *POSTGRES, "WEBKASSA_AUTH_URL", "WEBKASSA_PROBE_URL", "WEBKASSA_MAX_AGE",
          "WEBKASSA_DEADLINE", "API_KEYS_TABLE"}  # fmt: skip
-MEANT = {  # what others call a setting that decides which host or which database is used
+ALIASES = {  # what others call a setting that decides which host or which database is used
     "WEBKASSA_AUTH_URL": "WEBKASSA_(BASE_|API_|AUTHORIZE_|LOGIN_)?(URL|HOST|DOMAIN|ENDPOINT)",
     "POSTGRES_HOST": "POSTGRES_(SERVER|HOSTNAME|ADDRESS)",
     "POSTGRES_PORT": "POSTGRES_PORTS",
@@ -1498,57 +1708,63 @@ UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def read_text(path: Path, limit: int = 2**24) -> str:
-    """Return the text of a file; raise ValueError, a sentence, if it has none for us."""
+    """Return the text of a file; raise SettingsFault, with what is wrong about it."""
     try:
         if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > limit:
-            raise ValueError("is no regular file (a folder, a pipe?), or too long")
+            what = "{file} is no regular file (a folder, a pipe?), or too long."
+            raise SettingsFault(what, file=path)
         text = path.read_bytes().decode("utf-8-sig")
         if "\0" in text:
             raise UnicodeError
         return text
     except UnicodeError:
-        raise ValueError("is not UTF-8 text; save it as UTF-8") from None
+        raise SettingsFault("{file} is not UTF-8 text; save it as UTF-8.", file=path) from None
     except FileNotFoundError:
-        raise ValueError("does not exist") from None
+        raise SettingsFault("{file} does not exist.", file=path) from None
     except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from None
+        what = "{file} cannot be read ({why})."
+        raise SettingsFault(what, file=path, why=error.strerror) from None
 
 
-def read_env_file(path: Path, faults: list[str]) -> dict[str, str]:
+def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
     """Parse a settings file with python-dotenv, without interpolation; add what is wrong with it
     to `faults`: a line by its number, never by its text."""
     values: dict[str, str] = {}
     try:
         text = read_text(path)
-    except ValueError as error:
-        faults.append(f"{path}: {error}")
+    except SettingsFault as fault:
+        faults.append(fault.message)
         return values
     for binding in dotenv.parser.parse_stream(io.StringIO(text)):
         source, key = binding.original.string, binding.key or ""
         line = binding.original.line + source[: len(source) - len(source.lstrip())].count("\n")
         if binding.error or "=" in key or (key and binding.value is None):
-            faults.append(f"{path}: line {line} is not NAME=value")
+            faults.append(Message("{file}: line {line} is not NAME=value.", file=path, line=line))
         elif key and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
-            faults.append(f"{path}: line {line}: its name has a character that belongs in no name")
+            what = "{file}: the name in line {line} has a character that belongs in no name."
+            faults.append(Message(what, file=path, line=line))
         elif binding.value:
             values[key] = binding.value
     return values
 
 
-def read_secret_files(values: dict[str, str], faults: list[str]) -> None:
+def read_secret_files(values: dict[str, str], faults: list[Message]) -> None:
     """Put into `values` what the files named by NAME_FILE hold, but for a newline at the end."""
     for name in sorted(IN_FILES):
         file = values.get(f"{name}_FILE")
         if file and name in values:
-            faults.append(f"{name}_FILE: is set, and so is {name}: which one counts?")
+            what = "{name}_FILE is set, and so is {name}: which one counts?"
+            faults.append(Message(what, name=name))
         if file:
             try:
                 values[name] = read_text(Path(file), 65536).removesuffix("\n")
-            except ValueError as error:
-                faults.append(f"{name}_FILE: its file {error}")
+            except SettingsFault as fault:
+                faults.append(Message("{name}_FILE: {why}", name=name, why=fault.message))
 
 
-def find_unknown(path: Path, file: Iterable[str], values: Iterable[str], faults: list[str]) -> None:
+def find_unknown_names(
+    path: Path, file: Iterable[str], values: Iterable[str], faults: list[Message]
+) -> None:
     """Warn of names of the file that look like ours and are none. It is a fault where one seems to
     decide which host or which database is used."""
     others = {
@@ -1558,40 +1774,46 @@ def find_unknown(path: Path, file: Iterable[str], values: Iterable[str], faults:
     }
     for name in sorted({*file} - NAMES - others):
         if name.startswith(("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")):
-            meant = [ours for ours, others in MEANT.items() if re.fullmatch(others, name)]
-            near = [*meant, *difflib.get_close_matches(name, NAMES, 1, 0.5), "no setting"][0]
-            if near in MEANT and near not in values:
-                faults.append(f"{name}: is not known; is {near} meant?")
+            meant = [ours for ours, others in ALIASES.items() if re.fullmatch(others, name)]
+            near = [*meant, *difflib.get_close_matches(name, NAMES, 1, 0.5), ""][0]
+            what = Message("{name} is not known.", name=name)
+            if near:
+                what = Message("{name} is not known; is {near} meant?", name=name, near=near)
+            if near in ALIASES and near not in values:
+                faults.append(what)
             else:
-                log.warning("%s: %s: is not known; is %s meant?", path, name, near)
+                log.warning(Message("{file}: {what}", file=path, what=what))
 
 
-class Reader:
+class SettingsParser:
     """Reads settings of all kinds from a mapping of names to texts, and collects their faults."""
 
-    def __init__(self, values: Mapping[str, str], faults: list[str]) -> None:
+    def __init__(self, values: Mapping[str, str], faults: list[Message]) -> None:
         self.values, self.faults = {n: value for n, value in values.items() if value}, faults
 
-    def fault(self, name: str, what: str) -> None:
-        self.faults.append(f"{name}: {what}")
+    def fault(self, name: str, what: str, **values: object) -> None:
+        """Add a fault; `what` is a sentence about {name}."""
+        self.faults.append(Message(what, name=name, **values))
 
     def text(self, name: str, default: str = "", required: bool = False) -> str:
         """Return any text, as of a password."""
         value = self.values.get(name, default)
         hidden = [c for c in value if unicodedata.category(c) in HIDDEN]
         if required and not value:
-            self.fault(name, "is not set")
+            self.fault(name, "{name} is not set.")
         elif PLACEHOLDER.fullmatch(value):
-            self.fault(name, "is still a placeholder")
+            self.fault(name, "{name} is still a placeholder.")
         elif hidden:
-            self.fault(name, f"contains the invisible character U+{ord(hidden[0]):04X}")
+            self.fault(
+                name, "{name} contains the invisible character U+{code:04X}.", code=ord(hidden[0])
+            )
         return value
 
     def name(self, name: str, default: str = "", required: bool = False) -> str:
         """Return a text in which quotes or blanks at an end are an oversight."""
         value = self.text(name, default, required)
         if value != value.strip() or QUOTES & {value[:1], value[-1:]}:
-            self.fault(name, "has a quote or a blank at its beginning or end")
+            self.fault(name, "{name} has a quote or a blank at its beginning or end.")
         return value
 
     def url(self, name: str, default: str = "", plain_http: bool = False) -> str:
@@ -1602,15 +1824,15 @@ class Reader:
             parts = urlsplit(text if "://" in text else f"https://{text}")
             host, _ = parts.hostname or "", parts.port
         except ValueError:
-            self.fault(name, "is not a URL")
+            self.fault(name, "{name} is not a URL.")
             return default
         what, http = "", parts.scheme == "http" and (plain_http or is_loopback(host))
         if text and (not host or not re.fullmatch("[!-~]+", parts.netloc)):
-            what = "has no host, or one that is not plain ASCII"
+            what = "{name} has no host, or one that is not plain ASCII."
         elif "@" in parts.netloc:
-            what = "must not carry a login or password"
+            what = "{name} must not carry a login or password."
         elif parts.scheme != "https" and not http:
-            what = "must be https (http only to this very machine)"
+            what = "{name} must be https (http only to this very machine)."
         if what:
             self.fault(name, what)
             return default
@@ -1623,14 +1845,15 @@ class Reader:
         match = re.fullmatch(r"(\d{1,7})([smhd]?)", self.text(name, default), re.ASCII)
         seconds = int(match[1]) * UNITS[match[2]] if match else 0
         if not shortest <= seconds <= longest:
-            self.fault(name, f"is not a duration like {default}, from {shortest}s to {longest}s")
+            what = "{name} is not a duration like {default}, from {shortest}s to {longest}s."
+            self.fault(name, what, default=default, shortest=shortest, longest=longest)
         return seconds
 
 
-def read_account(values: Mapping[str, str], faults: list[str]) -> Account:
+def read_account(values: Mapping[str, str], faults: list[Message]) -> Account:
     """Given all settings by name, and the faults known so far, return the account they describe;
     raise SettingsFault with all that is wrong."""
-    read = Reader(values, faults)
+    read = SettingsParser(values, faults)
     auth_url = read.url("WEBKASSA_AUTH_URL", DEFAULT_AUTH_URL)
     api_key = read.name("WEBKASSA_API_KEY")
     probe_url = re.sub("Authorize$", "references/RefUnits", auth_url, flags=re.IGNORECASE)
@@ -1638,24 +1861,26 @@ def read_account(values: Mapping[str, str], faults: list[str]) -> Account:
         probe_off = read.values["WEBKASSA_PROBE_URL"].lower() == "off"
         probe_url = "" if probe_off else read.url("WEBKASSA_PROBE_URL")
         if probe_url and not urlsplit(probe_url).path:
-            read.fault("WEBKASSA_PROBE_URL", 'is neither a full URL nor "off"')
+            read.fault("WEBKASSA_PROBE_URL", '{name} is neither a full URL nor "off".')
     path, query = urlsplit(auth_url).path, urlsplit(auth_url).query
     if query or not re.fullmatch(r"(/.*)?/api/(v\d+/)?Authorize", path, re.IGNORECASE):
-        read.fault("WEBKASSA_AUTH_URL", "must end in /api/Authorize or /api/v4/Authorize")
+        read.fault("WEBKASSA_AUTH_URL", "{name} must end in /api/Authorize or /api/v4/Authorize.")
     if "/v4/" in path and not api_key:
-        read.fault("WEBKASSA_API_KEY", "is not set, and WEBKASSA_AUTH_URL has /v4/, which needs it")
+        read.fault(
+            "WEBKASSA_API_KEY", "{name} is not set, and WEBKASSA_AUTH_URL has /v4/, which needs it."
+        )
     if not re.fullmatch("[!-~]*", api_key):
-        read.fault("WEBKASSA_API_KEY", "must be printable ASCII without spaces")
+        read.fault("WEBKASSA_API_KEY", "{name} must be printable ASCII without spaces.")
     table = read.name("API_KEYS_TABLE", "api_keys").split(".")
     if (
         len(table) > 2
         or not all(table)
         or any(t != t.strip(" \"'`") or re.search("[:/@]", t) for t in table)
     ):
-        read.fault("API_KEYS_TABLE", "is neither a table nor schema.table")
+        read.fault("API_KEYS_TABLE", "{name} is neither a table nor schema.table.")
     ca_file = values.get("REQUESTS_CA_BUNDLE", "")
     if ca_file and not os.access(ca_file, os.R_OK):
-        read.fault("REQUESTS_CA_BUNDLE", "there is no such file, or it cannot be read")
+        read.fault("REQUESTS_CA_BUNDLE", "{name} names no file, or one that cannot be read.")
     home = values.get("HOME") or os.path.expanduser("~")
     state = f"{values.get('XDG_STATE_HOME') or f'{home}/.local/state'}/webkassa-key-updater"
     account = Account(
@@ -1670,21 +1895,20 @@ def read_account(values: Mapping[str, str], faults: list[str]) -> Account:
         healthcheck_url=monitor_of(read),
     )  # fmt: skip
     if faults:
-        raise settings_fault(values, faults)
+        raise settings_fault(faults)
     return account
 
 
-def monitor_of(read: Reader) -> Secret:
+def monitor_of(read: SettingsParser) -> Secret:
     return Secret(read.url("HEALTHCHECK_URL", plain_http=True))
 
 
-def settings_fault(values: Mapping[str, str], faults: list[str]) -> SettingsFault:
-    listed = "".join(f"\n  {fault}" for fault in dict.fromkeys(faults))
-    monitor = monitor_of(Reader(values, []))
-    return SettingsFault(f"The settings are wrong:{listed}", healthcheck_url=monitor)
+def settings_fault(faults: list[Message]) -> SettingsFault:
+    listed = list({str(fault): fault for fault in faults}.values())
+    return SettingsFault("The settings are wrong:{faults}", faults=listed)
 
 
-def read_database(read: Reader) -> dict[str, str | Secret]:
+def read_database(read: SettingsParser) -> dict[str, str | Secret]:
     """Return libpq's parameters: of DATABASE_URL, or else of POSTGRES_*, and of PG*."""
     by_url = "DATABASE_URL" in read.values
     given = parse_database_url(read) if by_url else {}
@@ -1695,35 +1919,43 @@ def read_database(read: Reader) -> dict[str, str | Secret]:
         if parameter not in given and name in read.values:
             given[parameter], names[parameter] = read.text(name), name
     for parameter in ("host", "user", "dbname"):
-        if any(map(is_odd, given.get(parameter, "").split(","))):
-            read.fault(names[parameter], "holds a character that belongs to a URL; not shown here")
+        if any(map(looks_like_url, given.get(parameter, "").split(","))):
+            read.fault(
+                names[parameter], "{name} holds a character that belongs to a URL; not shown here."
+            )
     for port in given.get("port", "1").split(","):
         if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
-            read.fault(names["port"], "the port is no number from 1 to 65535")
+            read.fault(names["port"], "The port in {name} is no number from 1 to 65535.")
     return {n: Secret(v) if n in ("password", "sslpassword") else v for n, v in given.items()}
 
 
-def is_odd(name: str) -> bool:
+def looks_like_url(name: str) -> bool:
     """Say whether a host, user or database may be a URL or a password in the wrong line."""
     odd = re.search("[:/@;&=]", name) and not name.startswith(("/", "@"))
-    return bool(odd) and not is_address(name)
+    return bool(odd) and not parse_address(name)
 
 
-def parse_database_url(read: Reader) -> dict[str, str]:
+def parse_database_url(read: SettingsParser) -> dict[str, str]:
     """Return libpq's parameters of a URL as SQLAlchemy, Heroku and libpq spell it."""
     url = re.sub(r"^(postgres(?:ql)?)\+\w+:", r"\1:", read.text("DATABASE_URL"))  # with a driver
     if re.match(r"[^:]+://([^/?]*@[^/?]*@|[^/?]*/[^?]*@)", url):  # it would end up in the host
-        read.fault("DATABASE_URL", "@, / and : of the password must be percent-encoded")
+        read.fault(
+            "DATABASE_URL", "The @, / and : of the password in {name} must be percent-encoded."
+        )
         return {}
     with contextlib.suppress(psycopg2.Error, UnicodeError):
         return dict(psycopg2.extensions.parse_dsn(url))
-    read.fault("DATABASE_URL", "is not a connection string that libpq understands")
+    read.fault("DATABASE_URL", "{name} is not a connection string that libpq understands.")
     for name in re.findall(r"[?&]([A-Za-z_]{1,30})=", url):
         try:
             psycopg2.extensions.parse_dsn(f"postgresql:///?{name}=1")
         except psycopg2.Error:
-            instead = "set API_KEYS_TABLE=schema.table" if name == "schema" else "take it out"
-            read.fault("DATABASE_URL", f"libpq does not know its parameter {name}: {instead}")
+            what = "libpq does not know the parameter {parameter} of {name}: take it out."
+            if name == "schema":
+                what = (
+                    "libpq does not know schema in {name}: set API_KEYS_TABLE=schema.table instead."
+                )
+            read.fault("DATABASE_URL", what, parameter=name)
     return {}
 
 
@@ -1734,80 +1966,112 @@ WARNING_AGE, CRITICAL_AGE = 25 * 3600, 49 * 3600  # seconds: a daily key, with a
 CHECK_TIME, STATUS_TIME = 10.0, 5.0  # seconds
 
 
-def check(account: Account, tell: Callable[[str, float], None]) -> Iterator[tuple[str, str, int]]:
+def check(
+    account: Account, report_wait: Callable[[Message, float], None]
+) -> Iterator[tuple[str, Message, int]]:
     """Try everything but authorizing; change nothing. Yield, for each thing that was tried, "ok",
     "WARN" or "FAIL", what about it, and the exit code."""
-    webkassa, stored = Webkassa(account), None
-    lines = [("ok", f"settings: service {account.service}", 0)]
+    webkassa, row = Webkassa(account), None
+    lines = [("ok", Message("settings: service {service}", service=account.service), 0)]
     try:
-        with KeyStore(account, Deadline(CHECK_TIME), tell) as store:
-            there = "no table yet" if store.table.found is None else "table, no row yet"
-            version = store.run("SHOW server_version")[0][0]
-            at = store.connection.info
-            where = f"{at.host or 'the default socket'}:{at.port}, {store.table.shown}"
-            lines.append(("ok", f"database: PostgreSQL {version} at {where}", 0))
+        with KeyStore(account, Deadline(CHECK_TIME), report_wait) as store:
+            lines.append(("ok", describe_server(store), 0))
+            had_table = store.table.found is not None
             create_missing_table(store, commit=False)
-            store.look()
-            found = store.lock()
-            lines.append(("ok", "lock: taken", 0))
+            store.read_row()
+            found = store.lock_row()
+            lines.append(("ok", Message("lock: taken"), 0))
             store.rehearse(found)
-            there = "row" if found.exists else there
-            lines.append(("ok", f"write: rehearsed and taken back ({there})", 0))
-            lines += [("WARN", f"table: {what}", 0) for what in oddities(store)]
-            stored = found
+            done = Message("write: rehearsed and taken back (no table yet)")
+            if had_table:
+                done = Message("write: rehearsed and taken back (table, no row yet)")
+            if found.exists:
+                done = Message("write: rehearsed and taken back (row)")
+            lines.append(("ok", done, 0))
+            lines += [("WARN", what, 0) for what in table_warnings(store)]
+            row = found
     except Failure as failure:
-        step = ("database", "table", "write", "write")[len(lines) - 1]
-        step = "lock" if isinstance(failure, LockBusy) else step
-        lines.append(("FAIL", f"{step}: {failure} {advice_for(failure)}", failure.code))
+        lines.append(("FAIL", describe_failed_step(failure, len(lines)), failure.code))
     yield from lines
-    yield check_host(webkassa.session, webkassa.url, "webkassa")
-    if stored:
-        verdict = webkassa.probe(stored.key)
-        level, what = judge(stored, verdict)
+    yield check_host(account.ca_file, webkassa.url, "webkassa")
+    if row:
+        verdict = webkassa.probe(row.key)
+        level, what, advice = classify(row, verdict)
         good = verdict in (ALIVE, OFF) and level in ("OK", "UNKNOWN")
-        yield "ok" if good else "WARN", "stored key: " + what.replace("\n", ". "), 0
+        line = "stored key: {what}. {advice}" if advice else "stored key: {what}"
+        yield "ok" if good else "WARN", Message(line, what=what, advice=advice), 0
     if account.healthcheck_url:
-        yield check_host(webkassa.session, account.healthcheck_url.value, "monitor")
+        yield check_host(account.ca_file, account.healthcheck_url.value, "monitor")
 
 
-def oddities(store: KeyStore) -> Iterator[str]:
+def describe_server(store: KeyStore) -> Message:
+    ((version,),), _ = store.run("SHOW server_version")
+    at = store.connection.info
+    return Message(
+        "database: PostgreSQL {version} at {host}:{port}, {table}",
+        version=version, host=at.host or "the default socket", port=at.port, table=store.table.shown,
+    )  # fmt: skip
+
+
+def describe_failed_step(failure: Failure, done: int) -> Message:
+    """Say which step of a check failed, of which so many lines were good."""
+    facts = {"why": failure.message, "advice": advice_for(failure)}
+    if isinstance(failure, LockBusy):
+        return Message("lock: {why} {advice}", **facts)
+    if done == 1:
+        return Message("database: {why} {advice}", **facts)
+    if done == 2:
+        return Message("table: {why} {advice}", **facts)
+    return Message("write: {why} {advice}", **facts)
+
+
+def table_warnings(store: KeyStore) -> Iterator[Message]:
     """Yield what an update gets along with, but a person should know of the table."""
     if not store.table.times:
-        yield "it has no column updated_at or created_at, so no age is known"
+        yield Message("table: it has no column updated_at or created_at, so no age is known")
     size = re.search(r"\((\d+)\)", store.table.columns["api_key"][0])
     if size and int(size[1]) < 64:
-        yield f"api_key holds {size[1]} characters; longer keys may come"
-    for name, alike in other_rows(store):
-        if alike:
-            yield f"beside the row there is {name!r}; do consumers read that one?"
+        what = "table: api_key holds {size} characters; longer keys may come"
+        yield Message(what, size=size[1])
+    for name, is_similar in other_rows(store):
+        if is_similar:
+            what = "table: beside the row there is {name!r}; do consumers read that one?"
+            yield Message(what, name=name)
 
 
-def check_host(session: requests.Session, url: str, name: str) -> tuple[str, str, int]:
+def check_host(ca_file: str, url: str, name: str) -> tuple[str, Message, int]:
     """Reach a host, with TLS, without credentials and without a path that means anything."""
-    host = host_of(url)
+    host, root = host_of(url), f"{urlsplit(url).scheme}://{host_of(url)}/"
+    facts = {"name": name, "host": host}
     try:
-        exchange(session, "HEAD", f"{urlsplit(url).scheme}://{host}/", Deadline(CHECK_TIME))
+        request = requests.Request("HEAD", root)
+        send_request(new_session(ca_file), request, Deadline(CHECK_TIME), LOGIN_LIMIT)
     except Failure as failure:
-        advice = advice_for(failure).replace("`update`", "`check`")
-        return "FAIL", f"{name}: {failure} {advice}", failure.code
+        advice = failure.advice or Message("Try again later: `check`")
+        what = Message("{name}: {why} {advice}", name=name, why=failure.message, advice=advice)
+        return "FAIL", what, failure.code
     if host in TEST_HOSTS:
-        return "WARN", f"{name}: {host} answers; it is Webkassa's TEST system", 0
-    return "ok", f"{name}: {host} answers", 0
+        what = Message("{name}: {host} answers; it is Webkassa's TEST system", **facts)
+        return "WARN", what, 0
+    return "ok", Message("{name}: {host} answers", **facts), 0
 
 
-def judge(stored: Stored, verdict: str) -> tuple[str, str]:
-    """Given a stored key and the probe's verdict, return a monitoring level and a sentence."""
-    key = f"key {stored.described}"
-    if not stored.key:
-        return "CRITICAL", f"no key is stored\n{NOW}"
+def classify(row: KeyRow, verdict: str) -> tuple[str, Message, Message | None]:
+    """Given a stored key and the probe's verdict, return a monitoring level, a sentence, and what
+    to do now."""
+    facts = {"key": describe_key(row), "verdict": verdict}
+    if not row.key:
+        return "CRITICAL", Message("no key is stored"), NOW
     if verdict == DEAD:
-        return "CRITICAL", f"{key}: it is dead\n{NOW}"
-    if stored.age is None:
-        return "UNKNOWN", f"{key}; the probe says {verdict}; its row holds no usable time of change"
-    if stored.age > WARNING_AGE:
-        level = "CRITICAL" if stored.age > CRITICAL_AGE else "WARNING"
-        return level, f"{key}: older than 25 h; the probe says {verdict}\n{NOW}"
-    return "OK", f"{key}; the probe says {verdict}"
+        return "CRITICAL", Message("key {key}: it is dead", **facts), NOW
+    if row.age is None:
+        what = "key {key}; the probe says {verdict}; its row holds no usable time of change"
+        return "UNKNOWN", Message(what, **facts), None
+    if row.age > WARNING_AGE:
+        level = "CRITICAL" if row.age > CRITICAL_AGE else "WARNING"
+        what = "key {key}: older than 25 h; the probe says {verdict}"
+        return level, Message(what, **facts), NOW
+    return "OK", Message("key {key}; the probe says {verdict}", **facts), None
 
 
 def status(account: Account | SettingsFault) -> dict[str, Any]:
@@ -1818,146 +2082,18 @@ def status(account: Account | SettingsFault) -> dict[str, Any]:
             raise account
         facts["service"] = account.service
         with KeyStore(account, Deadline(STATUS_TIME), lambda what, seconds: None) as store:
-            stored = store.look()
-        verdict = Webkassa(account).probe(stored.key)
-        level, what = judge(stored, verdict)
-        age = None if stored.age is None else round(stored.age)
-        facts |= {"fingerprint": stored.key.fingerprint, "age_seconds": age}
-        facts |= {"changed": stored.changed, "probe": verdict}
+            row = store.read_row()
+        verdict = Webkassa(account).probe(row.key)
+        level, what, advice = classify(row, verdict)
+        if advice:
+            what = Message("{what}\n{advice}", what=what, advice=advice)
+        age = None if row.age is None else round(row.age)
+        facts |= {"fingerprint": row.key.fingerprint, "age_seconds": age}
+        facts |= {"changed": row.changed, "probe": verdict}
     except Failure as failure:
-        level, what = "UNKNOWN", f"{failure}\n{advice_for(failure)}"
+        advice = advice_for(failure)
+        level, what = "UNKNOWN", Message("{why}\n{advice}", why=failure.message, advice=advice)
     return facts | {"status": level, "message": what}
-
-
-# ---- Many accounts: each in a forked child of its own, so that they cannot mix
-
-
-def read_accounts(
-    folder: str, values: Mapping[str, str], faults: list[str]
-) -> list[tuple[str, Account | SettingsFault]]:
-    """Return the accounts of a folder with their names; a SettingsFault for one with wrong
-    settings. Raise SettingsFault for what would make accounts disturb one another."""
-    base = {name: value for name, value in values.items() if name not in OWN}
-    found: dict[str, Account | SettingsFault] = {}
-    owners: dict[tuple[Any, ...], str] = {}
-    for path in sorted(Path(folder).glob("[!.]*.env")):  # an editor's own files are hidden
-        wrong: list[str] = []
-        own = read_env_file(path, wrong)
-        if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", path.stem):
-            faults.append(f"{path}: the name of an account is a-z, 0-9, - and _, 40 at most")
-        others = sorted(own.keys() - NAMES)
-        for name in others:  # it may be a password
-            shown = (
-                name if re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.I) else "what"
-            )
-            faults.append(f"{path}: {shown} is not an account's own: it goes elsewhere")
-        row = {"WEBKASSA_SERVICE_NAME": f"Webkassa:{path.stem}"}
-        if any(name.startswith("POSTGRES_") for name in own):  # a database of its own
-            row["DATABASE_URL"] = own["DATABASE_URL"] = own.get("DATABASE_URL", "")
-        try:
-            account = found[path.stem] = read_account(row | base | own, wrong)
-        except SettingsFault as fault:
-            found[path.stem] = SettingsFault(f"{path}: {fault}", **vars(fault))
-            continue
-        hosts = str(account.database.get("host", "localhost")).lower().split(",")
-        near = [is_loopback(host) or host.startswith(("/", "@")) or host for host in hosts]
-        parts = [account.database.get(name, usual) for name, usual in PLACE.items()]
-        where = (tuple(near), *parts, account.database.get("dbname", account.database.get("user")))
-        login = host_of(account.auth_url).removesuffix(":443"), account.login.value.casefold()
-        for mark in (
-            ("row", account.service, account.schema or "public", account.table, where),
-            ("login", *login),
-        ):
-            other = owners.setdefault(mark, path.name)
-            if other != path.name:
-                faults.append(f"{folder}: {other} and {path.name} have one {mark[0]}")
-    if not found:
-        faults.append(f"{folder}: holds no account, that is no file NAME.env")
-    if faults:
-        raise settings_fault(values, faults)
-    return list(found.items())
-
-
-PLACE = {"port": "5432", "hostaddr": "", "service": ""}
-
-
-class Crew:
-    """Runs `work(name, account)` for each account in a forked child, `jobs` at a time. By name,
-    `codes` are the exit codes; `reasons` tell why, where a child could not. `heard` is called when
-    a signal says to stop."""
-
-    def __init__(
-        self, accounts: list[tuple[str, Any]], jobs: int, heard: Callable[[], None]
-    ) -> None:
-        self.waiting, self.jobs, self.heard, self.stopped = accounts, jobs, heard, False
-        self.running: dict[int, str] = {}
-        self.codes: dict[str, int] = {}
-        self.reasons: dict[str, str] = {}
-
-    def run(self, work: Callable[[str, Any], int]) -> Iterator[str]:
-        """Yield the name of each account that is done."""
-        stops = {number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
-        for number in stops:
-            signal.signal(number, self.stop)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, there would be nothing to wait for
-        gc.freeze()
-        while True:
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-            while self.waiting and len(self.running) < self.jobs and self.start(work, stops, mask):
-                pass
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            if not self.running:
-                return
-            pid, status = os.wait()
-            if pid in self.running:  # the first process of a container inherits strangers
-                name, code = self.running.pop(pid), os.waitstatus_to_exitcode(status)
-                if self.stopped and -code in stops:
-                    self.note(name, StoreUnavailable.code, "told to stop")
-                elif code < 0:
-                    self.note(name, Failure.code, f"killed by signal {-code}")
-                else:
-                    self.note(name, code, "")
-                yield name
-
-    def note(self, name: str, code: int, reason: str) -> None:
-        self.codes[name], self.reasons[name] = code, reason
-
-    def start(self, work: Callable[[str, Any], int], stops: set[Any], mask: set[Any]) -> bool:
-        """Fork for the next account; return False where another must end before it. A child takes
-        signals as a single run does."""
-        name, account = self.waiting.pop(0)
-        try:
-            pid = os.fork()
-        except OSError as error:  # no process more, or no memory
-            if self.running:
-                self.waiting.insert(0, (name, account))
-            else:
-                self.note(name, StoreUnavailable.code, f"not tried: {error}")
-            return not self.running
-        if pid:
-            self.running[pid] = name
-            return True
-        code = Failure.code
-        try:
-            for number in stops:
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            code = work(name, account)
-        except Exception as error:
-            log.error("%s: %s", name, bug(error))
-        finally:
-            os._exit(code)
-
-    def stop(self, number: int, _: object) -> None:
-        """Start no more, and let the running ones end as a single run does."""
-        waiting, self.waiting, first, self.stopped = self.waiting, [], not self.stopped, True
-        for name, _ in waiting:  # meanwhile a second signal may come
-            self.note(name, StoreUnavailable.code, "not tried: told to stop")
-        if first:
-            self.heard()
-        for pid in self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
 
 
 # ---- Command line: nothing above touches the environment or the terminal
@@ -1982,9 +2118,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     commands = ("update", "check", "status")
     parser.add_argument("command", nargs="?", default="update", choices=commands)
     parser.add_argument("--env-file")
-    wishes = parser.add_mutually_exclusive_group()
-    wishes.add_argument("--if-needed", action="store_const", const="", dest="wish")
-    wishes.add_argument("--if-key", dest="wish")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--if-needed", action="store_const", const="", dest="mode")
+    modes.add_argument("--if-key", dest="mode")
     parser.add_argument("--accounts-dir")
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--shard", default="0/1")
@@ -1992,7 +2128,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("-v", "--verbose", action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(argv)
-    if options.wish is not None and options.command != "update":
+    if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
     if options.json and options.command != "status":
         parser.error("--json goes with status")
@@ -2002,11 +2138,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     options.shard = (int(shard[1]), int(shard[2])) if shard else (0, 0)
     if options.shard[0] >= options.shard[1] or not 1 <= options.jobs <= 256:
         parser.error("--shard wants I/N, with I from 0 to N-1; --jobs 1 to 256")
-    if options.wish == "-":
-        options.wish = read_line().strip().lower()
-    if not re.fullmatch("([0-9a-f]{8})?", options.wish or ""):
+    if options.mode == "-":
+        options.mode = read_line().strip().lower()
+    if not re.fullmatch("([0-9a-f]{8})?", options.mode or ""):
         parser.error("--if-key wants the fingerprint of a key, 8 hex digits")
-    options.wish = Run.ALWAYS if options.wish is None else options.wish or Run.IF_NEEDED
+    options.mode = ALWAYS if options.mode is None else options.mode or IF_NEEDED
     return options
 
 
@@ -2025,19 +2161,36 @@ def say(text: str, file: Any = None, end: str = "\n") -> None:
         print(text, file=file, end=end, flush=True)
 
 
+def in_readers_language(message: Message) -> str:
+    return message.render(str)
+
+
+class LogFormatter(logging.Formatter):
+    """Writes a line of the log; `prefix` comes before what it says."""
+
+    def __init__(self, prefix: str = "") -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def format(self, record: logging.LogRecord) -> str:
+        said: Any = record.msg
+        text = in_readers_language(said) if isinstance(said, Message) else record.getMessage()
+        return f"{record.levelname}: {self.prefix}{text}"
+
+
 class Terminal:
     """Tells a person who waits, after 3 s, for what and for how long; and that Ctrl-C was heard.
     It writes from a thread of its own: a terminal may block, and the update must not."""
 
     def __init__(self) -> None:
-        self.wait = ("", Deadline(0), Deadline(0))
+        self.wait = (Message(""), Deadline(0), Deadline(0))
         if os.isatty(2):  # standard error, which may also be closed
             with contextlib.suppress(Failure):
                 start_thread(self.watch)
 
-    def tell(self, what: str, seconds: float) -> None:
-        patience = self.wait[2] if self.wait[0] == what else Deadline(3)  # of one wait, in parts
-        self.wait = (what, Deadline(seconds), patience)
+    def report_wait(self, what: Message, seconds: float) -> None:
+        is_same = str(self.wait[0]) == str(what)  # one wait, in parts
+        self.wait = (what, Deadline(seconds), self.wait[2] if is_same else Deadline(3))
 
     def watch(self) -> None:
         told, heard = self.wait, False
@@ -2046,10 +2199,14 @@ class Terminal:
             what, end, patience = wait = self.wait
             if wait is not told and not patience.left:
                 told = wait
-                say(f"Waiting for {what}, {end.left:.0f} s at most ...", sys.stderr)
+                waiting = "Waiting for {what}, {seconds:.0f} s at most ..."
+                self.say(Message(waiting, what=what, seconds=end.left))
             if not heard and signal.SIGINT in signal.sigpending():
                 heard = True
-                say("Ctrl-C: it ends as soon as no key can be lost any more ...", sys.stderr)
+                self.say(Message("Ctrl-C: it ends as soon as no key can be lost any more ..."))
+
+    def say(self, message: Message) -> None:
+        say(in_readers_language(message), sys.stderr)
 
 
 class Command:
@@ -2063,37 +2220,41 @@ class Command:
     def run(self) -> int:
         """Return the exit code."""
         account: Account | SettingsFault
+        values: Mapping[str, str] = os.environ
         try:
             values, faults = self.load_settings()
             if self.folder:
-                return self.do_many(values, faults)
+                code: int = load_accounts_module().do_many(self, values, faults)
+                return code
             if self.options.shard != (0, 1):
-                faults.append("--shard is for many accounts: WEBKASSA_ACCOUNTS_DIR is not set")
+                what = "--shard is for many accounts: WEBKASSA_ACCOUNTS_DIR is not set."
+                faults.append(Message(what))
             if "WEBKASSA_LOGIN" not in values and not os.path.exists(self.settings_file):
-                faults.append(".env: is missing; use --env-file FILE or the environment")
+                faults.append(Message(".env is missing; use --env-file FILE or the environment."))
             account = read_account(values, faults)
         except SettingsFault as fault:
             account = fault
         if self.options.command == "status":
             return self.print_status([status(account)])
-        return self.do_one(account, Terminal().tell)
+        monitor = monitor_of(SettingsParser(values, []))
+        return self.do_one(account, monitor, Terminal().report_wait)
 
     @property
     def settings_file(self) -> Path:
         beside = Path(__file__).resolve().with_name(".env").resolve()  # in an image it is a link
         return Path(self.options.env_file or beside)
 
-    def load_settings(self) -> tuple[dict[str, str], list[str]]:
+    def load_settings(self) -> tuple[dict[str, str], list[Message]]:
         """Return the settings by name, and what is wrong with their file. Make them the
         environment, for libpq and requests."""
-        faults, from_file = list[str](), dict[str, str]()
+        faults, from_file = list[Message](), dict[str, str]()
         path = self.settings_file
         if self.options.env_file or os.path.exists(path):
             from_file = read_env_file(path, faults)
         if faults and not from_file:
-            raise settings_fault(os.environ, faults)
+            raise settings_fault(faults)
         values = from_file | {name: value for name, value in os.environ.items() if value}
-        find_unknown(path, from_file, values, faults)
+        find_unknown_names(path, from_file, values, faults)
         for name in os.environ.keys() - values.keys():
             del os.environ[name]
         os.environ.update(values)
@@ -2101,50 +2262,55 @@ class Command:
         self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
         return values, faults
 
-    def as_typed(self, text: str, name: str = "") -> str:
-        """Put the program as it was called, with its settings, in the place of `command`. Of many
-        accounts, an update is to be of the one called `name`, or must leave the good keys alone."""
+    def as_typed(self, message: Message, name: str = "") -> str:
+        """Return a message in the reader's language, with the program as it was called in the place
+        of `command`. Of many accounts, an update is to be of the one called `name`, or must leave
+        the good keys alone."""
         words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
         words += ["--env-file", self.options.env_file] if self.options.env_file else []
         program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
         if self.options.accounts_dir:
             program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
         share = self.shares.get(name or self.name, " --if-needed" if self.folder else "")
-        text = text.replace("`update`", f"{program} update{share}")
+        text = in_readers_language(message).replace("`update`", f"{program} update{share}")
         return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}", text)
 
-    def do_one(self, account: Account | SettingsFault, tell: Callable[[str, float], None]) -> int:
+    def do_one(
+        self,
+        account: Account | SettingsFault,
+        monitor: Secret,
+        report_wait: Callable[[Message, float], None],
+    ) -> int:
         """Update or check one account; return the exit code."""
         if isinstance(account, Account) and not self.is_update:
-            return self.print_check(account, tell)
-        name, run, failure = "", None, None
+            return self.print_check(account, report_wait)
+        name = ""
         try:
             if isinstance(account, SettingsFault):
                 raise account
-            name, run = self.label(account), Run(account, self.options.wish, tell)
-            log.info("%s%s.", name, update(run))
+            name = self.label(account)
+            outcome = update(Job(account, self.options.mode, report_wait))
         except Exception as error:
-            failure = error if isinstance(error, Failure) else bug(error)
-            gap = "\n" if "\n" in str(failure) else " "
-            said = (run and run.said) or said_after_failure(run, failure)
-            said = f"{name}{failure}{gap}{said}"
-            log.error("%s", self.as_typed(said))
-        code = failure.code if failure else 0
+            outcome = describe_failure(as_failure(error), NO_KEY, "", NO_KEY, asked=False)
+        for warning in outcome.warnings:
+            log.warning(Message("{name}{what}", name=name, what=warning))
+        level = logging.ERROR if outcome.code else logging.INFO
+        log.log(level, "%s%s", name, self.as_typed(outcome.message))
         if self.is_update:
-            tell("the monitor", CHECK_TIME)
-            ping(account.healthcheck_url, code)
-        return code
+            report_wait(Message("the monitor"), CHECK_TIME)
+            ping(monitor, outcome.code)
+        return outcome.code
 
     def label(self, account: Account) -> str:
         """Return the row's name, with the account's where that does not tell it."""
         is_told = not self.name or f":{account.service}".endswith(f":{self.name}")
         return f"{account.service}: " if is_told else f"{self.name}, {account.service}: "
 
-    def print_check(self, account: Account, tell: Callable[[str, float], None]) -> int:
+    def print_check(self, account: Account, report_wait: Callable[[Message, float], None]) -> int:
         """Print each result of a check; return the exit code of the first that failed."""
         first, name = 0, self.label(account) if self.folder else ""
-        for word, text, code in check(account, tell):
-            say(self.as_typed(f"{word:5} {name}{text}"))
+        for word, what, code in check(account, report_wait):
+            say(f"{word:5} {name}{self.as_typed(what)}")
             first = first or code
         return first
 
@@ -2153,13 +2319,17 @@ class Command:
         worst_first = ("CRITICAL", "WARNING", "UNKNOWN", "OK")
         reports.sort(key=lambda report: worst_first.index(report["status"]))
         for report in reports:
-            report["message"] = self.as_typed(report["message"])
+            if isinstance(report["message"], Message):
+                report["message"] = self.as_typed(report["message"])
         worst = reports[0] if reports else {"status": "OK", "message": "nothing to do"}
         word, what = worst["status"], worst["message"]
         accounts = [report for report in reports if {"account", "service"} & report.keys()]
         if "account" in worst:
-            good = sum(report["status"] == "OK" for report in reports)
-            what = f"{good} of {len(reports)} accounts are well; {worst['account']}: {what}"
+            facts = {"good": sum(report["status"] == "OK" for report in reports)}
+            what = Message(
+                "{good} of {count} accounts are well; {account}: {what}",
+                **facts, count=len(reports), account=worst["account"], what=what,
+            ).render(str)  # fmt: skip
         if self.options.json:
             say(json.dumps({"status": word, "message": what, "accounts": accounts}, indent=2))
             return LEVELS.index(word)
@@ -2173,92 +2343,36 @@ class Command:
             say(", ".join(shown).replace("|", "/").replace("\n", " "))
         return LEVELS.index(word)
 
-    def do_many(self, values: dict[str, str], faults: list[str]) -> int:
-        """Do it for every account of the folder; return the exit code."""
-        monitor, (number, shards) = monitor_of(Reader(values, faults)), self.options.shard
-        everyone = read_accounts(self.folder, values, faults)
-        for place, (name, _) in enumerate(everyone):
-            self.shares[name] = f" --shard {place}/{len(everyone)}"
-        accounts = everyone[number::shards]
-        crew = Crew(accounts.copy(), self.options.jobs, heard)
-        with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's
-            for _ in crew.run(functools.partial(self.do_child, file.fileno())):
-                if os.isatty(2):
-                    say(f"{len(crew.codes)} of {len(accounts)} accounts", sys.stderr, end="\r")
-            file.seek(0)
-            reports = file.readall().splitlines()
-        if self.options.command == "status":
-            return self.print_status(list(reports_of(crew, reports)))
-        code = self.sum_up(crew)
-        if self.is_update:
-            ping(monitor, code)
-        return code
 
-    def sum_up(self, crew: Crew) -> int:
-        """Say which accounts are not done, and why; return their common code, or 71."""
-        bad, said = {name: code for name, code in sorted(crew.codes.items()) if code}, ""
-        for name, code in bad.items():
-            reason = crew.reasons[name] or CODES[code][0]
-            if self.is_update and reason.startswith("killed"):
-                reason += f". Its stored key may be dead. {NOW}"
-            said += self.as_typed(f"\n  {name}: {code}, {reason}", name)
-        done = f"{len(crew.codes) - len(bad)} of {len(crew.codes)} accounts: done"
-        level = logging.ERROR if bad else logging.INFO
-        log.log(level, "%s%s%s", done, "; not done:" if bad else ".", said)
-        return 71 if len(set(bad.values())) > 1 else next(iter(bad.values()), 0)
-
-    def do_child(self, file: int, name: str, account: Account | SettingsFault) -> int:
-        """Do it for one of many accounts, in a process of its own; return the exit code."""
-        self.name = name
-        if self.options.command == "status":
-            end = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_APPEND)  # over nobody else's
-            report = status(account)
-            report["message"] = self.as_typed(report["message"])
-            os.write(end, json.dumps([name, report]).encode() + b"\n")
-            return 0
-        if self.options.verbose:  # the steps of all come mixed
-            log.handlers[0].setFormatter(logging.Formatter(f"%(levelname)s: {name}: %(message)s"))
-        return self.do_one(account, lambda what, seconds: None)
-
-
-def reports_of(crew: Crew, lines: list[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield what the children wrote of their accounts; one may have been killed, or had no room."""
-    found = dict[str, Any]()
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            found |= dict([json.loads(line)])
-    for name, reason in sorted(crew.reasons.items()):
-        lost = {"status": LEVELS[UNKNOWN], "message": f"No report: {reason or 'it failed'}"}
-        yield {"account": name} | found.get(name, lost)
-
-
-def heard() -> None:
-    """Tell who pressed Ctrl-C; in a handler of signals, where `say` might be at work."""
-    with contextlib.suppress(OSError):
-        if os.isatty(2):
-            os.write(2, b"\nIt ends as soon as no key can be lost any more ...\n")
+def load_accounts_module() -> Any:
+    """Return the module for many accounts, and hand this one to it; raise SettingsFault if it is
+    missing. It is found by its path: an isolated Python (-I) looks for no module beside this one."""
+    path = Path(__file__).resolve().with_name("webkassa_key_accounts.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not spec or not spec.loader or not path.exists():
+        what = "WEBKASSA_ACCOUNTS_DIR, --accounts-dir: for many accounts {file} is missing."
+        raise settings_fault([Message(what, file=path)])
+    module = importlib.util.module_from_spec(spec)
+    vars(module)["updater"] = sys.modules[__name__]
+    spec.loader.exec_module(module)
+    return module
 
 
 def ping(url: Secret, code: int) -> None:
     """Tell a Healthchecks-compatible monitor how it ended; never change how it ends."""
-    said = ""
+    why = None
     try:
         if url:
             whole = re.sub(r"/*(\?.*)?$", ("/fail" if code else "") + r"\1", url.value, count=1)
             session = new_session(os.environ.get("REQUESTS_CA_BUNDLE", ""))
-            answer = exchange(session, "GET", whole, Deadline(CHECK_TIME))
-            said = "" if 200 <= answer.status < 300 else f"it answers HTTP {answer.status}."
+            request = requests.Request("GET", whole)
+            answer = send_request(session, request, Deadline(CHECK_TIME), LOGIN_LIMIT)
+            if not 200 <= answer.status < 300:
+                why = Message("it answers HTTP {status}.", status=answer.status)
     except Exception as error:
-        said = str(error) if isinstance(error, Failure) else type(error).__name__
-    if said:
-        log.warning("The monitor at HEALTHCHECK_URL could not be told: %s", said)
-
-
-def bug(error: Exception) -> Failure:
-    """Say where a bug struck, not what the exception says: that can carry secrets."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{type(error).__name__} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
-    return Failure(f"A bug of this program: {where}.")
+        why = as_failure(error).message
+    if why:
+        log.warning(Message("The monitor at HEALTHCHECK_URL could not be told: {why}", why=why))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -2267,12 +2381,12 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # None where it is closed
         sys.stdout.reconfigure(errors="backslashreplace")
     log.handlers, log.propagate = [logging.StreamHandler()], False
-    log.handlers[0].setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    log.handlers[0].setFormatter(LogFormatter())
     log.setLevel(logging.DEBUG if options.verbose else logging.INFO)
     try:
         return Command(options).run()
     except Exception as error:
-        log.error("%s", bug(error))
+        log.error(as_failure(error).message)
         return UNKNOWN if options.command == "status" else Failure.code
 
 

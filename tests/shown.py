@@ -52,7 +52,12 @@ class Desk:
 
     def __init__(self, server: Postgres, webkassa: Vendor, proxy: str, folder: Path) -> None:
         self.server, self.webkassa, self.proxy, self.folder = server, webkassa, proxy, folder
-        for name in ("webkassa_key_updater.py", "requirements.txt", ".env.example"):
+        for name in (
+            "webkassa_key_updater.py",
+            "webkassa_key_accounts.py",
+            "requirements.txt",
+            ".env.example",
+        ):
             shutil.copy(ROOT / name, folder)
         self.settings = {
             "WEBKASSA_LOGIN": webkassa_simulator.LOGIN,

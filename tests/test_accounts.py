@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from world.accounts import Accounts, children, is_pending, login, row
 from world.monitor import Monitor
 from world.relay import Relay
-from world.shop import ROOT, UPDATERS, Result, Shop, fingerprint, trigger
+from world.shop import PROGRAM, ROOT, UPDATERS, Result, Shop, fingerprint, trigger
 from world.waiting import await_
 from world.webkassa_simulator import Behaviour, Handler, answer, errors, hang
 
@@ -117,7 +118,7 @@ def test_faulty_file_is_78_for_that_account_alone(shop: Shop) -> None:
     assert accounts.untouched == set("abcd")
     assert set(summary(result.err)) == set("abcd")
     for name, fault in {"a": "WEBKASSA_DEADLINE: is not a duration", "b": "line 1 is not NAME=value",
-                        "c": "is not UTF-8", "d": "WEBKASSA_PASSWORD: is not set"}.items():  # fmt: skip
+                        "c": "is not UTF-8", "d": "WEBKASSA_PASSWORD is not set"}.items():  # fmt: skip
         assert re.search(rf"\b{name}(\.env)?\b(.|\n  )*{re.escape(fault)}", result.err), name
     assert shop.webkassa.authorizations == 1
 
@@ -315,7 +316,7 @@ def test_rows_of_one_name_do_not_forget_one_anothers_refusals(
 
 def test_accounts_of_one_rows_name_are_told_apart(shop: Shop, schemas: Accounts) -> None:
     said = shop.run("update").err
-    assert all(f": {name}, Webkassa: stored the new key" in said for name in "ab")
+    assert all(f": {name}, Webkassa: Stored the new key" in said for name in "ab")
     checked = shop.run("check").out
     assert all(f"{name}, Webkassa: settings" in checked for name in "ab")
     shop.webkassa.issue(login=login("b"))
@@ -334,8 +335,8 @@ def test_login_password_and_row_are_never_inherited(shop: Shop) -> None:
     accounts.write("b", WEBKASSA_PASSWORD="")
     result = shop.run("update")
     assert (result.code, accounts.renewed) == (78, {"c"})
-    assert "WEBKASSA_LOGIN: is not set" in result.err
-    assert "WEBKASSA_PASSWORD: is not set" in result.err
+    assert "WEBKASSA_LOGIN is not set" in result.err
+    assert "WEBKASSA_PASSWORD is not set" in result.err
     assert shop.is_untouched  # the row of the base settings
     assert shop.webkassa.authorizations == 1
 
@@ -542,10 +543,11 @@ import webkassa_key_updater as program
 for _ in range(60):
     pid = os.fork()
     if not pid:
-        crew = program.Crew([(str(n), None) for n in range(2000)], 1, lambda: None)
-        for _ in crew.run(lambda name, account: signal.pause()):
+        accounts = [(str(n), None) for n in range(2000)]
+        pool = program.load_accounts_module().ProcessPool(accounts, 1, lambda: None)
+        for _ in pool.run(lambda name, account: signal.pause()):
             pass
-        os._exit(len(crew.codes) != 2000)
+        os._exit(len(pool.codes) != 2000)
     while not open(f"/proc/{{pid}}/task/{{pid}}/children").read():
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # it has not broken down
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -597,7 +599,7 @@ def test_told_to_stop_while_the_monitor_is_told_it_does_not_say_that_a_stored_ke
     process.terminate()
     result = shop.finish(process)
     assert summary(result.err) == {"a": "75, told to stop", "b": "75, not tried: told to stop"}
-    assert f"{row('a')}: stored the new key" in result.err
+    assert f"{row('a')}: Stored the new key" in result.err
     assert accounts.renewed == {"a"}
 
 
@@ -815,3 +817,33 @@ def test_folder_may_be_named_by_a_relative_path(shop: Shop) -> None:
     assert process.wait(30) == 0
     assert accounts.renewed == {"a"}
     process.communicate()
+
+
+# A file of its own -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["update", "check", "status"])
+def test_the_one_file_alone_serves_one_account_and_says_what_many_need(
+    shop: Shop, monitor: Monitor, command: str
+) -> None:
+    accounts = Accounts(shop, "a", "b")
+    alone = Path(shutil.copy(PROGRAM, shop.home))
+    shop.program, many, shop.options = [str(alone)], shop.options, ()
+    assert shop.run("update").code == 0
+    assert shop.holds_the_live_key
+    asked, shop.options = len(shop.webkassa.calls), many
+    result = shop.run(command, HEALTHCHECK_URL=f"{monitor.origin}/all")
+    assert result.code == (3 if command == "status" else 78)
+    missing = alone.with_name("webkassa_key_accounts.py")
+    assert f"for many accounts {missing} is missing" in result.out + result.err
+    assert (accounts.untouched, len(shop.webkassa.calls)) == ({"a", "b"}, asked)
+    assert monitor.paths == (["/all/fail"] if command == "update" else [])
+    shutil.copy(ROOT / missing.name, missing)
+    assert shop.run("check").code == 0
+
+
+def test_isolated_python_finds_the_file_for_many_accounts(shop: Shop) -> None:
+    """As the units start it: no folder of the program is looked in for modules."""
+    accounts = Accounts(shop, "a", "b")
+    shop.program = ["-I", str(PROGRAM)]
+    assert (shop.run("update").code, accounts.renewed) == (0, {"a", "b"})

@@ -149,7 +149,7 @@ def test_second_login_that_fails_never_ends_with_0(
 
 def test_second_login_is_the_last_of_a_run(shop: Shop) -> None:
     """Whoever cuts every connection gets no third login out of us."""
-    shop.hurry(Run__STORING_TIME=4)
+    shop.hurry(LoginState__STORING_TIME=4)
     shop.webkassa.verdict = lambda token: UNCLEAR
     shop.webkassa.on_issue = shop.kill_connections
     result = shop.run()
@@ -175,7 +175,7 @@ def test_lock_is_taken_again_after_a_reconnect(shop: Shop) -> None:
     shop.webkassa.on_issue = once(other_updater)
     result = shop.run()
     assert (result.code, len(waited), shop.webkassa.authorizations) == (0, 1, 1)
-    assert "another updater" in result.err
+    assert "nother updater" in result.err
     assert shop.holds_the_live_key
 
 

@@ -231,7 +231,7 @@ def test_check_names_the_holder_of_a_lock_and_changes_nothing(shop: Shop, held: 
 
 def test_lock_held_by_somebody_asks_webkassa_for_nothing(shop: Shop) -> None:
     """The wait is cut short to 3 s here: 10 for the deadline, 5 for the probe, and these."""
-    shop.hurry(Run__STORING_TIME=-12)
+    shop.hurry(LoginState__STORING_TIME=-12)
     with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
         cursor.execute("BEGIN; " + HELD["advisory"])
         pid = other.info.backend_pid
@@ -387,7 +387,7 @@ def test_a_machine_that_can_start_no_thread_is_tried_again_later(shop: Shop, mor
     shop.run_after(THREADLESS.format(more=more))
     result = shop.run()
     assert (result.code, shop.webkassa.calls) == (75, [])
-    assert "This machine can start no thread more." in result.err
+    assert "This machine cannot start another thread." in result.err
     assert "the stored key" in result.err.lower()
     assert "dead" not in result.err
     assert shop.is_untouched

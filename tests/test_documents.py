@@ -130,7 +130,7 @@ def test_exit_codes_are_those_of_the_help(text: str) -> None:
 
 @BOTH
 def test_words_to_search_for_are_the_programs_own(text: str) -> None:
-    files = [PROGRAM, *ROOT.glob("*.sh"), *ROOT.glob("systemd/*.sh")]
+    files = [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *ROOT.glob("systemd/*.sh")]
     source = "".join(file.read_text(encoding="utf-8") for file in files)
     source = re.sub(r'"\s+f?"', "", source)
     for phrase in phrases(text):
@@ -268,7 +268,7 @@ def test_stage_leads_every_setting_to_what_is_not_real(tmp_path: Path) -> None:
         )  # fmt: skip
     said = done.stdout + done.stderr
     assert "ok    webkassa: 127.0.0.1:" in said
-    assert "stored the new key" in said
+    assert "Stored the new key" in said
     assert "WEBKASSA OK" in said
     assert "login refused" in said
     assert done.returncode == 77

@@ -51,7 +51,7 @@ def test_a_day_of_the_key_is_the_same_for_everybody(shop: Shop, person: dict[str
     assert "WARN  stored key: " in run(shop, person, "check").out
     updated = run(shop, person)
     assert (updated.code, updated.out, updated.err.count("\n")) == (0, "", 1)
-    assert "stored the new key" in updated.err
+    assert "Stored the new key" in updated.err
     assert shop.holds_the_live_key
     status = run(shop, person, "status")
     assert (status.code, status.err) == (0, "")

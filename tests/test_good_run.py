@@ -26,7 +26,7 @@ def test_good_run_says_one_line_and_stores_the_live_key(shop: Shop) -> None:
 def test_log_carries_no_time_or_line_breaks_that_a_journal_adds_itself(shop: Shop) -> None:
     result = shop.finish(shop.start())
     assert re.fullmatch(
-        rf"INFO: Webkassa: stored the new key {fingerprint(shop.key)} from 127\.0\.0\.1:\d+"
-        rf" in shop\.public\.api_keys in place of {fingerprint(shop.old_key)}, 30\.0 h old\.\n",
+        rf"INFO: Webkassa: Stored the new key {fingerprint(shop.key)} from 127\.0\.0\.1:\d+"
+        rf" in shop\.public\.api_keys, in place of {fingerprint(shop.old_key)}, 30\.0 h old\.\n",
         result.err,
     )

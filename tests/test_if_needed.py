@@ -127,7 +127,7 @@ def test_if_key_reads_standard_input_and_an_empty_line_is_if_needed(shop: Shop) 
     for text in ("\n", "", "0123abcd\n", "0123ABCD\r\n"):
         code, said = told(text)
         assert (code, shop.webkassa.authorizations) == (0, 0), said
-        assert "nothing to do" in said
+        assert "Nothing to do" in said
     assert told("nonsense\n")[0] == 2
     assert told(fingerprint(shop.old_key) + "\n")[0] == 0
     assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)

@@ -181,7 +181,7 @@ NO_TIMES = "ALTER TABLE api_keys DROP created_at, DROP updated_at"
 
 CAUSES = {
     # 78: settings
-    "no login": Cause(78, "WEBKASSA_LOGIN: is not set", env={"WEBKASSA_LOGIN": ""}),
+    "no login": Cause(78, "WEBKASSA_LOGIN is not set", env={"WEBKASSA_LOGIN": ""}),
     "no such settings file": Cause(
         78, "/nowhere/x.env:? does not exist", arguments=("--env-file", "/nowhere/x.env")
     ),
@@ -191,13 +191,13 @@ CAUSES = {
     ),
     # 75: PostgreSQL is not to be had
     "database: nobody listens": Cause(
-        75, "host=127.0.0.1.*nobody listens", env={"POSTGRES_PORT": str(free_port())}
+        75, "host=127.0.0.1.*connection refused", env={"POSTGRES_PORT": str(free_port())}
     ),
     "database: no such name": Cause(
         75, "host=db.invalid.*cannot be resolved", env={"POSTGRES_HOST": "db.invalid"}
     ),
     "database: no such socket": Cause(
-        75, "host=/nowhere.*nobody listens", env={"POSTGRES_HOST": "/nowhere"}
+        75, "host=/nowhere.*connection refused", env={"POSTGRES_HOST": "/nowhere"}
     ),
     "database: wrong password": Cause(
         75, "user=postgres.*is there.*password", env={"POSTGRES_PASSWORD": "wrong-canary"}
@@ -215,7 +215,7 @@ CAUSES = {
         75, "(?=.*53300).*too_many_connections",
         sql=trigger("RAISE 'no' USING ERRCODE = 'too_many_connections';"),
     ),
-    "database: lost meanwhile": Cause(75, "user=keeper.*does not let us in", key="works, may die", around=connection_lost, forked=True),
+    "database: lost meanwhile": Cause(75, "user=keeper.*the connection is rejected", key="works, may die", around=connection_lost, forked=True),
     # 73: PostgreSQL refuses the write
     "table: no privilege": Cause(
         73, "GRANT SELECT, INSERT, UPDATE ON public.api_keys TO poor", around=poor_role
@@ -466,18 +466,18 @@ class News(NamedTuple):
 OLD = "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - interval '{}' WHERE id = 1"
 NO_ROW = "DELETE FROM api_keys WHERE id = 1"
 NEWS = {
-    "a good run": News("stored the new key {new} from {host} in {table} in place of {old}, 30.0 h old"),
-    "the first key": News("stored the new key {new} from {host} in {table} where none was", sql=NO_ROW),
+    "a good run": News("Stored the new key {new} from {host} in {table} in place of {old}, 30.0 h old"),
+    "the first key": News("Stored the new key {new} from {host} in {table} where none was", sql=NO_ROW),
     "a new row beside others": News("(beside|other row)", sql=NO_ROW),
     "no table yet": News("(made.* table {table}|table {table}.* made)", sql="DROP TABLE api_keys"),
-    "young": News("nothing to do: .*{old}, 1.0 h old; .*says alive", ("update", "--if-needed"), sql=OLD.format("1 h")),
+    "young": News("Nothing to do: .*{old}, 1.0 h old; .*says alive", ("update", "--if-needed"), sql=OLD.format("1 h")),
     "young, and dead for all we know": News(
-        "nothing to do: .*{old}, 1.0 h old; .*says unclear", ("update", "--if-needed"),
+        "Nothing to do: .*{old}, 1.0 h old; .*says unclear", ("update", "--if-needed"),
         sql=OLD.format("1 h"), live=False, probes=[answer(500)],
     ),
     "asked for in vain": News("0badc0de is (no longer stored|stored no more), but {old}", ("update", "--if-key", "0badc0de")),
     "asked for too soon": News(
-        "{old} is younger than a minute: nothing to do", ("update", "--if-key", "{old}"), sql=OLD.format("9 s")
+        "Nothing to do: the key {old} is younger than a minute", ("update", "--if-key", "{old}"), sql=OLD.format("9 s")
     ),
     "new key not probed": News("WARNING: .*could not be probed", probes=[answer(500)]),
     "new key of another form": News("WARNING: .*looks unlike", token="Z" * 40),
@@ -521,6 +521,6 @@ def test_what_is_no_failure_is_told_in_short(shop: Shop, name: str) -> None:
     assert re.search(said, result.out + result.err)
     if news.arguments[0] == "update":
         assert (
-            len(re.findall("^INFO: .*(stored the new key|nothing to do|read it)", result.err, re.M))
+            len(re.findall("^INFO: .*(Stored the new key|Nothing to do|read it)", result.err, re.M))
             == 1
         )

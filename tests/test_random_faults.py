@@ -196,7 +196,7 @@ class World(RuleBasedStateMachine):
             result = self.shop.watched(Result(process.returncode, out, err))
             assert result.code in CODES, result
             # --if-needed leaves a young key alone that the probe could not judge, be it dead
-            if result.code == 0 and "nothing to do" not in err:
+            if result.code == 0 and "Nothing to do" not in err:
                 self.ended_well.append(ended)
         self.running.clear()
         self.call_faults_off()

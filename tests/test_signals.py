@@ -187,7 +187,7 @@ def test_full_pipe_on_standard_error_loses_no_key(shop: Shop) -> None:
     await_(lambda: shop.holds_the_live_key)
     assert process.poll() is None  # it has not said so yet
     said = b""
-    while b"stored the new key" not in said:
+    while b"Stored the new key" not in said:
         said += os.read(reading, 65536)
     assert process.wait(20) == 0
     os.close(reading)

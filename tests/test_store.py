@@ -48,7 +48,7 @@ def test_write_refused_after_the_answer_is_tried_again(shop: Shop) -> None:
 @pytest.mark.begins_first
 def test_key_that_cannot_be_stored_in_time_is_reported_lost(shop: Shop) -> None:
     """The time for it is 3 s here, not 60: that it is 60 shows in how long others wait."""
-    shop.hurry(Run__STORING_TIME=3)
+    shop.hurry(LoginState__STORING_TIME=3)
 
     def break_for_good(token: str) -> None:
         shop.kill_connections()
@@ -78,7 +78,7 @@ def test_key_of_somebody_who_logged_in_after_us_is_left_alone(shop: Shop) -> Non
     shop.webkassa.probe_script.append(other_updater)
     result = shop.run()
     assert result.code == 0
-    assert "another updater logged in after us" in result.err
+    assert "Another updater logged in after us" in result.err
     assert shop.holds_the_live_key
 
 

@@ -36,7 +36,7 @@ TIMER = "webkassa-key-update.timer"
 BOOT = "webkassa-key-boot.service"
 ALERT = "webkassa-key-alert.service"
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS}
-FILES = ("webkassa_key_updater.py", "pyproject.toml", "requirements.txt", ".env.example",
+FILES = ("webkassa_key_updater.py", "webkassa_key_accounts.py", "pyproject.toml", "requirements.txt", ".env.example",
          "install.sh", "uninstall.sh", "check-status.sh")  # fmt: skip
 
 TABLE = """CREATE TABLE api_keys (id serial PRIMARY KEY, service_name varchar(50) UNIQUE NOT NULL,

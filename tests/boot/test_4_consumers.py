@@ -71,7 +71,7 @@ def test_twenty_at_once_make_one_login(site: Site, kind: str) -> None:
     assert site.webkassa.authorizations == 1
     assert site.holds_a_new_key
     log = site.machine.journal("SYSLOG_IDENTIFIER=webkassa-key-updater", "--lines=30")
-    assert "stored the new key" in log
+    assert "Stored the new key" in log
 
 
 @pytest.mark.parametrize("kind", ["sync", "asyncio"])

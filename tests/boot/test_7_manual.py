@@ -131,7 +131,7 @@ def test_install_goes_as_written(desk: Site) -> None:
 
 def test_commands_of_the_server_go_as_written(desk: Site) -> None:
     said = typed(desk, "server commands")
-    assert "stored the new key" in said
+    assert "Stored the new key" in said
     assert typed(desk, "server look").startswith("WEBKASSA OK")
     shows(desk, "server status", desk.run("webkassa-key", "status").stdout)
 

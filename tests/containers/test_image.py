@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .common import FOLDER, ROOT, USER, await_, hang, needs, slow, tool
+from .common import FOLDER, MODULES, ROOT, USER, await_, hang, needs, slow, tool
 from .conftest import NAME, Salon, mount
 from .engine import IMAGE, Engine
 
@@ -43,7 +43,7 @@ def test_it_holds_the_program_with_its_packages_and_nothing_else_of_ours(engine:
     modules = [
         file for file in files if re.search(r"webkassa_key_\w+\.(py|cpython-\d+\.pyc)$", file)
     ]
-    assert len(modules) == 2  # one, and compiled
+    assert len(modules) == 2 * len(MODULES)  # and compiled
     assert not [file for file in files if file.endswith(("/pip", "/pip3"))]
     (settings,) = (file for file in files if file.endswith(".env"))
     assert settings.endswith("/site-packages/.env")  # a link to where they are mounted
@@ -68,7 +68,7 @@ def test_only_the_program_and_its_requirements_enter_the_build(
     for name in (
         "pyproject.toml",
         "requirements.txt",
-        "webkassa_key_updater.py",
+        *MODULES,
         "containers/Dockerfile.dockerignore",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ def test_only_the_program_and_its_requirements_enter_the_build(
     engine.build("context", tmp_path)
     assert set(engine.files("context", "context/")) == {
         "context/", "context/pyproject.toml", "context/requirements.txt",
-        "context/webkassa_key_updater.py"}  # fmt: skip
+        *(f"context/{name}" for name in MODULES)}  # fmt: skip
 
 
 # What the program does in it

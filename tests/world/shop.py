@@ -203,7 +203,7 @@ class Shop:
             yield
 
     def hurry(self, **seconds: float) -> None:
-        """Have the program take other times than its own, as `Run__STORING_TIME=3`."""
+        """Have the program take other times than its own, as `LoginState__STORING_TIME=3`."""
         self.program = ["-c", HURRIED.format(root=str(ROOT), seconds=seconds)]
 
     def run_after(self, lines: str) -> None:

@@ -1,0 +1,267 @@
+"""Many accounts: each NAME.env of a folder is one, and is done in a process of its own.
+
+webkassa_key_updater.py loads this file by its path, when it is told of such a folder, and hands
+itself in as `updater`. To import it from here would make a second copy, with other classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import webkassa_key_updater as updater
+
+log = logging.getLogger("webkassa_key_updater")
+
+# ---- The accounts of a folder
+
+
+def read_accounts(
+    folder: str, values: Mapping[str, str], faults: list[updater.Message]
+) -> list[tuple[str, Plan]]:
+    """Return the accounts of a folder with their names; a SettingsFault for one with wrong
+    settings. Raise SettingsFault for what would make accounts disturb one another."""
+    base = {name: value for name, value in values.items() if name not in updater.OWN}
+    found: dict[str, Plan] = {}
+    owners: dict[tuple[Any, ...], str] = {}
+    for path in sorted(Path(folder).glob("[!.]*.env")):  # an editor's own files are hidden
+        wrong: list[updater.Message] = []
+        own = updater.read_env_file(path, wrong)
+        faults += find_foreign_names(path, own)
+        row = {"WEBKASSA_SERVICE_NAME": f"Webkassa:{path.stem}"}
+        if any(name.startswith("POSTGRES_") for name in own):  # a database of its own
+            row["DATABASE_URL"] = own["DATABASE_URL"] = own.get("DATABASE_URL", "")
+        monitor = updater.monitor_of(updater.SettingsParser(own, []))
+        try:
+            account = updater.read_account(row | base | own, wrong)
+        except updater.SettingsFault as fault:
+            facts = {"file": path, "why": fault.message}
+            found[path.stem] = Plan(updater.SettingsFault("{file}: {why}", **facts), monitor)
+            continue
+        found[path.stem] = Plan(account, monitor)
+        for mark in identify_row_and_login(account):
+            other = owners.setdefault(mark, path.name)
+            if other != path.name:
+                what = "{folder}: {first} and {second} have one login."
+                if mark[0] == "row":
+                    what = "{folder}: {first} and {second} have one row."
+                names = {"folder": folder, "first": other, "second": path.name}
+                faults.append(updater.Message(what, **names))
+    if not found:
+        what = "{folder} holds no account, that is no file NAME.env."
+        faults.append(updater.Message(what, folder=folder))
+    if faults:
+        raise updater.settings_fault(faults)
+    return list(found.items())
+
+
+class Plan(NamedTuple):
+    """What an account's file says: the account or what is wrong with it, and the monitor's URL."""
+
+    account: updater.Account | updater.SettingsFault
+    monitor: updater.Secret
+
+
+def find_foreign_names(path: Path, own: Mapping[str, str]) -> Iterator[updater.Message]:
+    """Yield what is wrong with the name of an account's file, and with the names in it."""
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", path.stem):
+        what = "{file}: the name of an account is a-z, 0-9, - and _, 40 at most."
+        yield updater.Message(what, file=path)
+    for name in sorted(own.keys() - updater.NAMES):  # it may be a password
+        is_name = re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.IGNORECASE)
+        what = "{file}: {name} is not an account's own: it goes elsewhere."
+        if not is_name:
+            what = "{file} holds a name that is not an account's own: it goes elsewhere."
+        yield updater.Message(what, file=path, name=name)
+
+
+PLACE = {"port": "5432", "hostaddr": "", "service": ""}  # libpq's parameters and their defaults
+
+
+def identify_row_and_login(account: updater.Account) -> list[tuple[Any, ...]]:
+    """Return what tells the row of an account from every other, and its login, however written."""
+    hosts = str(account.database.get("host", "localhost")).lower().split(",")
+    near = [updater.is_loopback(host) or host.startswith(("/", "@")) or host for host in hosts]
+    parts = [account.database.get(name, usual) for name, usual in PLACE.items()]
+    where = (tuple(near), *parts, account.database.get("dbname", account.database.get("user")))
+    host = updater.host_of(account.auth_url).removesuffix(":443")
+    return [
+        ("row", account.service, account.schema or "public", account.table, where),
+        ("login", host, account.login.value.casefold()),
+    ]
+
+
+# ---- A forked child for each account, so that they cannot mix
+
+
+class ProcessPool:
+    """Runs `work(name, account)` for each account in a forked child, `jobs` at a time. By name,
+    `codes` are the exit codes; `reasons` tell why, where a child could not. `on_stop` is called
+    when a signal says to stop."""
+
+    def __init__(
+        self, accounts: list[tuple[str, Any]], jobs: int, on_stop: Callable[[], None]
+    ) -> None:
+        self.waiting, self.jobs, self.on_stop, self.stopped = accounts, jobs, on_stop, False
+        self.running: dict[int, str] = {}
+        self.codes: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}
+
+    def run(self, work: Callable[[str, Any], int]) -> Iterator[str]:
+        """Yield the name of each account that is done."""
+        stops = {
+            number for number in updater.STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN
+        }
+        for number in stops:
+            signal.signal(number, self.stop)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, there would be nothing to wait for
+        gc.freeze()
+        while True:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+            while self.waiting and len(self.running) < self.jobs and self.start(work, stops, mask):
+                pass
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if not self.running:
+                return
+            pid, status = os.wait()
+            if pid in self.running:  # the first process of a container inherits strangers
+                name, code = self.running.pop(pid), os.waitstatus_to_exitcode(status)
+                if self.stopped and -code in stops:
+                    self.note(name, updater.StoreUnavailable.code, "told to stop")
+                elif code < 0:
+                    self.note(name, updater.Failure.code, f"killed by signal {-code}")
+                else:
+                    self.note(name, code, "")
+                yield name
+
+    def note(self, name: str, code: int, reason: str) -> None:
+        self.codes[name], self.reasons[name] = code, reason
+
+    def start(self, work: Callable[[str, Any], int], stops: set[Any], mask: set[Any]) -> bool:
+        """Fork for the next account; return False where another must end before it. A child takes
+        signals as a single run does."""
+        name, account = self.waiting.pop(0)
+        try:
+            pid = os.fork()
+        except OSError as error:  # no process more, or no memory
+            if self.running:
+                self.waiting.insert(0, (name, account))
+            else:
+                self.note(name, updater.StoreUnavailable.code, f"not tried: {error}")
+            return not self.running
+        if pid:
+            self.running[pid] = name
+            return True
+        code = updater.Failure.code
+        try:
+            for number in stops:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            code = work(name, account)
+        except Exception as error:
+            log.error("%s: %s", name, updater.as_failure(error))
+        finally:
+            os._exit(code)
+
+    def stop(self, number: int, _: object) -> None:
+        """Start no more, and let the running ones end as a single run does."""
+        waiting, self.waiting, first, self.stopped = self.waiting, [], not self.stopped, True
+        for name, _ in waiting:  # meanwhile a second signal may come
+            self.note(name, updater.StoreUnavailable.code, "not tried: told to stop")
+        if first:
+            self.on_stop()
+        for pid in self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+# ---- Command line: nothing above touches the environment or the terminal
+
+
+def do_many(command: updater.Command, values: dict[str, str], faults: list[updater.Message]) -> int:
+    """Do the command for every account of its folder; return the exit code."""
+    monitor = updater.monitor_of(updater.SettingsParser(values, faults))
+    everyone = read_accounts(command.folder, values, faults)
+    for place, (name, _) in enumerate(everyone):
+        command.shares[name] = f" --shard {place}/{len(everyone)}"
+    number, shards = command.options.shard
+    accounts = everyone[number::shards]
+    pool = ProcessPool(accounts.copy(), command.options.jobs, tell_of_stop)
+    with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's
+        for _ in pool.run(functools.partial(do_child, command, file.fileno())):
+            if os.isatty(2):
+                done = f"{len(pool.codes)} of {len(accounts)} accounts"
+                updater.say(done, sys.stderr, end="\r")
+        file.seek(0)
+        lines = file.readall().splitlines()
+    if command.options.command == "status":
+        return command.print_status(list(read_reports(pool, lines)))
+    code = sum_up(command, pool)
+    if command.is_update:
+        updater.ping(monitor, code)
+    return code
+
+
+def sum_up(command: updater.Command, pool: ProcessPool) -> int:
+    """Say which accounts are not done, and why; return their common code, or 71."""
+    bad, said = {name: code for name, code in sorted(pool.codes.items()) if code}, ""
+    for name, code in bad.items():
+        reason = pool.reasons[name] or updater.CODES[code][0]
+        line = updater.Message("{name}: {code}, {reason}", name=name, code=code, reason=reason)
+        if command.is_update and str(reason).startswith("killed"):
+            what = "{line}. Its stored key may be dead. {advice}"
+            line = updater.Message(what, line=line, advice=updater.NOW)
+        said += "\n  " + command.as_typed(line, name)
+    done = f"{len(pool.codes) - len(bad)} of {len(pool.codes)} accounts: done"
+    level = logging.ERROR if bad else logging.INFO
+    log.log(level, "%s%s%s", done, "; not done:" if bad else ".", said)
+    return 71 if len(set(bad.values())) > 1 else next(iter(bad.values()), 0)
+
+
+def do_child(
+    command: updater.Command,
+    file: int,
+    name: str,
+    plan: Plan,
+) -> int:
+    """Do it for one of many accounts, in a process of its own; return the exit code."""
+    command.name = name
+    if command.options.command == "status":
+        end = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_APPEND)  # over nobody else's
+        report = updater.status(plan.account)
+        report["message"] = command.as_typed(report["message"])
+        os.write(end, json.dumps([name, report]).encode() + b"\n")
+        return 0
+    if command.options.verbose:  # the steps of all come mixed
+        log.handlers[0].setFormatter(updater.LogFormatter(f"{name}: "))
+    return command.do_one(plan.account, plan.monitor, lambda what, seconds: None)
+
+
+def read_reports(pool: ProcessPool, lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield what the children wrote of their accounts; one may have been killed, or had no room."""
+    found = dict[str, Any]()
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found |= dict([json.loads(line)])
+    for name, reason in sorted(pool.reasons.items()):
+        level = updater.LEVELS[updater.UNKNOWN]
+        lost = {"status": level, "message": f"No report: {reason or 'it failed'}"}
+        yield {"account": name} | found.get(name, lost)
+
+
+def tell_of_stop() -> None:
+    """Tell who pressed Ctrl-C; in a handler of signals, where `say` might be at work."""
+    with contextlib.suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\nIt ends as soon as no key can be lost any more ...\n")
