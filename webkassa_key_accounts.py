@@ -53,13 +53,13 @@ def read_accounts(
         for mark in identify_row_and_login(account):
             other = owners.setdefault(mark, path.name)
             if other != path.name:
-                what = "{folder}: {first} and {second} have one login."
+                what = "{folder}: {first} and {second} have one login"
                 if mark[0] == "row":
-                    what = "{folder}: {first} and {second} have one row."
+                    what = "{folder}: {first} and {second} have one row"
                 names = {"folder": folder, "first": other, "second": path.name}
                 faults.append(updater.Message(what, **names))
     if not found:
-        what = "{folder} holds no account, that is no file NAME.env."
+        what = "{folder}: holds no account, that is no file NAME.env"
         faults.append(updater.Message(what, folder=folder))
     if faults:
         raise updater.settings_fault(faults)
@@ -76,13 +76,13 @@ class Plan(NamedTuple):
 def find_foreign_names(path: Path, own: Mapping[str, str]) -> Iterator[updater.Message]:
     """Yield what is wrong with the name of an account's file, and with the names in it."""
     if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", path.stem):
-        what = "{file}: the name of an account is a-z, 0-9, - and _, 40 at most."
+        what = "{file}: the name of an account is a-z, 0-9, - and _, 40 at most"
         yield updater.Message(what, file=path)
     for name in sorted(own.keys() - updater.NAMES):  # it may be a password
         is_name = re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.IGNORECASE)
-        what = "{file}: {name} is not an account's own: it goes elsewhere."
+        what = "{file}: {name} is not an account's own: it goes elsewhere"
         if not is_name:
-            what = "{file} holds a name that is not an account's own: it goes elsewhere."
+            what = "{file}: what is not an account's own: it goes elsewhere"
         yield updater.Message(what, file=path, name=name)
 
 

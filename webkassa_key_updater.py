@@ -89,6 +89,7 @@ __version__ = "1.0.0"
 log = logging.getLogger("webkassa_key_updater")
 LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
 ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
+DOUBTED = "dead, but not believed"  # of a probe that refused every new key: counts as unclear
 
 # ---- The words
 
@@ -137,7 +138,7 @@ class Account(NamedTuple):
 
 
 class Message:
-    """Sentences with named values, of which one may be a Message or a list of them (lines). English;
+    """Sentences with named values, of which one may be a Message; `faults` is a list of them. English;
     the command line alone puts it into the reader's language, by `translate`."""
 
     def __init__(self, text: str, **values: object) -> None:
@@ -151,8 +152,8 @@ class Message:
         for name, value in values.items():
             if isinstance(value, Message):
                 values[name] = value.render(translate)
-            elif isinstance(value, list):
-                values[name] = "".join(f"\n  {line.render(translate)}" for line in value)
+            elif name == "faults" and isinstance(value, list):
+                values[name] = "".join(f"\n  {fault.render(translate)}" for fault in value)
         return translate(self.text).format(**values)
 
 
@@ -240,6 +241,7 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
         create_missing_table(store)
         logins.note_first_look(store.read_row())
         row = logins.row = store.lock_row()
+        logins.webkassa.is_doubted = logins.probe_doubt.is_valid(row)
         reason = reason_to_stop(job, logins, row, store.table)
         if reason and store.in_transaction():
             return reason
@@ -258,13 +260,21 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
             log_in_or_keep(job, logins, store, row)
 
         # 6. Store: write, deferred checks, read-back, NOTIFY and COMMIT in one message
-        logins.store_attempts += 1
-        notify = logins.store_attempts == 1  # a full queue of NOTIFY shows at the commit alone
-        store.store(row, logins.token, logins.store_deadline, notify)
+        store_token(logins, store, row, logins.store_deadline)
     logins.refusals.forget()
     if superseded_by_late_login(logins):
         return None
-    return describe_stored(logins, store.table)
+    return describe_stored(job, logins, store.table)
+
+
+def store_token(logins: LoginState, store: KeyStore, row: KeyRow, deadline: Deadline) -> None:
+    """Store the token in hand. Where the probe calls it dead, note before that the probe is not to
+    be believed: the commit frees the lock, and the next run must know."""
+    if logins.against_probe:
+        logins.probe_doubt.remember(row)
+    logins.store_attempts += 1
+    notify = logins.store_attempts == 1  # a full queue of NOTIFY shows at the commit alone
+    store.store(row, logins.token, deadline, notify)
 
 
 def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcome | None:
@@ -276,7 +286,8 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
         return give_up(logins, failure)
     if over:  # perhaps the machine has slept: one try more, and with time
         logins.last_try, logins.store_deadline = True, Deadline(KeyStore.COMMIT_TIME)
-    log.debug(Message("Not stored yet: {why}", why=as_failure(failure).message))
+    why = str(failure) if isinstance(failure, Failure) else type(failure).__name__
+    log.debug(Message("Not stored yet: {why}", why=why))
     if sleep_or_signal(logins.pause, ignore_signals=bool(logins.token)):
         return give_up(logins, failure)
     logins.pause = min(logins.pause * 2, 2.0)
@@ -346,7 +357,8 @@ class LoginState:
 
     def __init__(self, account: Account) -> None:
         self.account = account
-        self.webkassa, self.refusals = Webkassa(account), Refusals(account)
+        self.webkassa = Webkassa(account)
+        self.refusals, self.probe_doubt = Refusals(account), ProbeDoubt(account)
         longest = account.deadline + self.STORING_TIME + PROBE_TIME
         self.lock_deadline = Deadline(longest)  # a healthy holder of the lock takes no longer
         self.asked, self.login_deadline = False, Deadline(0)  # for all that is asked of Webkassa
@@ -360,6 +372,8 @@ class LoginState:
         self.invalid_token_replies = 0
         self.live_key_unknown = False  # nobody can tell whether ours or the stored key lives
         self.extra_login_sent = False  # for that reason
+        self.called_dead = False  # the token in hand, by the probe
+        self.against_probe = False  # it is to be stored all the same
         self.store_attempts, self.pause, self.last_try = 0, 0.25, False
 
     @property
@@ -368,6 +382,14 @@ class LoginState:
         if self.token:
             return self.store_deadline
         return self.login_deadline if self.asked else self.lock_deadline
+
+    def probe(self, key: Secret) -> str:
+        """Return the probe's verdict on a key; if it calls one alive, believe it from now on."""
+        verdict = self.webkassa.probe(key)
+        if verdict == ALIVE and self.webkassa.is_doubted:
+            self.webkassa.is_doubted = False
+            self.probe_doubt.forget()
+        return verdict
 
     def note_first_look(self, row: KeyRow) -> None:
         self.row_before_lock = self.row_before_lock or row
@@ -381,7 +403,7 @@ class LoginState:
     def start_login(self, row: KeyRow) -> None:
         """Note that a login is sent now, which kills the key in this row."""
         self.row_before_first_login = self.row_before_first_login or row
-        self.extra_login_sent = self.live_key_unknown
+        self.extra_login_sent |= self.live_key_unknown
 
     def take_token(self, token: Secret, verdict: str, row: KeyRow) -> None:
         self.token, self.verdict, self.row_before_token = token, verdict, row
@@ -399,9 +421,9 @@ class LoginState:
 def superseded_by_late_login(logins: LoginState) -> bool:
     """Say whether a login of ours that got no answer has killed the key that is stored now; raise
     WebkassaFailure where nobody can tell, for it may do so yet."""
-    if not logins.login_outcome_unknown:
+    if not logins.login_outcome_unknown or logins.against_probe:
         return False
-    verdict = logins.webkassa.probe(logins.token)
+    verdict = logins.probe(logins.token)
     if verdict == ALIVE:
         return False
     logins.note_stored()
@@ -423,15 +445,15 @@ def give_up(logins: LoginState, error: Exception) -> Outcome:
     if logins.asked and (logins.token or logins.login_outcome_unknown):
         before = logins.row_before_first_login
         killed = logins.token and before and key == before.key
-        verdict = DEAD if killed or not key else logins.webkassa.probe(key)
+        verdict = DEAD if killed or not key else logins.probe(key)
     return describe_failure(failure, key, verdict, logins.token, logins.asked)
 
 
 def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> Outcome | None:
     """Step 2, under the lock: return why nothing is to be asked or stored, None: go on."""
-    key, probe = row.key, logins.webkassa.probe
+    key, probe = row.key, logins.probe
     if logins.token:
-        return reconcile_after_reconnect(logins, row, table)
+        return reconcile_after_reconnect(job, logins, row, table)
     if logins.login_outcome_unknown:
         return None  # that login may yet kill whatever is stored
     changed = key and logins.row_before_lock and key != logins.row_before_lock.key
@@ -442,7 +464,7 @@ def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> O
         return None
     reason = None
     if job.mode == IF_NEEDED or not key:
-        reason = reason_if_fresh(job.account, row, logins.webkassa)
+        reason = reason_if_fresh(job.account, row, logins)
     elif key.fingerprint != job.mode:
         what = "Nothing to do: the key {asked} is no longer stored, but {key}."
         reason = Message(what, asked=job.mode, key=describe_key(row))
@@ -458,33 +480,47 @@ def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> O
 YOUNG = 60.0  # seconds for which --if-key leaves a key alone
 
 
-def reason_if_fresh(account: Account, row: KeyRow, webkassa: Webkassa) -> Message | None:
+def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Message | None:
     """Return a sentence if the key is younger than WEBKASSA_MAX_AGE and not dead, else None.
 
     Where its age is not known, the probe decides alone; raise a Failure where it cannot.
     """
     if not row.key or (row.age is not None and row.age >= account.max_age):
         return None
-    verdict = webkassa.probe(row.key)
+    verdict = probe_stored_key(logins, row)
     if verdict == DEAD:
         return None
+    if verdict == DOUBTED:
+        raise probe_refuses_every_key(row.key)
     if row.age is None and verdict != ALIVE:
         raise age_and_life_unknown(row, verdict)
     what = "Nothing to do: the key {key}; the probe says {verdict}."
     return Message(what, key=describe_key(row), verdict=verdict)
 
 
-def reconcile_after_reconnect(logins: LoginState, row: KeyRow, table: Table) -> Outcome | None:
+def probe_stored_key(logins: LoginState, row: KeyRow) -> str:
+    """Return the probe's verdict; a young key that it calls dead is probed once more after a
+    second, before anybody logs in: the directory may lag."""
+    verdict = logins.probe(row.key)
+    if verdict == DEAD and row.age is not None and row.age < YOUNG:
+        sleep_or_signal(1.0, ignore_signals=True)
+        verdict = logins.probe(row.key)
+    return verdict
+
+
+def reconcile_after_reconnect(
+    job: Job, logins: LoginState, row: KeyRow, table: Table
+) -> Outcome | None:
     """Step 7, with a token in hand: return what was done, None: the token is to be stored.
 
     If nobody can tell which key lives, `live_key_unknown` is set: certainty costs one login more.
     """
-    verdict = logins.webkassa.probe(logins.token)
+    verdict = ALIVE if logins.against_probe else logins.probe(logins.token)
     changed = bool(row.key) and row.key != logins.row_before_token.key
     if changed and row.key == logins.token and verdict != DEAD:  # the commit had gone through
-        return None if superseded_by_late_login(logins) else describe_stored(logins, table)
+        return None if superseded_by_late_login(logins) else describe_stored(job, logins, table)
     theirs = changed and verdict == DEAD and not logins.login_outcome_unknown  # nor can it kill it
-    if theirs and logins.webkassa.probe(row.key) == ALIVE:
+    if theirs and logins.probe(row.key) == ALIVE:
         what = "Another updater logged in after us and stored {key}; our key is dead."
         return Outcome(0, Message(what, key=describe_key(row)), row.key, verdict=ALIVE)
     logins.live_key_unknown = changed or verdict != ALIVE
@@ -492,8 +528,8 @@ def reconcile_after_reconnect(logins: LoginState, row: KeyRow, table: Table) -> 
 
 
 def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
-    """Steps 4 and 5. If they fail, store the token that is in hand where the row holds nothing
-    better: no key, the key that our first login killed, or a dead one while ours lives."""
+    """Steps 4 and 5. If they fail, store the token that is in hand, unless the row holds something
+    better; raise the failure."""
     if logins.extra_login_sent:
         failure: Failure = NoLoginLeft("PostgreSQL was lost twice after a login.")
     else:
@@ -503,15 +539,23 @@ def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -
             failure = refusal
     if failure.code == LOGIN_REFUSED:
         logins.refusals.remember(row)
-    if logins.token:
-        before, probe = logins.row_before_first_login, logins.webkassa.probe
-        worse = not row.key or (before and row.key == before.key)
-        if worse or (probe(logins.token) == ALIVE and probe(row.key) == DEAD):
-            with contextlib.suppress(Failure):
-                store.store(row, logins.token, logins.store_deadline, notify=False)
-                logins.login_outcome_unknown = True
-                logins.note_stored()
+    if logins.token and is_worse(logins, row):
+        logins.against_probe = logins.probe(logins.token) == DEAD
+        with contextlib.suppress(Failure):
+            store_token(logins, store, row, Deadline(KeyStore.COMMIT_TIME))
+            logins.login_outcome_unknown = True
+            logins.note_stored()
     raise failure
+
+
+def is_worse(logins: LoginState, row: KeyRow) -> bool:
+    """Say whether the row holds nothing better than the token in hand, after a failed login."""
+    before = logins.row_before_first_login
+    if not row.key or not logins.extra_login_sent:  # our login has killed the stored key
+        return logins.probe(row.key) != ALIVE
+    if before and row.key == before.key:
+        return True
+    return logins.probe(logins.token) == ALIVE and logins.probe(row.key) == DEAD
 
 
 class NoLoginLeft(StoreUnavailable):
@@ -519,10 +563,8 @@ class NoLoginLeft(StoreUnavailable):
 
 
 def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
-    """Log in until a token comes that the probe does not call dead, and take it in hand.
-
-    Raise a WebkassaFailure, or StoreUnavailable if the transaction is lost before a try.
-    """
+    """Log in until a token is in hand that is to be stored. Raise a WebkassaFailure, or
+    StoreUnavailable if the transaction is lost before a try."""
     webkassa, deadline = logins.webkassa, logins.login_deadline
     backoff = 0.25  # seconds; doubled with every try
     while True:
@@ -531,11 +573,10 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
         logins.start_login(row)
         try:
             job.report_wait(Message("the answer of {host}", host=webkassa.host), deadline.left)
-            token = webkassa.authorize(deadline, store.in_transaction)
-            verdict = webkassa.probe(token)
-            if verdict == DEAD:
-                raise new_key_called_dead(webkassa)
-            return logins.take_token(token, verdict, row)
+            token, odd = webkassa.authorize(deadline, store.in_transaction)
+            verdict = probe_until_alive(webkassa, token, store.in_transaction)
+            if validate_token(logins, row, token, verdict, odd):
+                return
         except WebkassaFailure as failure:
             logins.note_failed_login(failure)
             pause, backoff = backoff * random.uniform(0.5, 1), min(backoff * 2, 30)
@@ -552,6 +593,36 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
             job.report_wait(Message("the next try ({why})", why=failure.message), pause)
             if sleep_or_signal(pause, store.in_transaction):
                 raise
+
+
+def probe_until_alive(webkassa: Webkassa, token: Secret, heartbeat: Callable[[], object]) -> str:
+    """Return the probe's verdict on a new token; one that it calls dead is probed again after 1, 2
+    and 4 s: the directory may lag."""
+    for pause in (1, 2, 4):
+        verdict = webkassa.probe(token)
+        if verdict != DEAD:
+            return verdict
+        sleep_or_signal(pause, heartbeat, ignore_signals=True)
+    return webkassa.probe(token)
+
+
+def validate_token(
+    logins: LoginState, row: KeyRow, token: Secret, verdict: str, odd: WebkassaFailure | None
+) -> bool:
+    """Step 5: take a token in hand; say whether it is to be stored now, False: log in once more.
+
+    What stands beside a token (`odd`) is raised, unless the probe proves that the token lives and
+    the stored key does not.
+    """
+    if odd and not (verdict == ALIVE and logins.probe(row.key) == DEAD):
+        if odd.retry:
+            logins.take_token(token, verdict, row)
+        raise odd
+    is_second = logins.called_dead
+    logins.take_token(token, verdict, row)
+    logins.called_dead = verdict == DEAD
+    logins.against_probe = logins.called_dead and is_second
+    return not logins.called_dead or is_second
 
 
 def sleep_or_signal(
@@ -593,6 +664,7 @@ class Webkassa:
     def __init__(self, account: Account) -> None:
         self.account, self.session = account, new_session(account.ca_file)
         self.hosts, self.asked = [host_of(account.auth_url)], set[str]()
+        self.is_doubted = False  # the probe: it refused every new key
 
     @property
     def host(self) -> str:
@@ -607,8 +679,10 @@ class Webkassa:
         url = self.account.probe_url
         return with_host(url, self.host) if host_of(url) == host_of(self.account.auth_url) else url
 
-    def authorize(self, deadline: Deadline, heartbeat: Callable[[], object]) -> Secret:
-        """Log in once and return the token; raise a WebkassaFailure.
+    def authorize(
+        self, deadline: Deadline, heartbeat: Callable[[], object]
+    ) -> tuple[Secret, WebkassaFailure | None]:
+        """Log in once; return the token, and what speaks against it; raise a WebkassaFailure.
 
         An answer is waited for until the deadline: a login given up may still take effect, and its
         token is lost. `heartbeat` is called every 10 s.
@@ -646,7 +720,7 @@ class Webkassa:
             log.debug(Message("Probe: {why}", why=as_failure(error).message))
             return UNCLEAR
         if answer.codes & DEAD_CODES:
-            return DEAD
+            return DOUBTED if self.is_doubted else DEAD
         good = 200 <= answer.status < 300 and isinstance(answer.body, dict) and not answer.errors
         return ALIVE if good or answer.codes & ALIVE_CODES else UNCLEAR
 
@@ -667,38 +741,48 @@ class Webkassa:
         return send_request(self.session, request, deadline, limit, heartbeat)
 
 
-def read_token(host: str, answer: Answer) -> Secret:
-    """Return the token of an answer to Authorize; raise a WebkassaFailure if it holds none."""
-    codes, status = answer.codes, answer.status
+def read_token(host: str, answer: Answer) -> tuple[Secret, WebkassaFailure | None]:
+    """Return the token of an answer to Authorize, and the failure that the answer tells beside it;
+    raise that failure where there is no token."""
     data = answer.body.get("Data") if isinstance(answer.body, dict) else None
     token = data.get("Token") if isinstance(data, dict) else None
-    wait = parse_retry_after(answer.headers.get("Retry-After", ""))
-    shown = str(status) + "".join(f", error code {code}" for code in sorted(codes))
-    facts = {"host": host, "answer": shown, "wait": wait}
+    is_token = isinstance(token, str) and re.fullmatch("[!-~]{1,255}", token)
+    failure = read_failure(host, answer, bool(is_token))
+    if not is_token:
+        raise failure or WebkassaFailure(
+            "{host} answers HTTP {answer}, but no usable token.",
+            host=host, answer=answer.shown, code=NONSENSE, wait=answer.retry_after,
+            may_have_logged_in=True, invalid_token_reply=True,
+        )  # fmt: skip
+    return Secret(str(token)), failure
+
+
+def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure | None:
+    """Return the failure that an answer to Authorize tells, by its status and codes."""
+    codes, status = answer.codes, answer.status
+    facts = {"host": host, "answer": answer.shown, "wait": answer.retry_after}
     if codes & {BAD_LOGIN, NOT_AUTHORIZED} or (status in (401, 403) and answer.is_vendors):
         what = "{host} answers HTTP {answer}: login refused."
-        raise WebkassaFailure(what, **facts, code=LOGIN_REFUSED, retry=False)
+        return WebkassaFailure(what, **facts, code=LOGIN_REFUSED, retry=False)
     if OTHER_DOMAIN in (*codes, status):
         what = "{host} answers HTTP {answer}: this account is served on another host."
         others = alternative_hosts(host, answer.headers.get("AlternativeDomainNames", ""))
-        raise WebkassaFailure(what, **facts, alternative_hosts=others)
+        return WebkassaFailure(what, **facts, alternative_hosts=others)
     if status in (401, 403):
         what = "{host} answers HTTP {answer}: something in between refuses, or the API key."
-        raise WebkassaFailure(what, **facts)
+        return WebkassaFailure(what, **facts)
     if status in (408, 429):
-        raise WebkassaFailure("{host} answers HTTP {answer}: too many requests.", **facts)
+        return WebkassaFailure("{host} answers HTTP {answer}: too many requests.", **facts)
     if UNKNOWN_ERROR in codes or status >= 500:
         what = "{host} answers HTTP {answer}: it is failing."
-        raise WebkassaFailure(what, **facts, may_have_logged_in=True)
+        return WebkassaFailure(what, **facts, may_have_logged_in=True)
     if codes or not 200 <= status < 300:
-        what = "{host} answers HTTP {answer}: this is no answer to a login."
-        raise WebkassaFailure(what, **facts, code=NONSENSE, retry=False)
-    if answer.errors or not isinstance(token, str) or not re.fullmatch("[!-~]{1,255}", token):
-        what = "{host} answers HTTP {answer}, but no usable token."
-        invalid = answer.body is not None and not answer.errors
-        facts |= {"may_have_logged_in": True, "invalid_token_reply": invalid}
-        raise WebkassaFailure(what, **facts, code=NONSENSE)
-    return Secret(token)
+        what = "{host} answers HTTP {answer}: not an answer to a login."
+        return WebkassaFailure(what, **facts, code=NONSENSE, retry=has_token)
+    if answer.errors:
+        what = "{host} answers HTTP {answer}, with errors that have no code."
+        return WebkassaFailure(what, **facts, code=NONSENSE, may_have_logged_in=True)
+    return None
 
 
 def send_request(
@@ -757,24 +841,31 @@ def read_json(raw: Any, limit: int) -> Any:
         sock.settimeout(0)  # in which consumers would hold a dead key
         raw.read(1024)
         sock.settimeout(None)
-    return value or parse_json(decompress(content, limit))
+    return value or parse_json(decompress(content, limit)) or rescue_token(content)
 
 
 def decompress(content: bytearray, limit: int) -> bytes | bytearray:
     """Return what an answer holds, `limit` bytes at most. It may be compressed, though we asked for
     the contrary; what its Content-Encoding says is not believed."""
-    with contextlib.suppress(zlib.error):
-        if content[:2] == b"\x1f\x8b":  # gzip
-            return zlib.decompressobj(wbits=31).decompress(content, limit)
+    if content.lstrip()[:1] not in b"{[<\xef":
+        for wbits in (31, 15, -15):  # gzip, zlib, bare deflate
+            with contextlib.suppress(zlib.error):
+                return zlib.decompressobj(wbits=wbits).decompress(content, limit)
     return content
 
 
 def parse_json(content: bytes | bytearray) -> Any:
     """Return the first JSON object in `content`, or None while its end is missing."""
-    text = content.decode("utf-8-sig", "replace")  # a Russian Text may be cp1251
+    text = content.decode("utf-8", "replace")  # a Russian Text may be cp1251
     with contextlib.suppress(ValueError, RecursionError):
         return json.JSONDecoder().raw_decode(text, text.index("{"))[0]
     return None
+
+
+def rescue_token(content: bytearray) -> Any:
+    """Return an answer's JSON as far as its token can be read, whatever is missing or wrong."""
+    token = re.search(rb'"Data"\s*:\s*\{\s*"Token"\s*:\s*"([!-~]{1,255}?)"', content)
+    return {"Data": {"Token": token[1].decode()}} if token else None
 
 
 class Answer(NamedTuple):
@@ -787,6 +878,16 @@ class Answer(NamedTuple):
     @property
     def is_vendors(self) -> bool:
         return isinstance(self.body, dict) and not {"Errors", "Data"}.isdisjoint(self.body)
+
+    @property
+    def retry_after(self) -> float:
+        """The seconds that a Retry-After header asks for; its other form, a date, counts not."""
+        header = self.headers.get("Retry-After", "")
+        return float(header) if re.fullmatch(r"\d+(\.\d+)?", header, re.ASCII) else 0.0
+
+    @property
+    def shown(self) -> str:
+        return f"{self.status}" + "".join(f", error code {code}" for code in sorted(self.codes))
 
     @property
     def errors(self) -> Any:
@@ -817,12 +918,27 @@ class PromptResponse(http.client.HTTPResponse):
     `read` returns what has come, instead of waiting for all that was announced."""
 
     def begin(self) -> None:
-        super().begin()
-        interim = self.status < 200
-        while self.status < 200:
-            self.headers = self.msg = None  # type: ignore[assignment]  # so that it reads on
+        try:
             super().begin()
-        self.will_close = self.will_close or interim
+        except http.client.HTTPException:
+            if not isinstance(self.status, int):
+                raise
+            while self.fp.readline(65537) not in (b"\r\n", b"\n", b""):
+                pass  # more than 100 headers: none of them counts
+            self.headers = self.msg = http.client.HTTPMessage()
+            self.length, self.chunked, self.will_close = None, False, True
+            return
+        if self.status < 200:
+            self.headers = self.msg = None  # type: ignore[assignment]  # so that it reads on
+            self.begin()
+            self.will_close = True
+            return
+        coding = self.headers.get("Transfer-Encoding", "").lower().split(",")[-1].strip()
+        if coding == "chunked" and not self.chunked:  # at the end of a list of codings
+            self.chunked, self.chunk_left, self.length = True, None, None
+        length = self.headers.get("Content-Length", "")
+        if self.status == 204 and length.isdecimal():
+            self.length = int(length)
 
     def read(self, amt: int | None = None) -> bytes:
         if not amt or self.fp is None or self.length == 0:
@@ -872,11 +988,6 @@ def alternative_hosts(host: str, header: str) -> list[str]:
     if not vendors.fullmatch(host.removesuffix(":443")):
         return []
     return [name for name in re.split(r"[,\s]+", header.lower()) if vendors.fullmatch(name)]
-
-
-def parse_retry_after(header: str) -> float:
-    """Return the seconds that a Retry-After header asks for; its other form, a date, counts not."""
-    return float(header) if re.fullmatch(r"\d+(\.\d+)?", header, re.ASCII) else 0.0
 
 
 def run_with_deadline(
@@ -1293,21 +1404,50 @@ class Table(NamedTuple):
 NO_TABLE = Table("", "", None, "", "", None, {}, [])
 
 
-# ---- The memory of refusals: a login that Webkassa refused is not sent again and again
+# ---- Memory between runs: notes in the state folder, read and written under the lock
+
+
+class Note:
+    """A small JSON file in the state folder, about what `parts` name. Each access has a second: a
+    folder that cannot be read or written, or does not answer, holds no notes."""
+
+    def __init__(self, account: Account, kind: str, *parts: object) -> None:
+        name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        self.file = Path(account.state_folder) / f"{kind}-{name}.json"
+
+    def read(self) -> dict[str, Any]:
+        with contextlib.suppress(Exception):
+            note = json.loads(run_with_deadline(Deadline(1), None, self.file.read_text))
+            if 0 <= time.time() - note["time"] < note["life"]:
+                return dict(note)
+        return {}
+
+    def write(self, life: float, **facts: str) -> None:
+        """`life`: for how many seconds it counts."""
+        text = json.dumps({**facts, "time": time.time(), "life": life})
+        with contextlib.suppress(Exception):
+            run_with_deadline(Deadline(1), None, self.write_text, text)
+
+    def write_text(self, text: str) -> None:
+        self.file.parent.mkdir(0o700, parents=True, exist_ok=True)
+        self.file.touch(0o600)
+        self.file.write_text(text)
+
+    def remove(self) -> None:
+        with contextlib.suppress(Exception):
+            run_with_deadline(Deadline(1), None, self.file.unlink)
 
 
 class Refusals:
-    """A note of the last refused login of a row: a salted fingerprint of all that it is made of,
-    read and written under the lock. If it cannot be read or written, there is none."""
+    """The last refused login of a row, by a salted fingerprint of all that it is made of: it is not
+    sent again and again."""
 
     LIFE = 86400.0  # seconds
 
     def __init__(self, account: Account) -> None:
         self.account = account
         place = sorted((name, str(value)) for name, value in account.database.items())
-        row = json.dumps([account.service, account.schema, account.table, place])
-        name = hashlib.sha256(row.encode()).hexdigest()[:16]
-        self.file = Path(account.state_folder) / f"refused-{name}.json"
+        self.note = Note(account, "refused", account.service, account.schema, account.table, place)
 
     def credential_hash(self, salt: str) -> str:
         """Return the fingerprint; it is slow to make, so that nobody tries passwords on it."""
@@ -1317,29 +1457,43 @@ class Refusals:
 
     def check(self, row: KeyRow) -> None:
         """Raise WebkassaFailure if this login was refused within a day, for the same stored key."""
-        since = ""
-        with contextlib.suppress(Exception):
-            note = json.loads(self.file.read_text()) if self.file.is_file() else {}
-            same = note["key"] == row.key.fingerprint and note["hash"] == self.credential_hash(
-                note["salt"]
-            )
-            if same and 0 <= time.time() - note["time"] < self.LIFE:
-                since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(note["time"]))
-        if since:
+        note = self.note.read()
+        if not note or note.get("key") != row.key.fingerprint:
+            return
+        if note.get("hash") == self.credential_hash(str(note.get("salt"))):
+            since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(note["time"]))
             what = "Webkassa refused this login at {since}; it was not sent again."
             raise WebkassaFailure(what, since=since, code=LOGIN_REFUSED)
 
     def remember(self, row: KeyRow) -> None:
-        salt, key = os.urandom(16).hex(), row.key.fingerprint
-        note = {"salt": salt, "hash": self.credential_hash(salt), "key": key, "time": time.time()}
-        with contextlib.suppress(OSError):
-            self.file.parent.mkdir(0o700, parents=True, exist_ok=True)
-            self.file.touch(0o600)
-            self.file.write_text(json.dumps(note))
+        salt = os.urandom(16).hex()
+        hashed = self.credential_hash(salt)
+        self.note.write(self.LIFE, salt=salt, hash=hashed, key=row.key.fingerprint)
 
     def forget(self) -> None:
-        with contextlib.suppress(OSError):
-            self.file.unlink(missing_ok=True)
+        self.note.remove()
+
+
+class ProbeDoubt:
+    """A probe that refused every new key is not believed for a week."""
+
+    LIFE = 7 * 86400.0  # seconds
+
+    def __init__(self, account: Account) -> None:
+        parts = (account.auth_url, account.probe_url, account.api_key.fingerprint)
+        self.note = Note(account, "probe", *parts)
+
+    def is_valid(self, row: KeyRow) -> bool:
+        """Say whether there is such a note; not while the row holds the key from before it, since a
+        run may be killed between note and commit."""
+        note = self.note.read()
+        return bool(note) and note.get("before") != row.key.fingerprint
+
+    def remember(self, row: KeyRow) -> None:
+        self.note.write(self.LIFE, before=row.key.fingerprint)
+
+    def forget(self) -> None:
+        self.note.remove()
 
 
 # ---- Below here nothing changes a key
@@ -1382,7 +1536,7 @@ def describe_key(row: KeyRow) -> Message:
     return Message("{key}, {hours:.1f} h old", key=row.key.fingerprint, hours=row.age / 3600)
 
 
-def describe_stored(logins: LoginState, table: Table) -> Outcome:
+def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
     """Say what was stored, where, and in place of what; warn of what is odd about it."""
     webkassa, token, before = logins.webkassa, logins.token, logins.row_before_first_login
     odd = (
@@ -1403,6 +1557,13 @@ def describe_stored(logins: LoginState, table: Table) -> Outcome:
     if before and before.key:
         what = "Stored the new key {key} from {host} in {table} in place of {old}."
     warnings = [Message(text, **facts) for is_so, text in odd if is_so]
+    if logins.against_probe or logins.verdict == DOUBTED:
+        fault = probe_refuses_every_key(token)
+        if job.mode == ALWAYS:
+            said = Message("{what} {why} {advice}", what=Message(what, **facts), why=fault.message,
+                           advice=fault.advice)  # fmt: skip
+            return Outcome(fault.code, said, token, True, UNCLEAR, warnings)
+        warnings.append(Message("{why} {advice}", why=fault.message, advice=fault.advice))
     return Outcome(0, Message(what, **facts), token, True, logins.verdict, warnings)
 
 
@@ -1459,15 +1620,13 @@ def age_and_life_unknown(row: KeyRow, verdict: str) -> Failure:
     return WebkassaFailure(what, key=row.key.fingerprint)
 
 
-def new_key_called_dead(webkassa: Webkassa) -> WebkassaFailure:
-    """Say that the probe refuses a key that Webkassa has just given."""
-    what = "{host} gave a key, but {probe} calls it dead: not stored."
+def probe_refuses_every_key(key: Secret) -> SettingsFault:
+    """Say that a key is stored, but not proven."""
+    what = "The stored key {key} is not proven: the probe refuses every new key."
     advice = Message(
-        "Is WEBKASSA_PROBE_URL of the same system as WEBKASSA_AUTH_URL? Run again now: `update`"
+        "Set WEBKASSA_PROBE_URL=off, or ask Webkassa why RefUnits refuses it. Then run: `check`"
     )
-    facts = {"host": webkassa.host, "probe": host_of(webkassa.probe_url), "code": NONSENSE}
-    flags = {"may_have_logged_in": True, "invalid_token_reply": True}
-    return WebkassaFailure(what, **facts, **flags, advice=advice)
+    return SettingsFault(what, key=key.fingerprint, advice=advice)
 
 
 DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"
@@ -1711,19 +1870,17 @@ def read_text(path: Path, limit: int = 2**24) -> str:
     """Return the text of a file; raise SettingsFault, with what is wrong about it."""
     try:
         if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > limit:
-            what = "{file} is no regular file (a folder, a pipe?), or too long."
-            raise SettingsFault(what, file=path)
+            raise SettingsFault("is no regular file (a folder, a pipe?), or too long")
         text = path.read_bytes().decode("utf-8-sig")
         if "\0" in text:
             raise UnicodeError
         return text
     except UnicodeError:
-        raise SettingsFault("{file} is not UTF-8 text; save it as UTF-8.", file=path) from None
+        raise SettingsFault("is not UTF-8 text; save it as UTF-8") from None
     except FileNotFoundError:
-        raise SettingsFault("{file} does not exist.", file=path) from None
+        raise SettingsFault("does not exist") from None
     except OSError as error:
-        what = "{file} cannot be read ({why})."
-        raise SettingsFault(what, file=path, why=error.strerror) from None
+        raise SettingsFault("cannot be read ({why})", why=error.strerror) from None
 
 
 def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
@@ -1733,15 +1890,15 @@ def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
     try:
         text = read_text(path)
     except SettingsFault as fault:
-        faults.append(fault.message)
+        faults.append(Message("{file}: {why}", file=path, why=fault.message))
         return values
     for binding in dotenv.parser.parse_stream(io.StringIO(text)):
         source, key = binding.original.string, binding.key or ""
         line = binding.original.line + source[: len(source) - len(source.lstrip())].count("\n")
         if binding.error or "=" in key or (key and binding.value is None):
-            faults.append(Message("{file}: line {line} is not NAME=value.", file=path, line=line))
+            faults.append(Message("{file}: line {line} is not NAME=value", file=path, line=line))
         elif key and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
-            what = "{file}: the name in line {line} has a character that belongs in no name."
+            what = "{file}: line {line}: its name has a character that belongs in no name"
             faults.append(Message(what, file=path, line=line))
         elif binding.value:
             values[key] = binding.value
@@ -1753,13 +1910,13 @@ def read_secret_files(values: dict[str, str], faults: list[Message]) -> None:
     for name in sorted(IN_FILES):
         file = values.get(f"{name}_FILE")
         if file and name in values:
-            what = "{name}_FILE is set, and so is {name}: which one counts?"
+            what = "{name}_FILE: is set, and so is {name}: which one counts?"
             faults.append(Message(what, name=name))
         if file:
             try:
                 values[name] = read_text(Path(file), 65536).removesuffix("\n")
             except SettingsFault as fault:
-                faults.append(Message("{name}_FILE: {why}", name=name, why=fault.message))
+                faults.append(Message("{name}_FILE: its file {why}", name=name, why=fault.message))
 
 
 def find_unknown_names(
@@ -1776,9 +1933,9 @@ def find_unknown_names(
         if name.startswith(("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")):
             meant = [ours for ours, others in ALIASES.items() if re.fullmatch(others, name)]
             near = [*meant, *difflib.get_close_matches(name, NAMES, 1, 0.5), ""][0]
-            what = Message("{name} is not known.", name=name)
+            what = Message("{name}: is not known", name=name)
             if near:
-                what = Message("{name} is not known; is {near} meant?", name=name, near=near)
+                what = Message("{name}: is not known; is {near} meant?", name=name, near=near)
             if near in ALIASES and near not in values:
                 faults.append(what)
             else:
@@ -1800,12 +1957,12 @@ class SettingsParser:
         value = self.values.get(name, default)
         hidden = [c for c in value if unicodedata.category(c) in HIDDEN]
         if required and not value:
-            self.fault(name, "{name} is not set.")
+            self.fault(name, "{name}: is not set")
         elif PLACEHOLDER.fullmatch(value):
-            self.fault(name, "{name} is still a placeholder.")
+            self.fault(name, "{name}: is still a placeholder")
         elif hidden:
             self.fault(
-                name, "{name} contains the invisible character U+{code:04X}.", code=ord(hidden[0])
+                name, "{name}: contains the invisible character U+{code:04X}", code=ord(hidden[0])
             )
         return value
 
@@ -1813,7 +1970,7 @@ class SettingsParser:
         """Return a text in which quotes or blanks at an end are an oversight."""
         value = self.text(name, default, required)
         if value != value.strip() or QUOTES & {value[:1], value[-1:]}:
-            self.fault(name, "{name} has a quote or a blank at its beginning or end.")
+            self.fault(name, "{name}: has a quote or a blank at its beginning or end")
         return value
 
     def url(self, name: str, default: str = "", plain_http: bool = False) -> str:
@@ -1824,15 +1981,15 @@ class SettingsParser:
             parts = urlsplit(text if "://" in text else f"https://{text}")
             host, _ = parts.hostname or "", parts.port
         except ValueError:
-            self.fault(name, "{name} is not a URL.")
+            self.fault(name, "{name}: is not a URL")
             return default
         what, http = "", parts.scheme == "http" and (plain_http or is_loopback(host))
         if text and (not host or not re.fullmatch("[!-~]+", parts.netloc)):
-            what = "{name} has no host, or one that is not plain ASCII."
+            what = "{name}: has no host, or one that is not plain ASCII"
         elif "@" in parts.netloc:
-            what = "{name} must not carry a login or password."
+            what = "{name}: must not carry a login or password"
         elif parts.scheme != "https" and not http:
-            what = "{name} must be https (http only to this very machine)."
+            what = "{name}: must be https (http only to this very machine)"
         if what:
             self.fault(name, what)
             return default
@@ -1845,7 +2002,7 @@ class SettingsParser:
         match = re.fullmatch(r"(\d{1,7})([smhd]?)", self.text(name, default), re.ASCII)
         seconds = int(match[1]) * UNITS[match[2]] if match else 0
         if not shortest <= seconds <= longest:
-            what = "{name} is not a duration like {default}, from {shortest}s to {longest}s."
+            what = "{name}: is not a duration like {default}, from {shortest}s to {longest}s"
             self.fault(name, what, default=default, shortest=shortest, longest=longest)
         return seconds
 
@@ -1861,26 +2018,26 @@ def read_account(values: Mapping[str, str], faults: list[Message]) -> Account:
         probe_off = read.values["WEBKASSA_PROBE_URL"].lower() == "off"
         probe_url = "" if probe_off else read.url("WEBKASSA_PROBE_URL")
         if probe_url and not urlsplit(probe_url).path:
-            read.fault("WEBKASSA_PROBE_URL", '{name} is neither a full URL nor "off".')
+            read.fault("WEBKASSA_PROBE_URL", '{name}: is neither a full URL nor "off"')
     path, query = urlsplit(auth_url).path, urlsplit(auth_url).query
     if query or not re.fullmatch(r"(/.*)?/api/(v\d+/)?Authorize", path, re.IGNORECASE):
-        read.fault("WEBKASSA_AUTH_URL", "{name} must end in /api/Authorize or /api/v4/Authorize.")
+        read.fault("WEBKASSA_AUTH_URL", "{name}: must end in /api/Authorize or /api/v4/Authorize")
     if "/v4/" in path and not api_key:
         read.fault(
-            "WEBKASSA_API_KEY", "{name} is not set, and WEBKASSA_AUTH_URL has /v4/, which needs it."
+            "WEBKASSA_API_KEY", "{name}: is not set, and WEBKASSA_AUTH_URL has /v4/, which needs it"
         )
     if not re.fullmatch("[!-~]*", api_key):
-        read.fault("WEBKASSA_API_KEY", "{name} must be printable ASCII without spaces.")
+        read.fault("WEBKASSA_API_KEY", "{name}: must be printable ASCII without spaces")
     table = read.name("API_KEYS_TABLE", "api_keys").split(".")
     if (
         len(table) > 2
         or not all(table)
         or any(t != t.strip(" \"'`") or re.search("[:/@]", t) for t in table)
     ):
-        read.fault("API_KEYS_TABLE", "{name} is neither a table nor schema.table.")
+        read.fault("API_KEYS_TABLE", "{name}: is neither a table nor schema.table")
     ca_file = values.get("REQUESTS_CA_BUNDLE", "")
     if ca_file and not os.access(ca_file, os.R_OK):
-        read.fault("REQUESTS_CA_BUNDLE", "{name} names no file, or one that cannot be read.")
+        read.fault("REQUESTS_CA_BUNDLE", "{name}: there is no such file, or it cannot be read")
     home = values.get("HOME") or os.path.expanduser("~")
     state = f"{values.get('XDG_STATE_HOME') or f'{home}/.local/state'}/webkassa-key-updater"
     account = Account(
@@ -1921,11 +2078,11 @@ def read_database(read: SettingsParser) -> dict[str, str | Secret]:
     for parameter in ("host", "user", "dbname"):
         if any(map(looks_like_url, given.get(parameter, "").split(","))):
             read.fault(
-                names[parameter], "{name} holds a character that belongs to a URL; not shown here."
+                names[parameter], "{name}: holds a character that belongs to a URL; not shown here"
             )
     for port in given.get("port", "1").split(","):
         if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
-            read.fault(names["port"], "The port in {name} is no number from 1 to 65535.")
+            read.fault(names["port"], "{name}: the port is no number from 1 to 65535")
     return {n: Secret(v) if n in ("password", "sslpassword") else v for n, v in given.items()}
 
 
@@ -1939,22 +2096,18 @@ def parse_database_url(read: SettingsParser) -> dict[str, str]:
     """Return libpq's parameters of a URL as SQLAlchemy, Heroku and libpq spell it."""
     url = re.sub(r"^(postgres(?:ql)?)\+\w+:", r"\1:", read.text("DATABASE_URL"))  # with a driver
     if re.match(r"[^:]+://([^/?]*@[^/?]*@|[^/?]*/[^?]*@)", url):  # it would end up in the host
-        read.fault(
-            "DATABASE_URL", "The @, / and : of the password in {name} must be percent-encoded."
-        )
+        read.fault("DATABASE_URL", "{name}: @, / and : of the password must be percent-encoded")
         return {}
     with contextlib.suppress(psycopg2.Error, UnicodeError):
         return dict(psycopg2.extensions.parse_dsn(url))
-    read.fault("DATABASE_URL", "{name} is not a connection string that libpq understands.")
+    read.fault("DATABASE_URL", "{name}: is not a connection string that libpq understands")
     for name in re.findall(r"[?&]([A-Za-z_]{1,30})=", url):
         try:
             psycopg2.extensions.parse_dsn(f"postgresql:///?{name}=1")
         except psycopg2.Error:
-            what = "libpq does not know the parameter {parameter} of {name}: take it out."
+            what = "{name}: libpq does not know its parameter {parameter}: take it out"
             if name == "schema":
-                what = (
-                    "libpq does not know schema in {name}: set API_KEYS_TABLE=schema.table instead."
-                )
+                what = "{name}: libpq does not know its parameter schema: set API_KEYS_TABLE=schema.table"
             read.fault("DATABASE_URL", what, parameter=name)
     return {}
 
@@ -2227,10 +2380,10 @@ class Command:
                 code: int = load_accounts_module().do_many(self, values, faults)
                 return code
             if self.options.shard != (0, 1):
-                what = "--shard is for many accounts: WEBKASSA_ACCOUNTS_DIR is not set."
+                what = "--shard is for many accounts: WEBKASSA_ACCOUNTS_DIR is not set"
                 faults.append(Message(what))
             if "WEBKASSA_LOGIN" not in values and not os.path.exists(self.settings_file):
-                faults.append(Message(".env is missing; use --env-file FILE or the environment."))
+                faults.append(Message(".env: is missing; use --env-file FILE or the environment"))
             account = read_account(values, faults)
         except SettingsFault as fault:
             account = fault
@@ -2350,7 +2503,7 @@ def load_accounts_module() -> Any:
     path = Path(__file__).resolve().with_name("webkassa_key_accounts.py")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not spec or not spec.loader or not path.exists():
-        what = "WEBKASSA_ACCOUNTS_DIR, --accounts-dir: for many accounts {file} is missing."
+        what = "WEBKASSA_ACCOUNTS_DIR, --accounts-dir: for many accounts {file} is missing"
         raise settings_fault([Message(what, file=path)])
     module = importlib.util.module_from_spec(spec)
     vars(module)["updater"] = sys.modules[__name__]

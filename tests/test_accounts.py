@@ -118,7 +118,7 @@ def test_faulty_file_is_78_for_that_account_alone(shop: Shop) -> None:
     assert accounts.untouched == set("abcd")
     assert set(summary(result.err)) == set("abcd")
     for name, fault in {"a": "WEBKASSA_DEADLINE: is not a duration", "b": "line 1 is not NAME=value",
-                        "c": "is not UTF-8", "d": "WEBKASSA_PASSWORD is not set"}.items():  # fmt: skip
+                        "c": "is not UTF-8", "d": "WEBKASSA_PASSWORD: is not set"}.items():  # fmt: skip
         assert re.search(rf"\b{name}(\.env)?\b(.|\n  )*{re.escape(fault)}", result.err), name
     assert shop.webkassa.authorizations == 1
 
@@ -335,8 +335,8 @@ def test_login_password_and_row_are_never_inherited(shop: Shop) -> None:
     accounts.write("b", WEBKASSA_PASSWORD="")
     result = shop.run("update")
     assert (result.code, accounts.renewed) == (78, {"c"})
-    assert "WEBKASSA_LOGIN is not set" in result.err
-    assert "WEBKASSA_PASSWORD is not set" in result.err
+    assert "WEBKASSA_LOGIN: is not set" in result.err
+    assert "WEBKASSA_PASSWORD: is not set" in result.err
     assert shop.is_untouched  # the row of the base settings
     assert shop.webkassa.authorizations == 1
 

@@ -181,7 +181,7 @@ NO_TIMES = "ALTER TABLE api_keys DROP created_at, DROP updated_at"
 
 CAUSES = {
     # 78: settings
-    "no login": Cause(78, "WEBKASSA_LOGIN is not set", env={"WEBKASSA_LOGIN": ""}),
+    "no login": Cause(78, "WEBKASSA_LOGIN: is not set", env={"WEBKASSA_LOGIN": ""}),
     "no such settings file": Cause(
         78, "/nowhere/x.env:? does not exist", arguments=("--env-file", "/nowhere/x.env")
     ),

@@ -141,7 +141,7 @@ def test_empty_file_is_a_setting_that_is_not_set(filed: Shop, text: str) -> None
     file_of(filed, "WEBKASSA_PASSWORD").write_text(text)
     result = filed.main("update")
     assert (result.code, filed.webkassa.calls) == (78, [])
-    assert "WEBKASSA_PASSWORD is not set" in result.err
+    assert "WEBKASSA_PASSWORD: is not set" in result.err
 
 
 def test_file_of_64_kib_is_read_whole(filed: Shop) -> None:

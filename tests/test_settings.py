@@ -87,8 +87,8 @@ def test_all_faults_are_reported_at_once(shop: Shop) -> None:
 def test_missing_login_and_password_are_named(shop: Shop) -> None:
     result = shop.run(WEBKASSA_LOGIN="", WEBKASSA_PASSWORD="")
     assert result.code == 78
-    assert "WEBKASSA_LOGIN is not set" in result.err
-    assert "WEBKASSA_PASSWORD is not set" in result.err
+    assert "WEBKASSA_LOGIN: is not set" in result.err
+    assert "WEBKASSA_PASSWORD: is not set" in result.err
     assert "check" in result.err
 
 

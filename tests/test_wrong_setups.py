@@ -58,8 +58,8 @@ class Wrong(NamedTuple):
 URL = "https://devkkm.webkassa.kz/api/Authorize"
 SET_UPS = {
     # The account
-    "no login": Wrong(78, "WEBKASSA_LOGIN is not set", "-WEBKASSA_LOGIN"),
-    "name in lower case": Wrong(78, "WEBKASSA_LOGIN is not set", "-WEBKASSA_LOGIN\nwebkassa_login=x"),
+    "no login": Wrong(78, "WEBKASSA_LOGIN: is not set", "-WEBKASSA_LOGIN"),
+    "name in lower case": Wrong(78, "WEBKASSA_LOGIN: is not set", "-WEBKASSA_LOGIN\nwebkassa_login=x"),
     "placeholder": Wrong(78, "WEBKASSA_PASSWORD: is still a placeholder", "WEBKASSA_PASSWORD=your_password"),
     "password with a line's end": Wrong(
         78, r"WEBKASSA_PASSWORD: .*invisible.*U\+000A", 'WEBKASSA_PASSWORD="canary\\n"'
@@ -71,7 +71,7 @@ SET_UPS = {
     # Webkassa's address
     "http": Wrong(78, "WEBKASSA_AUTH_URL: must be https", f"WEBKASSA_AUTH_URL={URL.replace('https', 'http')}"),
     "no path": Wrong(78, "WEBKASSA_AUTH_URL: must end in /api/Authorize", "WEBKASSA_AUTH_URL=devkkm.webkassa.kz"),
-    "v4 without a key": Wrong(78, "WEBKASSA_API_KEY is not set",
+    "v4 without a key": Wrong(78, "WEBKASSA_API_KEY: is not set",
                               lambda shop: f"WEBKASSA_AUTH_URL={shop.webkassa.url_v4}"),
     "quoted URL": Wrong(78, "WEBKASSA_AUTH_URL: has a quote", f"""WEBKASSA_AUTH_URL="'{URL}'" """),
     "WEBKASSA_URL": Wrong(78, "WEBKASSA_URL: .*WEBKASSA_AUTH_URL", f"-WEBKASSA_AUTH_URL\nWEBKASSA_URL={URL}"),
@@ -225,9 +225,11 @@ def test_no_setting_of_the_database_at_all_is_named() -> None:
     account = webkassa_key_updater.read_account(settings, [])
     failure = webkassa_key_updater.connect_failure(account, {}, OSError())  # whoever listens here
     assert "at the default address" in str(failure)
-    assert failure.advice.startswith("No database setting is set: is the # still before POSTGRES_")
-    assert "psql" not in failure.advice
-    assert failure.advice.endswith("\nThen run: `check`")
+    assert str(failure.advice).startswith(
+        "No database setting is set: is the # still before POSTGRES_"
+    )
+    assert "psql" not in str(failure.advice)
+    assert str(failure.advice).endswith("\nThen run: `check`")
 
 
 def faults(text: str) -> list[str]:
