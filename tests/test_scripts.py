@@ -25,9 +25,6 @@ SCRIPTS = (
 HONEST = ("bash", "basename", "cat", "cmp", "cut", "date", "dirname", "env", "flock", "grep",
           "readlink", "sed", "sort", "tail", "tr")  # fmt: skip
 
-# When the daily run of `installed` failed: an hour ago, and its key is older
-FAILED = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() - 3600))
-
 Stub = Callable[..., None]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -229,7 +226,7 @@ def copy(folder: Path, places: Path) -> Path:
 @pytest.fixture
 def installed(stub: Stub, tmp_path: Path) -> Path:
     """Pretend that it is installed below tmp_path, that systemd runs it, and that the daily run
-    failed with code 77. The stand-in for systemd-run answers a status, and fails otherwise."""
+    failed with code 77 an hour ago. The stand-in for systemd-run answers a status, and fails otherwise."""
     current = copy(tmp_path / "home/current", tmp_path)
     (current / "venv/bin").mkdir(parents=True)
     (current / "venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -239,6 +236,7 @@ def installed(stub: Stub, tmp_path: Path) -> Path:
         (tmp_path / tool).symlink_to(shutil.which(tool))
     for tool in ("getent", "setpriv"):
         stub(tool)
+    an_hour_ago = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() - 3600))
     stub("journalctl", "case $* in *lines=3*) echo 'of one run' ;; esac")
     stub(
         "systemctl",
@@ -247,7 +245,7 @@ def installed(stub: Stub, tmp_path: Path) -> Path:
         is-active*) echo active ;;
         is-enabled*) echo enabled ;;
         *NextElapse*) echo tomorrow ;;
-        *ExecMainExitTimestamp*) echo {FAILED} ;;
+        *ExecMainExitTimestamp*) echo {an_hour_ago} ;;
         *ExecMainCode*) echo 1 ;;
         *ExecMainStatus*) echo 77 ;;
         esac""",
@@ -262,11 +260,12 @@ def installed(stub: Stub, tmp_path: Path) -> Path:
 
 
 def test_status_begins_with_what_failed_and_whether_the_key_works(
-    installed: Path, run: Run
+    installed: Path, run: Run, tmp_path: Path
 ) -> None:
+    failed = subprocess.check_output([tmp_path / "systemctl", "ExecMainExitTimestamp"], text=True)
     result = run(f"{installed}/check-status.sh")
     assert result.stdout.startswith(
-        f"WEBKASSA CRITICAL - last run: failing since {FAILED} (code 77: Webkassa refuses"
+        f"WEBKASSA CRITICAL - last run: failing since {failed.strip()} (code 77: Webkassa refuses"
         " the login, password or API key); key 1a2b3c4d, 24.2 h old; the probe says alive|age="
     )
     assert result.returncode == 2
@@ -275,17 +274,17 @@ def test_status_begins_with_what_failed_and_whether_the_key_works(
 @pytest.mark.parametrize(
     ("many", "age", "is_renewed"),
     [
-        (False, 3500, True),
-        (False, 3700, False),  # before the last failure
-        (True, 3700, True),  # by the first run, which failed for another
+        (False, 3000, True),
+        (False, 4200, False),  # before the last failure
+        (True, 4200, True),  # by the first run, which failed for another
         (True, 86000, False),
     ],
 )
 def test_a_failure_counts_until_all_keys_are_renewed(
     many: bool, age: int, is_renewed: bool, installed: Path, run: Run, stub: Stub, tmp_path: Path
 ) -> None:
-    """The last run failed an hour ago, the first one 50 s before."""
-    first = int(time.time()) - 3650
+    """The last run failed an hour ago, the first one 20 minutes before."""
+    first = int(time.time()) - 4800
     stub(
         "journalctl",
         f"case $* in *MESSAGE_ID=d9b*) echo {first}.012345 host systemd: failed ;; esac",
