@@ -36,7 +36,7 @@ enter() {
     mkdir -m 1777 "$SCRATCH/tmp"
     export TMPDIR=$SCRATCH/tmp
     overlay /etc
-    [[ -z $person ]] || make_person
+    [[ -z $person ]] || make_person "$1"
     [[ -z $clock ]] || set_clock "$clock"
     if [[ $person ]]; then
         unset "${!LC_@}" LANGUAGE
@@ -57,15 +57,19 @@ overlay() { # folder
     mount -t overlay -o "lowerdir=$1,upperdir=$layer/upper,workdir=$layer/work" overlay "$1"
 }
 
-# A user, a home and a locale; and nothing that this user runs may lie behind a folder of root's own
-make_person() {
+# A user, with a home, a locale and this project; neither it nor Python may lie behind a folder of
+# root's own
+make_person() { # command
     local path
     printf '%s:x:%s:%s::%s:/bin/bash\n' $PERSON $ID $ID "$SCRATCH/$PERSON" >> /etc/passwd
     printf '%s:x:%s:\n' $PERSON $ID >> /etc/group
     install -d -o $ID -g $ID "$SCRATCH/$PERSON"
     overlay /usr/lib/locale
     localedef --inputfile=ru_RU --charmap=UTF-8 ru_RU.UTF-8
-    for path in "$PWD" "$(realpath .venv/bin/python)"; do
+    overlay "$PWD"
+    cd "$PWD" # until now, this was what lies below
+    find . -path './.venv*' -prune -o -exec chown --no-dereference $ID:$ID {} +
+    for path in "$PWD" "$(realpath "$1")" $(realpath .venv*/bin/python); do
         while path=$(dirname "$path") && [[ $path != / ]]; do
             if ! setpriv --reuid=$ID --regid=$ID --clear-groups test -x "$path"; then
                 overlay "$path"
