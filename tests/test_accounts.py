@@ -94,17 +94,18 @@ def test_failures_of_one_kind_give_its_exit_code(shop: Shop) -> None:
 
 
 def test_a_repetition_logs_in_only_for_those_that_failed(shop: Shop) -> None:
-    accounts = Accounts(shop, *HUNDRED)
-    accounts.script("shop-50").extend([DOWN] * 3)
+    names = HUNDRED[:20]
+    accounts = Accounts(shop, *names)
+    accounts.script("shop-05").extend([DOWN] * 3)
     shop.env["WEBKASSA_MAX_AGE"] = "1h"
     for _ in range(3):
         assert shop.run("update", "--if-needed", "--jobs", "16").code == 69
-        assert accounts.renewed == set(HUNDRED) - {"shop-50"}
-    assert [name for name in HUNDRED if accounts.logins(name) != 1] == ["shop-50"]
-    assert shop.webkassa.authorizations == 99 + 3
+        assert accounts.renewed == set(names) - {"shop-05"}
+    assert [name for name in names if accounts.logins(name) != 1] == ["shop-05"]
+    assert shop.webkassa.authorizations == 19 + 3
     assert shop.run("update", "--if-needed", "--jobs", "16").code == 0
-    assert accounts.renewed == set(HUNDRED)
-    assert shop.webkassa.authorizations == 99 + 4
+    assert accounts.renewed == set(names)
+    assert shop.webkassa.authorizations == 19 + 4
 
 
 def test_faulty_file_is_78_for_that_account_alone(shop: Shop) -> None:
