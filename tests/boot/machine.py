@@ -102,9 +102,13 @@ class Machine:
             stdin=subprocess.DEVNULL, stdout=self.console, stderr=self.console,
             env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
         )  # fmt: skip
+        await_(self.is_up, 60)
+
+    def is_up(self) -> bool:
+        # nspawn's first child is not the machine yet: it makes that, and ends
         children = Path(f"/proc/{self.nspawn.pid}/task/{self.nspawn.pid}/children")
-        self.pid = await_(children.read_text).split()[0]
-        await_(lambda: self.state() in ("running", "degraded"), 60)
+        self.pid = children.read_text().strip()
+        return self.state() in ("running", "degraded")
 
     def state(self) -> str:
         assert self.nspawn.poll() is None, (self.folder / "console").read_text()
