@@ -2,9 +2,10 @@
 
     .venv-dev/bin/python benchmarks/run.py [ROUNDS]
 
-PostgreSQL (with fsync) and the simulator run on loopback. Runs alternate, so that whatever else the
-machine does meets both. Medians; CPU is user + system time of the process. Then the same at a
-distance: relays delay what goes to Webkassa and to the database, and count the database's answers.
+PostgreSQL (with fsync) and the simulator run on loopback. The program is measured as install.sh
+installs it, and as a script. Runs alternate, so that whatever else the machine does meets all of
+them. Medians, of the quotients of each round, too; CPU is user + system time of the process. Then
+the same at a distance: relays delay what goes to Webkassa and to the database, and count the database's answers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,6 +48,27 @@ def measure(command: list[str], env: dict[str, str]) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def install(folder: Path) -> str:
+    """Install the program as install.sh does, beside the libraries that are here; return its command."""
+    (folder / "source").mkdir()
+    for path in (
+        ROOT / "pyproject.toml",
+        ROOT / "requirements.txt",
+        *ROOT.glob("webkassa_key_*.py"),
+    ):
+        shutil.copy(path, folder / "source")
+    options = [
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        f"--target={folder}/lib",
+    ]
+    command = [sys.executable, "-m", "pip", "install", *options, str(folder / "source")]
+    subprocess.run(command, check=True)
+    return str(folder / "lib/bin/webkassa-key-updater")
+
+
 def answered_at(webkassa: webkassa_simulator.Simulator) -> float:
     """Return the time at which the last login's answer left."""
     return next(
@@ -60,7 +83,8 @@ def main(rounds: int) -> None:
         webkassa = stack.enter_context(webkassa_simulator.Simulator())
         webkassa.password = "without-a-dollar"  # python-dotenv's own reading would expand it
         url = f"postgresql://postgres:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}/postgres"
-        env_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "env"
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        env_file = folder / "env"
         login = (
             f"WEBKASSA_LOGIN={webkassa_simulator.LOGIN}\nWEBKASSA_PASSWORD={webkassa.password}\n"
         )
@@ -68,19 +92,22 @@ def main(rounds: int) -> None:
             f"{login}WEBKASSA_AUTH_URL={webkassa.url}\nDATABASE_URL={url}\n", encoding="utf-8"
         )
         env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "ENV_FILE": str(env_file)}
-        ours = [str(ROOT / "webkassa_key_updater.py"), "--env-file", str(env_file)]
+        env["PYTHONPATH"] = str(folder / "lib")
+        ours = [install(folder), "--env-file", str(env_file)]
+        script = [str(ROOT / "webkassa_key_updater.py"), "--env-file", str(env_file)]
         bare = [str(ROOT / "benchmarks" / "bare.py")]
         connection = psycopg2.connect(url)
         connection.autocommit = True
         cursor = connection.cursor()
         measure(ours, env)  # creates the table, and warms the caches
 
-        windows, times = [], {"ours": [], "bare": []}
+        windows, bare_times, times = [], [], {"installed": [], "as a script": []}
         for _ in range(rounds):
-            times["bare"].append(measure(bare, env))
-            times["ours"].append(measure(ours, env))
+            bare_times.append(measure(bare, env))
+            times["installed"].append(measure(ours, env))
             cursor.execute(COMMITTED)
             windows.append(cursor.fetchone()[0] - answered_at(webkassa))
+            times["as a script"].append(measure(script, env))
 
         far = stack.enter_context(Relay(("127.0.0.1", webkassa.port)))
         database = stack.enter_context(Relay(("127.0.0.1", server.port)))
@@ -102,8 +129,13 @@ def main(rounds: int) -> None:
     python = platform.python_version()
     print(f"{rounds} rounds, Python {python}, {os.cpu_count()} cores, {platform.machine()}")
     for position, name in enumerate(("wall", "CPU")):
-        mine, its = (statistics.median(t[position] for t in times[who]) for who in ("ours", "bare"))
-        print(f"{name}: {mine * 1000:.0f} ms, bare script {its * 1000:.0f} ms, {mine / its:.2f} x")
+        bares = [one[position] for one in bare_times]
+        print(f"{name}: bare script {statistics.median(bares) * 1000:.0f} ms", end="")
+        for how, mine in times.items():
+            mine = [one[position] for one in mine]
+            quotient = statistics.median(a / b for a, b in zip(mine, bares, strict=True))
+            print(f", {how} {statistics.median(mine) * 1000:.0f} ms ({quotient:.2f} x)", end="")
+        print()
     print(
         f"dead window (answer to commit, probe on): median {statistics.median(windows) * 1000:.1f} ms,"
         f" worst {max(windows) * 1000:.1f} ms"
