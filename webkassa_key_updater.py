@@ -13,6 +13,7 @@ commands:
                    "-": read the fingerprint from standard input, an empty line is --if-needed
   check            everything but authorizing: settings, database, lock, write, host, stored key
   status [--json]  how things stand, for a person, a monitor or machines; changes nothing
+An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lost.
 
 options:
   --env-file FILE  read settings from FILE instead of .env beside this program
@@ -21,7 +22,6 @@ options:
     --jobs N       so many at a time (4)
     --shard I/N    every N-th account only, beginning with the I-th (0 to N-1)
   -v, --verbose    say each step (also: --version, --help)
-
 exit codes of update and check:
    0  done, or nothing to do
    2  wrong usage of this command
@@ -54,6 +54,7 @@ import os
 import queue
 import random
 import re
+import select
 import shlex
 import signal
 import socket
@@ -66,7 +67,6 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from select import select
 from typing import Any, NamedTuple, NoReturn, cast
 from urllib.parse import urlsplit, urlunsplit
 
@@ -281,16 +281,28 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
     """Step 7: return None after a pause, to begin again from step 2, for as long as something is
     in hand; else return what `failure` leaves behind."""
     over = logins.current_deadline.left < logins.pause + LoginState.LAST_TRY
-    is_final = isinstance(failure, (WebkassaFailure, NoLoginLeft)) or not logins.asked
-    if is_final or (over and (logins.last_try or not logins.token)):
+    is_final = isinstance(failure, (WebkassaFailure, NoLoginLeft))
+    if isinstance(failure, LockBusy):
+        logins.has_waited = True
+    waits = logins.has_waited and isinstance(failure, StoreUnavailable)
+    if is_final or not (logins.asked or waits) or (over and logins.last_try):
+        return give_up(logins, failure)
+    if over and logins.asked and not logins.token:
         return give_up(logins, failure)
     if over:  # perhaps the machine has slept: one try more, and with time
-        logins.last_try, logins.store_deadline = True, Deadline(KeyStore.COMMIT_TIME)
+        logins.last_try = True
+        logins.store_deadline = logins.lock_deadline = Deadline(KeyStore.COMMIT_TIME)
+    pause = logins.pause
+    if isinstance(failure, LockBusy):  # never growing: pauses that grow starve
+        pause = 0.1 if logins.token else KeyStore.LOCK_PAUSE * random.uniform(0.67, 1.33)
+        job.report_wait(Message("the lock held by {holder}", holder=failure.holder),
+                        logins.current_deadline.left)  # fmt: skip
+    else:
+        logins.pause = min(logins.pause * 2, 2.0)
     why = str(failure) if isinstance(failure, Failure) else type(failure).__name__
-    log.debug(Message("Not stored yet: {why}", why=why))
-    if sleep_or_signal(logins.pause, ignore_signals=bool(logins.token)):
+    log.debug(Message("Trying again in {seconds:.1f} s: {why}", seconds=pause, why=why))
+    if sleep_or_signal(pause, ignore_signals=bool(logins.token)):
         return give_up(logins, failure)
-    logins.pause = min(logins.pause * 2, 2.0)
     return None
 
 
@@ -375,6 +387,7 @@ class LoginState:
         self.called_dead = False  # the token in hand, by the probe
         self.against_probe = False  # it is to be stored all the same
         self.store_attempts, self.pause, self.last_try = 0, 0.25, False
+        self.has_waited = False  # for a lock that somebody else held
 
     @property
     def current_deadline(self) -> Deadline:
@@ -1056,7 +1069,6 @@ BEGIN = """
     SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
 """  # the last since 17; a pooler may tell another version than the server's
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
-ADVISORY_LOCK = "SELECT pg_advisory_xact_lock(%(number)s);"
 SELECT_ROW = """
     SELECT api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
@@ -1103,6 +1115,8 @@ NOTIFY = "SELECT pg_notify('webkassa_key_updated', %(service)s);"  # the payload
 class LockBusy(StoreUnavailable):
     """Somebody else holds the lock, the row or the table."""
 
+    holder = "somebody"
+
 
 class KeyStore:
     """One transaction on the table; what is not committed is rolled back in the end.
@@ -1111,7 +1125,7 @@ class KeyStore:
     StoreUnavailable or WriteRefused.
     """
 
-    STATEMENT_TIME, COMMIT_TIME, ASK_TIME = 20.0, 15.0, 5.0  # seconds
+    STATEMENT_TIME, COMMIT_TIME, ASK_TIME, LOCK_PAUSE = 20.0, 15.0, 5.0, 0.3  # seconds
 
     def __init__(
         self, account: Account, deadline: Deadline, report_wait: Callable[[Message, float], None]
@@ -1137,14 +1151,12 @@ class KeyStore:
         statements: str,
         values: Mapping[str, Any] | None = None,
         deadline: Deadline | None = None,
-        holder: str = "somebody",
     ) -> tuple[list[Any], str]:
-        """Run statements in one message; return the rows and the command tag of the last. Where
-        they wait for a lock, its `holder` is named."""
+        """Run statements in one message; return the rows and the command tag of the last."""
         deadline = self.connection.deadline = deadline or self.deadline.within(self.STATEMENT_TIME)
         # The server is to give up, and to say why, shortly before we do
         limit = max(int(deadline.left * 1000) - 500, 1)
-        bounds = {"service": self.account.service, "limit": limit}
+        bounds = {"service": self.account.service, "oid": self.table.oid, "limit": limit}
         query = sql.SQL(statements).format(table=self.table.identifier)
         try:
             with self.connection.cursor() as cursor:
@@ -1152,7 +1164,7 @@ class KeyStore:
                 rows = cursor.fetchall() if cursor.description else []
                 return rows, cursor.statusmessage or ""
         except (psycopg2.Error, UnicodeError, TimeoutError) as error:
-            raise database_failure(error, self.table, self.account, holder) from None
+            raise database_failure(error, self.table, self.account) from None
 
     def begin(self) -> None:
         """Begin a transaction, bound it, and find the table."""
@@ -1169,26 +1181,38 @@ class KeyStore:
             return KeyRow()
         if fault := table_fault(self.table):
             raise fault
-        return self.select_row("", "")
+        return self.select_row("")
 
     def lock_row(self) -> KeyRow:
-        """Take this service's lock until the transaction ends, lock its row, return it as it is then.
+        """Take this row's lock until the transaction ends, then lock the row, and return it as it is
+        then. Raise LockBusy where somebody else holds one: who waits holds no connection.
 
         The advisory lock works across hosts and behind a pooler; a row need not exist for it.
         """
-        row = self.select_row(ADVISORY_LOCK, "FOR NO KEY UPDATE")
-        if not row.exists:  # or deleted and inserted anew by somebody whom we waited for
-            row = self.select_row("", "FOR NO KEY UPDATE")
+        self.take_lock(f"{self.table.short}:{self.account.service}")
+        row = self.select_row("FOR NO KEY UPDATE")
         others = [] if row.exists else other_rows(self)[:1]
         for name, is_similar in others:
             if is_similar:
                 raise row_fault(self.table, self.account.service, 0, name)
         return row._replace(beside="".join(name for name, _ in others))
 
-    def select_row(self, before: str, row_lock: str) -> KeyRow:
+    def take_lock(self, name: str) -> None:
+        """Take an advisory lock until the transaction ends; raise LockBusy."""
+        digest = hashlib.sha256(f"webkassa_key_updater:{name}".encode()).digest()
+        number = int.from_bytes(digest[:8], "big", signed=True)
+        rows, _ = self.run("SELECT pg_try_advisory_xact_lock(%(number)s)", {"number": number})
+        if rows != [(True,)]:
+            raise self.busy(number)
+
+    def select_row(self, row_lock: str) -> KeyRow:
         times = [f"{name}::timestamptz" for name in (*self.table.times, "NULL")]
         select = SELECT_ROW.replace("{times}", ", ".join(times)).replace("{lock}", row_lock)
-        rows = self.run_waiting(before + select, self.account.service)
+        try:
+            rows, _ = self.run(LOCK_TIMEOUT + select, {"limit": 1000})
+        except LockBusy:
+            self.run("ROLLBACK")
+            raise self.busy(0) from None
         if len(rows) > 1:
             raise row_fault(self.table, self.account.service, len(rows), "")
         if not rows:
@@ -1197,25 +1221,11 @@ class KeyStore:
         known = age if age is not None and age > -CLOCK_SLACK else None
         return KeyRow(True, Secret(key or ""), known, changed)
 
-    def run_waiting(self, statements: str, lock: str) -> list[Any]:
-        """Run statements that may wait for somebody's lock; after a second find out whose it is.
-
-        `lock` names the advisory lock, whose number is %(number)s.
-        """
-        digest = hashlib.sha256(f"webkassa_key_updater:{lock}".encode()).digest()
-        number = int.from_bytes(digest[:8], "big", signed=True)
-        values = {"number": number, "oid": self.table.oid}
-        statements = "SAVEPOINT waiting;" + LOCK_TIMEOUT + statements
-        try:
-            return self.run(statements, {**values, "limit": 1000}, self.deadline)[0]
-        except LockBusy:
-            ((holder,),), _ = self.run("ROLLBACK TO SAVEPOINT waiting;" + LOCK_HOLDER, values)
-            what = Message("the lock held by {holder}", holder=holder)
-            self.report_wait(what, self.deadline.left)
-            log.debug(
-                Message("{service}: waiting for {what}.", service=self.account.service, what=what)
-            )
-            return self.run(statements, values, self.deadline, holder)[0]
+    def busy(self, number: int) -> LockBusy:
+        """Return a failure that names who holds the advisory lock of this number, or the table."""
+        ((holder,),), _ = self.run(LOCK_HOLDER, {"number": number})
+        what = "The lock, the row or the table is held by {holder}."
+        return LockBusy(what, holder=holder)
 
     def in_transaction(self) -> bool:
         """Ask whether the transaction, and with it the lock, still stands."""
@@ -1227,7 +1237,10 @@ class KeyStore:
 
     def rehearse(self, row: KeyRow) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
-        self.run(LOCK_TIMEOUT + KEEP_TABLE_LOCK, deadline=self.deadline)
+        plan, _ = self.run(LOCK_TIMEOUT + KEEP_TABLE_LOCK, deadline=self.deadline)
+        if '"Foreign' in json.dumps(plan):
+            what = "{table} is kept by another server: its far side makes promises of its own."
+            raise WriteRefused(what, table=self.table.shown)
         length = max(32, len(row.key.value))
         stand_in = Secret(os.urandom(length).hex()[:length])
         after = NOTIFY + "ROLLBACK TO SAVEPOINT rehearsal"
@@ -1259,7 +1272,8 @@ def create_missing_table(store: KeyStore, commit: bool = True) -> None:
     first runs at once both go on: the second finds what the first has made."""
     if store.table.found is not None:
         return
-    store.run_waiting(ADVISORY_LOCK + CREATE_TABLE, "table")
+    store.take_lock(f"table:{store.table.short}")
+    store.run(LOCK_TIMEOUT + CREATE_TABLE)
     if commit:
         store.run("COMMIT")
         what = "{service}: made the missing table {table}."
@@ -1288,9 +1302,10 @@ def wait_for_server(connection: Connection) -> None:
     That closes the connection and cancels nothing: a COMMIT on its way may go through.
     """
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
-        file = [connection.fileno()]
-        reading, writing = (file, []) if state == psycopg2.extensions.POLL_READ else ([], file)
-        if select(reading, writing, [], connection.deadline.left) == ([], [], []):
+        is_reading = state == psycopg2.extensions.POLL_READ
+        poll = select.poll()  # `select` itself knows no file above 1,023
+        poll.register(connection.fileno(), select.POLLIN if is_reading else select.POLLOUT)
+        if not poll.poll(connection.deadline.left * 1000):
             raise TimeoutError
 
 
@@ -1338,7 +1353,7 @@ def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | 
 
 
 # SQLSTATE, or its class: what passes by itself. A full disk (53100) does not
-PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]|23505")
+PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
 
 FIND_TABLE = """
@@ -1736,15 +1751,14 @@ def port_open(at: str | tuple[str, int]) -> bool:
     return False
 
 
-def database_failure(error: Exception, table: Table, account: Account, holder: str) -> Failure:
+def database_failure(error: Exception, table: Table, account: Account) -> Failure:
     """Name an error by its SQLSTATE and by names that the catalog has: its text can carry a key,
     and so can a name that a trigger made up."""
     state = getattr(error, "pgcode", None)
     if state is None:
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
     if state == "55P03":
-        what = "The lock, the row or the table is held too long by {holder}."
-        return LockBusy(what, holder=holder)
+        return LockBusy("The lock, the row or the table is held by somebody.")
     kinds = ", ".join(f"{n} is {table.columns.get(n, '?')[0]}" for n in ("service_name", "api_key"))
     why, advice = {
         "0A000": (Message("it is a view that cannot be locked? Set API_KEYS_TABLE to the table"
@@ -2124,27 +2138,21 @@ def check(
 ) -> Iterator[tuple[str, Message, int]]:
     """Try everything but authorizing; change nothing. Yield, for each thing that was tried, "ok",
     "WARN" or "FAIL", what about it, and the exit code."""
-    webkassa, row = Webkassa(account), None
-    lines = [("ok", Message("settings: service {service}", service=account.service), 0)]
-    try:
-        with KeyStore(account, Deadline(CHECK_TIME), report_wait) as store:
-            lines.append(("ok", describe_server(store), 0))
-            had_table = store.table.found is not None
-            create_missing_table(store, commit=False)
-            store.read_row()
-            found = store.lock_row()
-            lines.append(("ok", Message("lock: taken"), 0))
-            store.rehearse(found)
-            done = Message("write: rehearsed and taken back (no table yet)")
-            if had_table:
-                done = Message("write: rehearsed and taken back (table, no row yet)")
-            if found.exists:
-                done = Message("write: rehearsed and taken back (row)")
-            lines.append(("ok", done, 0))
-            lines += [("WARN", what, 0) for what in table_warnings(store)]
-            row = found
-    except Failure as failure:
-        lines.append(("FAIL", describe_failed_step(failure, len(lines)), failure.code))
+    webkassa, row, deadline = Webkassa(account), None, Deadline(CHECK_TIME)
+    while True:
+        lines = [("ok", Message("settings: service {service}", service=account.service), 0)]
+        try:
+            with KeyStore(account, deadline, report_wait) as store:
+                row = check_store(store, lines)
+        except Failure as failure:
+            if isinstance(failure, LockBusy) and deadline.left > KeyStore.LOCK_PAUSE:
+                report_wait(
+                    Message("the lock held by {holder}", holder=failure.holder), deadline.left
+                )
+                time.sleep(KeyStore.LOCK_PAUSE)
+                continue
+            lines.append(("FAIL", describe_failed_step(failure, len(lines)), failure.code))
+        break
     yield from lines
     yield check_host(account.ca_file, webkassa.url, "webkassa")
     if row:
@@ -2155,6 +2163,26 @@ def check(
         yield "ok" if good else "WARN", Message(line, what=what, advice=advice), 0
     if account.healthcheck_url:
         yield check_host(account.ca_file, account.healthcheck_url.value, "monitor")
+
+
+def check_store(store: KeyStore, lines: list[tuple[str, Message, int]]) -> KeyRow:
+    """Go through all that an update does with PostgreSQL; add to `lines` what went well. Return the
+    row; raise a Failure."""
+    lines.append(("ok", describe_server(store), 0))
+    had_table = store.table.found is not None
+    create_missing_table(store, commit=False)
+    store.read_row()
+    row = store.lock_row()
+    lines.append(("ok", Message("lock: taken"), 0))
+    store.rehearse(row)
+    done = Message("write: rehearsed and taken back (no table yet)")
+    if had_table:
+        done = Message("write: rehearsed and taken back (table, no row yet)")
+    if row.exists:
+        done = Message("write: rehearsed and taken back (row)")
+    lines.append(("ok", done, 0))
+    lines += [("WARN", what, 0) for what in table_warnings(store)]
+    return row
 
 
 def describe_server(store: KeyStore) -> Message:
@@ -2303,7 +2331,9 @@ def read_line() -> str:
     """Return what comes first from standard input, within 10 s: it may be a socket, with somebody
     silent at its other end."""
     with contextlib.suppress(OSError):
-        came = select([0], [], [], CHECK_TIME)[0]
+        poll = select.poll()
+        poll.register(0, select.POLLIN)
+        came = poll.poll(CHECK_TIME * 1000)
         return os.read(0, 100).decode("ascii", "replace").partition("\n")[0] if came else "nothing"
     return ""
 

@@ -78,7 +78,7 @@ def test_five_of_a_hundred_fail_in_five_ways_and_the_other_95_are_updated(shop: 
     assert codes == {refused: 77, down: 69, unwritable: 73, faulty: 78, killed: 70}
     assert "killed by signal 9" in said[killed]
     for name in accounts.renewed:  # a line for each, besides
-        assert result.err.count(f"{row(name)}: stored") == 1
+        assert result.err.count(f"{row(name)}: Stored") == 1
     for name in (refused, down, unwritable):
         assert result.err.count(f"{row(name)}: ") == 1
     assert "WEBKASSA_PASSWORD: is still a placeholder" in result.err
@@ -456,8 +456,8 @@ def test_told_to_stop_it_starts_no_more_and_stores_what_was_asked_for(
 def test_who_waits_for_a_lock_ends_at_once_and_is_reported_as_not_tried(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     with shop.lock_held(row("a")):
-        process = shop.start("update", "--jobs", "1")
-        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+        process = shop.start("update", "--jobs", "1", "-v")
+        await_(lambda: shop.has_said(process))
         start = time.monotonic()
         process.terminate()
         result = shop.finish(process)
@@ -475,7 +475,6 @@ def test_a_child_killed_while_all_are_told_to_stop_is_no_account_that_was_not_tr
     with shop.lock_held(row("b")):
         process = shop.start("update", "--jobs", "2")
         await_(lambda: shop.webkassa.authorizations == 1)
-        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
         process.terminate()
         await_(lambda: len(children(process.pid)) == 1)
         os.kill(children(process.pid)[0], signal.SIGKILL)

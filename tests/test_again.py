@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from world.relay import CutAtCommit, Link, Relay
-from world.shop import UPDATERS, Shop, fingerprint, lock_number, trigger
+from world.shop import Shop, fingerprint, lock_number, trigger
 from world.waiting import await_
 from world.webkassa_simulator import (
     ALIVE,
@@ -24,7 +24,6 @@ from world.webkassa_simulator import (
 )
 
 SET_KEY = "UPDATE api_keys SET api_key = %s WHERE service_name = 'Webkassa'"
-WAITING = UPDATERS + " AND wait_event = 'advisory'"
 
 
 def once(action: Any) -> Any:
@@ -164,7 +163,7 @@ def test_lock_is_taken_again_after_a_reconnect(shop: Shop) -> None:
 
     def log_in_and_store() -> None:
         with contextlib.closing(other), other.cursor() as cursor:
-            waited.append(await_(lambda: shop.sql(WAITING)))
+            waited.append(await_(lambda: len(relay.links) > 2))
             cursor.execute(SET_KEY, (shop.webkassa.issue(),))
 
     def other_updater(token: str) -> None:
@@ -173,7 +172,8 @@ def test_lock_is_taken_again_after_a_reconnect(shop: Shop) -> None:
         threading.Thread(target=log_in_and_store).start()
 
     shop.webkassa.on_issue = once(other_updater)
-    result = shop.run()
+    with Relay(("127.0.0.1", shop.server.port)) as relay:
+        result = shop.run(POSTGRES_PORT=str(relay.port))
     assert (result.code, len(waited), shop.webkassa.authorizations) == (0, 1, 1)
     assert "nother updater" in result.err
     assert shop.holds_the_live_key

@@ -90,7 +90,7 @@ def test_ctrl_c_ends_the_installed_command_at_once(command: Path, shop: Shop) ->
         process = subprocess.Popen(
             ["env", "--default-signal=INT", command], env=env, stderr=subprocess.PIPE
         )
-        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+        await_(lambda: shop.sql(UPDATERS))
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1].count(b"Traceback") == 0
     assert process.returncode == -signal.SIGINT

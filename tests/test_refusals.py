@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from world import webkassa_simulator
-from world.shop import UPDATERS, Shop, seconds_ago
+from world.shop import Shop, seconds_ago
 from world.waiting import await_
 
 IF_NEEDED = ("update", "--if-needed")
@@ -42,8 +42,8 @@ def test_refused_login_is_not_sent_again(refusing: Shop) -> None:
 
 def test_twenty_waiters_send_one_refused_login(refusing: Shop) -> None:
     with refusing.lock_held():
-        runs = [refusing.start(*IF_NEEDED) for _ in range(20)]
-        await_(lambda: len(refusing.sql(UPDATERS + " AND wait_event = 'advisory'")) == 20, 40)
+        runs = [refusing.start(*IF_NEEDED, "-v") for _ in range(20)]
+        await_(lambda: refusing.has_said(*runs), 40)
     assert [refusing.finish(run).code for run in runs] == [77] * 20
     assert refusing.webkassa.authorizations == 1
     assert refusing.is_untouched

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import pytest
+from world.relay import Relay
 from world.shop import PROGRAM, UPDATERS, Shop, fingerprint, lock_number
 from world.waiting import await_
 from world.webkassa_simulator import answer, drip, hang, slow
@@ -116,12 +117,16 @@ def test_signal_while_the_database_is_waited_for_with_a_token_in_hand_loses_no_k
         other.cursor().execute("SELECT pg_advisory_lock(%s)", (lock_number(),))
 
     shop.webkassa.on_issue = lose_lock
-    with contextlib.closing(shop.connect()) as other:
-        process = shop.start()
-        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+    with (
+        Relay(("127.0.0.1", shop.server.port)) as relay,
+        contextlib.closing(shop.connect()) as other,
+    ):
+        process = shop.start(POSTGRES_PORT=str(relay.port))
+        await_(lambda: len(relay.links) > 2)
         for number in SENT:
             process.send_signal(number)
-    assert shop.finish(process).code == 0
+        other.close()
+        assert shop.finish(process).code == 0
     assert shop.holds_the_live_key
 
 

@@ -6,6 +6,7 @@ import contextlib
 import time
 
 import pytest
+from world.nursery import Process
 from world.shop import UPDATERS, Shop, fingerprint, lock_number
 from world.waiting import await_
 from world.webkassa_simulator import ALIVE, UNCLEAR, Handler
@@ -29,13 +30,16 @@ def test_many_plain_updates_leave_the_live_key(shop: Shop, count: int) -> None:
 
 def test_who_waited_and_finds_a_new_key_asks_for_nothing(shop: Shop) -> None:
     def answer_when_another_waits(handler: Handler, good: bytes) -> None:
-        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+        await_(lambda: waiting)
+        await_(lambda: shop.has_said(*waiting))
         handler.send(200, good)
 
+    waiting: list[Process] = []
     shop.webkassa.script.append(answer_when_another_waits)
     first = shop.start()
     await_(lambda: shop.webkassa.authorizations)
-    second = shop.start()
+    second = shop.start("-v")
+    waiting.append(second)
     results = [shop.finish(run) for run in (first, second)]
     assert [result.code for result in results] == [0, 0]
     assert "another updater" in results[1].err
@@ -44,8 +48,8 @@ def test_who_waited_and_finds_a_new_key_asks_for_nothing(shop: Shop) -> None:
 
 def test_row_deleted_during_the_wait_is_no_new_key(shop: Shop) -> None:
     with shop.lock_held():
-        process = shop.start()
-        await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+        process = shop.start("-v")
+        await_(lambda: shop.has_said(process))
         shop.sql("DELETE FROM api_keys WHERE id = 1")
     assert shop.finish(process).code == 0
     assert shop.webkassa.authorizations == 1
@@ -58,7 +62,7 @@ def test_waits_for_lock_and_row_share_one_deadline(shop: Shop) -> None:
         row_cursor.execute("BEGIN; SELECT 1 FROM api_keys FOR UPDATE")
         with shop.lock_held():
             process = shop.start("check")
-            await_(lambda: shop.sql(UPDATERS + " AND wait_event = 'advisory'"))
+            await_(lambda: shop.sql(UPDATERS))
             start = time.monotonic()
             await_(lambda: time.monotonic() - start > 5)
         result = shop.finish(process)
@@ -75,9 +79,9 @@ def test_first_runs_of_other_services_make_one_table_and_all_go_on(shop: Shop) -
     shop.sql("DROP TABLE api_keys")
     shop.webkassa.verdict = lambda token: ALIVE  # one account, three services: each login counts
     with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", (lock_number("table"),))
-        runs = [shop.start(WEBKASSA_SERVICE_NAME=name) for name in "abc"]
-        await_(lambda: len(shop.sql(UPDATERS + " AND wait_event = 'advisory'")) == 3)
+        cursor.execute("SELECT pg_advisory_lock(%s)", (lock_number("public.api_keys", "table"),))
+        runs = [shop.start("-v", WEBKASSA_SERVICE_NAME=name) for name in "abc"]
+        await_(lambda: shop.has_said(*runs))
     results = [shop.finish(run) for run in runs]
     assert [result.code for result in results] == [0] * 3, results
     assert shop.webkassa.authorizations == 3
@@ -93,14 +97,19 @@ def test_first_run_of_a_role_that_may_not_use_the_table_of_another_asks_for_noth
     shop.sql("GRANT USAGE, CREATE ON SCHEMA public TO one, two")
     try:
         with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", (lock_number("table"),))
+            cursor.execute(
+                "SELECT pg_advisory_lock(%s)", (lock_number("public.api_keys", "table"),)
+            )
             runs = [
                 shop.start(
-                    WEBKASSA_SERVICE_NAME=name, POSTGRES_USER=name, POSTGRES_PASSWORD="r-canary"
+                    "-v",
+                    WEBKASSA_SERVICE_NAME=name,
+                    POSTGRES_USER=name,
+                    POSTGRES_PASSWORD="r-canary",
                 )
                 for name in ("one", "two")
             ]
-            await_(lambda: len(shop.sql(UPDATERS + " AND wait_event = 'advisory'")) == 2)
+            await_(lambda: shop.has_said(*runs))
         codes = sorted(shop.finish(run).code for run in runs)
         assert (codes, shop.webkassa.authorizations) == ([0, 73], 1)
         assert shop.sql("SELECT api_key FROM api_keys") == [(shop.webkassa.live,)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import io
 import os
@@ -12,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,9 +76,9 @@ INHERITED = re.compile(r"LANG|LANGUAGE|LC_\w+|TZ|PYTHON\w+")
 UPDATERS = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'webkassa_key_updater'"
 
 
-def lock_number(service: str = "Webkassa") -> int:
-    """Return the number of the advisory lock of a service."""
-    digest = hashlib.sha256(f"webkassa_key_updater:{service}".encode()).digest()
+def lock_number(service: str = "Webkassa", table: str = "public.api_keys") -> int:
+    """Return the number of the advisory lock of a service's row."""
+    digest = hashlib.sha256(f"webkassa_key_updater:{table}:{service}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
@@ -217,6 +219,13 @@ class Shop:
         process = Process(self.command(*arguments, *self.options), self.env | env)
         self.started.append(process)
         return process
+
+    @staticmethod
+    def has_said(*processes: Process) -> bool:
+        """Say whether each has written to its standard error: with -v, a run that waits for a lock
+        says so, and nothing before it."""
+        sizes = [fcntl.ioctl(process.stderr, termios.FIONREAD, b"1234") for process in processes]
+        return all(int.from_bytes(size, sys.byteorder) for size in sizes)
 
     def finish(self, process: Process | subprocess.Popen[str]) -> Result:
         out, err = process.communicate(timeout=60)
