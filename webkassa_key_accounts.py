@@ -105,50 +105,52 @@ def identify_row_and_login(account: updater.Account) -> list[tuple[Any, ...]]:
 # ---- A forked child for each account, so that they cannot mix
 
 
+class Child(NamedTuple):
+    """A child at work on the account `name`; at its `end` it is taken for one that hangs."""
+
+    name: str
+    end: updater.Deadline
+
+
 class ProcessPool:
-    """Runs `work(name, account)` for each account in a forked child, `jobs` at a time. By name,
-    `codes` are the exit codes; `reasons` tell why, where a child could not. `on_stop` is called
-    when a signal says to stop."""
+    """Runs `work(name, account)` for each account in a forked child, `jobs` at a time, and kills
+    one that takes longer than `bound(account)` seconds. By name, `codes` are the exit codes;
+    `reasons` tell why, where a child could not. `on_stop` is called at the first signal to stop."""
 
     def __init__(
-        self, accounts: list[tuple[str, Any]], jobs: int, on_stop: Callable[[], None]
+        self,
+        accounts: list[tuple[str, Any]],
+        jobs: int,
+        bound: Callable[[Any], float],
+        on_stop: Callable[[], None],
     ) -> None:
-        self.waiting, self.jobs, self.on_stop, self.stopped = accounts, jobs, on_stop, False
-        self.running: dict[int, str] = {}
+        self.waiting, self.jobs, self.bound, self.on_stop = accounts, jobs, bound, on_stop
+        self.running: dict[int, Child] = {}
         self.codes: dict[str, int] = {}
-        self.reasons: dict[str, str] = {}
+        self.reasons: dict[str, updater.Message | None] = {}
+        self.stopped = False
+        stops = updater.STOP_SIGNALS
+        self.stops = {number for number in stops if signal.getsignal(number) != signal.SIG_IGN}
 
     def run(self, work: Callable[[str, Any], int]) -> Iterator[str]:
-        """Yield the name of each account that is done."""
-        stops = {
-            number for number in updater.STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN
-        }
-        for number in stops:
-            signal.signal(number, self.stop)
+        """Yield the name of each account that is done. Signals are held back from now on, and
+        taken where nothing else is going on: so none comes at a bad moment, and none is missed."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, there would be nothing to wait for
+        awaited = {*self.stops, signal.SIGCHLD}
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
         gc.freeze()
         while True:
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-            while self.waiting and len(self.running) < self.jobs and self.start(work, stops, mask):
+            while self.waiting and len(self.running) < self.jobs and self.start(work, mask):
                 pass
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if not self.running:
                 return
-            pid, status = os.wait()
-            if pid in self.running:  # the first process of a container inherits strangers
-                name, code = self.running.pop(pid), os.waitstatus_to_exitcode(status)
-                if self.stopped and -code in stops:
-                    self.note(name, updater.StoreUnavailable.code, "told to stop")
-                elif code < 0:
-                    self.note(name, updater.Failure.code, f"killed by signal {-code}")
-                else:
-                    self.note(name, code, "")
-                yield name
+            came = signal.sigtimedwait(awaited, min(c.end.left for c in self.running.values()))
+            if came and came.si_signo in self.stops:
+                self.stop(came.si_signo)
+            yield from self.reap()
+            yield from self.kill_hung()
 
-    def note(self, name: str, code: int, reason: str) -> None:
-        self.codes[name], self.reasons[name] = code, reason
-
-    def start(self, work: Callable[[str, Any], int], stops: set[Any], mask: set[Any]) -> bool:
+    def start(self, work: Callable[[str, Any], int], mask: set[Any]) -> bool:
         """Fork for the next account; return False where another must end before it. A child takes
         signals as a single run does."""
         name, account = self.waiting.pop(0)
@@ -158,14 +160,14 @@ class ProcessPool:
             if self.running:
                 self.waiting.insert(0, (name, account))
             else:
-                self.note(name, updater.StoreUnavailable.code, f"not tried: {error}")
+                self.note(name, updater.StoreUnavailable.code, updater.Message("not tried: {error}", error=error))
             return not self.running
         if pid:
-            self.running[pid] = name
+            self.running[pid] = Child(name, updater.Deadline(self.bound(account)))
             return True
         code = updater.Failure.code
         try:
-            for number in stops:
+            for number in self.stops:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             code = work(name, account)
@@ -174,16 +176,56 @@ class ProcessPool:
         finally:
             os._exit(code)
 
-    def stop(self, number: int, _: object) -> None:
+    def reap(self) -> Iterator[str]:
+        """Take leave of the children that have ended: several may have sent one signal."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                child = self.running.pop(ended[0], None)
+                if child:  # the first process of a container inherits strangers
+                    self.note_end(child.name, os.waitstatus_to_exitcode(ended[1]))
+                    yield child.name
+
+    def kill_hung(self) -> Iterator[str]:
+        """Kill the children that were stopped, or hang in the kernel. Nobody waits for these: they
+        may end at any time, or never."""
+        for pid, child in list(self.running.items()):
+            if not child.end.left:
+                os.kill(pid, signal.SIGKILL)
+                del self.running[pid]
+                self.note(child.name, updater.Failure.code, updater.Message("killed: it did not end in time"))
+                yield child.name
+
+    def note_end(self, name: str, code: int) -> None:
+        if self.stopped and -code in self.stops:
+            self.note(name, updater.StoreUnavailable.code, updater.Message("told to stop"))
+        elif code < 0:
+            reason = updater.Message("killed by signal {number}", number=-code)
+            self.note(name, updater.Failure.code, reason)
+        else:
+            self.note(name, code)
+
+    def note(self, name: str, code: int, reason: updater.Message | None = None) -> None:
+        self.codes[name], self.reasons[name] = code, reason
+
+    def stop(self, number: int) -> None:
         """Start no more, and let the running ones end as a single run does."""
-        waiting, self.waiting, first, self.stopped = self.waiting, [], not self.stopped, True
-        for name, _ in waiting:  # meanwhile a second signal may come
-            self.note(name, updater.StoreUnavailable.code, "not tried: told to stop")
-        if first:
+        reason = updater.Message("not tried: told to stop")
+        for name, _ in self.waiting:
+            self.note(name, updater.StoreUnavailable.code, reason)
+        if not self.stopped:
             self.on_stop()
+        self.waiting, self.stopped = [], True
         for pid in self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+            os.kill(pid, number)
+
+
+def longest_run(plan: Plan) -> float:
+    """Return seconds, with some to spare: an update waits for as long as a healthy one may take,
+    and then takes as long itself. All its waits have bounds, so one that takes longer hangs."""
+    spare = 60.0
+    if isinstance(plan.account, updater.SettingsFault):
+        return spare
+    return 2 * (plan.account.deadline + updater.LoginState.STORING_TIME + updater.PROBE_TIME) + spare
 
 
 # ---- Command line: nothing above touches the environment or the terminal
@@ -197,7 +239,7 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
         command.shares[name] = f" --shard {place}/{len(everyone)}"
     number, shards = command.options.shard
     accounts = everyone[number::shards]
-    pool = ProcessPool(accounts.copy(), command.options.jobs, tell_of_stop)
+    pool = ProcessPool(accounts.copy(), command.options.jobs, longest_run, tell_of_stop)
     with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's
         for _ in pool.run(functools.partial(do_child, command, file.fileno())):
             if os.isatty(2):
@@ -261,7 +303,6 @@ def read_reports(pool: ProcessPool, lines: list[bytes]) -> Iterator[dict[str, An
 
 
 def tell_of_stop() -> None:
-    """Tell who pressed Ctrl-C; in a handler of signals, where `say` might be at work."""
-    with contextlib.suppress(OSError):
-        if os.isatty(2):
-            os.write(2, b"\nIt ends as soon as no key can be lost any more ...\n")
+    """Tell who pressed Ctrl-C."""
+    if os.isatty(2):
+        updater.say("\nIt ends as soon as no key can be lost any more ...", sys.stderr)

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from world.relay import Relay
 from world.shop import PROGRAM, ROOT, UPDATERS, Result, Shop, fingerprint, trigger
 from world.waiting import await_
 from world.webkassa_simulator import Behaviour, Handler, answer, errors, hang
+
+import webkassa_key_updater
 
 DOWN = answer(503, b"", {"Retry-After": "999"})  # longer than any deadline: not tried again
 BUSY = answer(429, b"", {"Retry-After": "999"})  # nothing can have come of it
@@ -536,7 +539,7 @@ def test_accounts_for_which_there_is_no_process_are_reported_as_not_tried(shop: 
 
 
 TWICE = """
-import os, random, signal, sys, time
+import os, random, select, signal, sys, time
 sys.path.insert(0, {root!r})
 import webkassa_key_updater as program
 
@@ -544,7 +547,7 @@ for _ in range(60):
     pid = os.fork()
     if not pid:
         accounts = [(str(n), None) for n in range(2000)]
-        pool = program.load_accounts_module().ProcessPool(accounts, 1, lambda: None)
+        pool = program.load_accounts_module().ProcessPool(accounts, 1, lambda _: 90, lambda: None)
         for _ in pool.run(lambda name, account: signal.pause()):
             pass
         os._exit(len(pool.codes) != 2000)
@@ -553,23 +556,58 @@ for _ in range(60):
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         os.kill(pid, number)
         time.sleep(random.random() * 3e-4)
-    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:  # one may come just before it waits
-        os.kill(pid, signal.SIGTERM)
-        time.sleep(0.01)
-    assert ended[1] == 0
+    ended, _, _ = select.select([os.pidfd_open(pid)], [], [], 60)  # no signal was missed
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+HANGING = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import webkassa_key_updater as program
+
+def work(name, bound):
+    if bound < 90:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return 0
+
+accounts = [("a", 90), ("b", 0.5), ("c", 0.5), ("d", 90), ("e", 90)]
+pool = program.load_accounts_module().ProcessPool(accounts, 2, lambda bound: bound, lambda: None)
+assert sorted(pool.run(work)) == ["a", "b", "c", "d", "e"]
+assert pool.codes == {{"a": 0, "b": 70, "c": 70, "d": 0, "e": 0}}, pool.codes
+assert pool.reasons["b"] == "killed: it did not end in time"
 """
 
 
-def test_two_signals_close_together_are_one(shop: Shop) -> None:
-    """coreutils' timeout sends two. A parent that broke down would leave its children to die."""
-    program = [sys.executable, "-c", TWICE.format(root=str(ROOT))]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def run_alone(program: str) -> None:
+    """Run Python that forks; end what it leaves."""
+    command = [sys.executable, "-c", program.format(root=str(ROOT))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         _, said = process.communicate(timeout=100)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what a broken parent has left
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, said
+
+
+def test_signals_close_together_are_one_and_none_is_missed(shop: Shop) -> None:
+    """coreutils' timeout sends two. A parent that broke down would leave its children to die."""
+    run_alone(TWICE)
+
+
+def test_a_child_that_hangs_is_killed_and_the_others_go_on(shop: Shop) -> None:
+    run_alone(HANGING)
+
+
+@pytest.mark.parametrize("deadline", [10.0, 300.0])
+def test_a_child_is_not_taken_for_hanging_before_the_longest_run_is_over(deadline: float) -> None:
+    """It waits for a lock, asks, stores, and tells its monitor, each for as long as it may."""
+    program = webkassa_key_updater
+    holder = deadline + program.Run.STORING_TIME + program.PROBE_TIME
+    last_try = program.KeyStore.COMMIT_TIME + 2 * program.PROBE_TIME + program.CHECK_TIME
+    account: Any = SimpleNamespace(deadline=deadline)
+    assert program.load_accounts_module().longest_run(account) > 2 * holder + last_try
 
 
 def test_told_to_stop_after_a_login_that_failed_it_still_says_how_the_key_stands(
