@@ -711,7 +711,7 @@ add_account() {
     place_accounts
     say "Accounts: $(cd "$ACCOUNTS" && printf '%s\n' *.env | sed 's/\.env$//' | paste -sd ' ')"
     if [[ -z $no_run ]]; then
-        (run_module "$unit" "$CURRENT" update --if-needed --shard "$(shard_in "$ACCOUNTS")") || code=$?
+        (run_module "$unit" "$CURRENT" update --if-needed --account "$new_account") || code=$?
         ((code == 0)) || die "The account is added, but it has no key yet (code $code, see above)." "$code"
     fi
     say "How they stand: sudo webkassa-key status"
@@ -755,20 +755,11 @@ split_settings() { # own or rest
 # The new account alone, or all where the first moves, too; that no two have one login is looked at
 # for all in any case
 check_account() {
-    local shard=0/1
-    [[ ! -d $ACCOUNTS ]] || shard=$(shard_in "$ACCOUNTS.new")
+    local one=()
+    [[ ! -d $ACCOUNTS ]] || one=(--account "$new_account")
     run_module "webkassa-key-command-account-$$" "$CURRENT" check --accounts-dir "$ACCOUNTS.new" \
-        --shard "$shard" 2>&1 | (trap '' INT && sed -u "s# --accounts-dir $ACCOUNTS\.new##g; s#$ACCOUNTS\.new#$ACCOUNTS#g") || code=${PIPESTATUS[0]}
+        "${one[@]}" 2>&1 | (trap '' INT && sed -u "s# --accounts-dir $ACCOUNTS\.new##g; s#$ACCOUNTS\.new#$ACCOUNTS#g") || code=${PIPESTATUS[0]}
     ((code == 0)) || die "The check failed (code $code, see above). Nothing was changed." "$code"
-}
-
-shard_in() { # folder; as the module sorts
-    local LC_ALL=C file index=0 count=0
-    for file in "$1"/*.env; do
-        [[ ${file##*/} != "$new_account.env" ]] || index=$count
-        count=$((count + 1))
-    done
-    printf '%s/%s' "$index" "$count"
 }
 
 # Whatever interrupts it, each account is in one place at least, and the same command goes on

@@ -7,6 +7,8 @@ itself in as `updater`. To import it from here would make a second copy, with ot
 from __future__ import annotations
 
 import contextlib
+import difflib
+import fnmatch
 import functools
 import gc
 import json
@@ -235,10 +237,7 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
     """Do the command for every account of its folder; return the exit code."""
     monitor = updater.monitor_of(updater.SettingsParser(values, faults))
     everyone = read_accounts(command.folder, values, faults)
-    for place, (name, _) in enumerate(everyone):
-        command.shares[name] = f" --shard {place}/{len(everyone)}"
-    number, shards = command.options.shard
-    accounts = everyone[number::shards]
+    accounts = select_accounts(command, everyone)
     pool = ProcessPool(accounts.copy(), command.options.jobs, longest_run, tell_of_stop)
     with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's
         for _ in pool.run(functools.partial(do_child, command, file.fileno())):
@@ -253,6 +252,27 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
     if command.is_update:
         updater.ping(monitor, code)
     return code
+
+
+def select_accounts(
+    command: updater.Command, everyone: list[tuple[str, Any]]
+) -> list[tuple[str, Any]]:
+    """Return the accounts that --account and --shard leave; exit as wrongly used where --account
+    names none."""
+    named, names = set[str](), [name for name, _ in everyone]
+    for pattern in command.options.account:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            near = difflib.get_close_matches(pattern, names, 1, 0.5)
+            meant = f"; is {near[0]} meant?" if near else ""
+            parser = updater.parser_of(command.options.command)
+            parser.error(
+                f"--account {pattern}: there is no such account in {command.folder}{meant}"
+            )
+        named.update(found)
+    number, shards = command.options.shard
+    chosen = everyone[number::shards]
+    return [one for one in chosen if one[0] in named or not command.options.account]
 
 
 def sum_up(command: updater.Command, pool: ProcessPool) -> int:

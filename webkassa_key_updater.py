@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Renew the Webkassa key and store it in PostgreSQL, without ever losing one.
 
-usage: webkassa_key_updater.py [--env-file FILE] [--accounts-dir DIR [--jobs N] [--shard I/N]] [-v]
+usage: webkassa_key_updater.py [--env-file FILE]
+           [--accounts-dir DIR [--account NAME ...] [--jobs N] [--shard I/N]] [-v]
            [update [--if-needed | --if-key FINGERPRINT] | check | status [--json]]
 
 commands:
@@ -19,6 +20,7 @@ options:
   --env-file FILE  read settings from FILE instead of .env beside this program
   --accounts-dir DIR
                    do it for many accounts: each NAME.env in DIR is one, in the row Webkassa:NAME
+    --account NAME for this one only; may be a pattern ('almaty-*') and be given several times
     --jobs N       so many at a time (4)
     --shard I/N    every N-th account only, beginning with the I-th (0 to N-1)
   -v, --verbose    say each step (also: --version, --help)
@@ -2292,10 +2294,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(self.usage_code, f"webkassa_key_updater.py: {message}; see --help\n")
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
+def parser_of(command: str) -> Parser:
     parser = Parser(allow_abbrev=False)
-    if "status" in argv:
+    if command == "status":
         parser.usage_code = UNKNOWN  # for a monitor, 2 would be CRITICAL
+    return parser
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = parser_of("status" if "status" in argv else "")
     commands = ("update", "check", "status")
     parser.add_argument("command", nargs="?", default="update", choices=commands)
     parser.add_argument("--env-file")
@@ -2303,6 +2310,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     modes.add_argument("--if-needed", action="store_const", const="", dest="mode")
     modes.add_argument("--if-key", dest="mode")
     parser.add_argument("--accounts-dir")
+    parser.add_argument("--account", action="append", default=[])
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--json", action="store_true")
@@ -2397,7 +2405,7 @@ class Command:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.folder = options, options.accounts_dir
-        self.name, self.shares = "", dict[str, str]()  # of many accounts: this one; where each is
+        self.name = ""  # of many accounts: this one
         self.is_update = options.command == "update"
 
     def run(self) -> int:
@@ -2409,8 +2417,8 @@ class Command:
             if self.folder:
                 code: int = load_accounts_module().do_many(self, values, faults)
                 return code
-            if self.options.shard != (0, 1):
-                what = "--shard is for many accounts: WEBKASSA_ACCOUNTS_DIR is not set"
+            if self.options.account or self.options.shard != (0, 1):
+                what = "--account, --shard: for many accounts WEBKASSA_ACCOUNTS_DIR is not set"
                 faults.append(Message(what))
             if "WEBKASSA_LOGIN" not in values and not os.path.exists(self.settings_file):
                 faults.append(Message(".env: is missing; use --env-file FILE or the environment"))
@@ -2447,16 +2455,18 @@ class Command:
 
     def as_typed(self, message: Message, name: str = "") -> str:
         """Return a message in the reader's language, with the program as it was called in the place
-        of `command`. Of many accounts, an update is to be of the one called `name`, or must leave
-        the good keys alone."""
+        of `command`. Of many accounts it is to be for the one called `name`, or must leave the good
+        keys alone."""
         words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
         words += ["--env-file", self.options.env_file] if self.options.env_file else []
         program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
         if self.options.accounts_dir:
             program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
-        share = self.shares.get(name or self.name, " --if-needed" if self.folder else "")
-        text = in_readers_language(message).replace("`update`", f"{program} update{share}")
-        return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}", text)
+        name = name or self.name
+        one = f" --account {shlex.quote(name)}" if name else ""
+        careful = " --if-needed" if self.folder and not name else ""
+        text = in_readers_language(message).replace("`update`", f"{program} update{one}{careful}")
+        return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}{one}", text)
 
     def do_one(
         self,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# usage: sudo webkassa-key update [--if-needed | --if-key FINGERPRINT | --shard I/N]
-#        sudo webkassa-key check
-#        sudo webkassa-key status [--json]
+# usage: sudo webkassa-key update [--if-needed | --if-key FINGERPRINT] [--account NAME ...]
+#        sudo webkassa-key check [--account NAME ...]
+#        sudo webkassa-key status [--json | --account NAME ...]
 #
 # Run the installed updater as its service does: same user, sandbox and settings, so that what it
 # says is what the night will do.
@@ -9,10 +9,12 @@
 #   update      log in at Webkassa and store the new key. The key in use dies with that login
 #     --if-needed           only if the key is old or dead
 #     --if-key FINGERPRINT  only if the row still holds this key
-#     --shard I/N           of many accounts every N-th, from the I-th: messages name the one
 #   check       all that an update needs, but no login
 #   status      how it stands: key, timers, last run, installation; without sudo a part of it
 #     --json    the same for machines
+#   --account NAME
+#               of many accounts this one only; may be a pattern ('almaty-*') and be given several
+#               times. Of status: their keys alone
 #   -h, --help  print this help
 #
 # Of many accounts (install.sh --account) each command does all: a plain update logs in for each of
@@ -28,22 +30,27 @@ readonly HERE
 . "$HERE/common.sh"
 
 main() {
+    local usage=2 first=2 # wrong usage: 3 for status, since for a monitor 2 is CRITICAL
     case ${1-} in
         -h | --help) print_help "${BASH_SOURCE[0]}" && exit ;;
         status)
-            # 3: for a monitor 2 would be CRITICAL
-            (($# == 1)) || [[ $# == 2 && $2 == --json ]] || refuse 3 "$@"
-            exec "$HERE/../check-status.sh" "${@:2}"
+            if [[ ${2-} != --account ]]; then
+                (($# == 1)) || [[ $# == 2 && $2 == --json ]] || refuse 3 "$@"
+                exec "$HERE/../check-status.sh" "${@:2}"
+            fi
+            only_accounts "${@:2}" || refuse 3 "$@"
+            usage=3
             ;;
-        check) (($# == 1)) || refuse 2 "$@" ;;
+        check) only_accounts "${@:2}" || refuse 2 "$@" ;;
         update)
-            (($# == 1)) || [[ $# == 2 && $2 == --if-needed ]] ||
-                [[ $# == 3 && $2$3 =~ ^(--if-key[0-9a-f]{8}|--shard[0-9]+/[0-9]+)$ ]] || refuse 2 "$@"
+            [[ ${2-} != --if-needed ]] || first=3
+            [[ ! ${2-}${3-} =~ ^--if-key[0-9a-f]{8}$ ]] || first=4
+            only_accounts "${@:first}" || refuse 2 "$@"
             ;;
         '') die 2 "which command? See webkassa-key --help" ;;
         *) refuse 2 "$@" ;;
     esac
-    is_root || die 2 "must be run by root: sudo webkassa-key $*"
+    is_root || die "$usage" "must be run by root: sudo webkassa-key $*"
     [[ -d $CURRENT ]] || die 78 "the updater is not installed: there is no $CURRENT. Nothing was asked of Webkassa, the key is as \
 it was. Run: sudo ./install.sh (in a copy of the project)"
     [[ -x $CURRENT/venv/bin/python ]] || die 1 "the updater cannot start: its virtual environment is \
@@ -51,10 +58,10 @@ broken. Nothing was asked of Webkassa, the key is as it was. Run: sudo $CURRENT/
     refuse_other_command
     local code=0
     run_module "webkassa-key-command-$$" "$CURRENT" "$@" || code=$?
-    if [[ $1 == update ]] && ((code == 0)); then
+    if [[ $1 == update && $* != *--account* ]] && ((code == 0)); then
         settle
     fi
-    explain "$code"
+    [[ $1 == status ]] || explain "$code"
     exit "$code"
 }
 
@@ -71,6 +78,13 @@ explain() { # exit code
                 "sudo webkassa-key status" >&2
             ;;
     esac
+}
+
+only_accounts() { # arguments
+    while (($# >= 2)) && [[ $1 == --account && $2 =~ ^[][a-z0-9_*?!][][a-z0-9_*?!-]*$ ]]; do
+        shift 2
+    done
+    (($# == 0))
 }
 
 refuse() { # exit code, arguments

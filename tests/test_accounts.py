@@ -255,11 +255,12 @@ def test_a_password_in_a_line_of_its_own_is_not_shown(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("command", ["update", "check", "status"])
+@pytest.mark.parametrize("arguments", [("--shard", "1/2"), ("--account", "a")])
 def test_a_share_without_the_folder_is_no_update_of_the_one_account(
-    shop: Shop, command: str
+    shop: Shop, command: str, arguments: tuple[str, ...]
 ) -> None:
     """Else each index of a job that lost its WEBKASSA_ACCOUNTS_DIR would log the one in."""
-    result = shop.run(command, "--shard", "1/2")
+    result = shop.run(command, *arguments)
     assert result.code == (3 if command == "status" else 78)
     assert "WEBKASSA_ACCOUNTS_DIR is not set" in result.out + result.err
     assert shop.webkassa.calls == []
@@ -278,7 +279,7 @@ def test_same_login_at_another_host_and_same_row_of_another_table_are_no_fault(
 ) -> None:
     accounts = Accounts(shop, "a", "b")
     accounts.write("b", **settings)
-    result = shop.run("update", "--shard", "0/2")
+    result = shop.run("update", "--account", "a")
     assert (result.code, accounts.renewed) == (0, {"a"})
 
 
@@ -356,7 +357,7 @@ def test_account_file_wins_over_the_environment_and_that_over_the_base(shop: Sho
     assert shop.row(row("a"), "own")["api_key"] == accounts.live["a"]
     assert shop.row(row("b"), "environment")["api_key"] == accounts.live["b"]
     accounts.write("a")
-    assert shop.run("update", "--shard", "0/2").code == 0
+    assert shop.run("update", "--account", "a").code == 0
     assert shop.row(row("a"), "base")["api_key"] == accounts.live["a"]
 
 
@@ -671,6 +672,47 @@ def test_killed_parent_costs_no_key(shop: Shop) -> None:
     process.communicate()
 
 
+# By name ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "renewed"),
+    [
+        (("--account", "b"), {"b"}),
+        (("--account", "almaty-*"), {"almaty-1", "almaty-2"}),
+        (("--account", "a*-[!1]", "--account", "b"), {"almaty-2", "b"}),
+        (("--account", "*"), {"almaty-1", "almaty-2", "b"}),
+    ],
+)
+def test_only_the_accounts_that_are_named_are_updated(
+    shop: Shop, arguments: tuple[str, ...], renewed: set[str]
+) -> None:
+    accounts = Accounts(shop, "almaty-1", "almaty-2", "b")
+    result = shop.run("update", *arguments)
+    assert (result.code, accounts.renewed) == (0, renewed)
+    assert accounts.untouched == {*accounts.names} - renewed
+    assert shop.webkassa.authorizations == len(renewed)
+    checked = {*re.findall(r"Webkassa:([\w-]+)", shop.run("check", *arguments).out)}
+    assert checked == renewed
+    found = json.loads(shop.run("status", "--json", *arguments).out)["accounts"]
+    assert {one["account"] for one in found} == renewed
+
+
+@pytest.mark.parametrize("command", ["update", "check", "status"])
+@pytest.mark.parametrize("arguments", [("-a", "b"), ("b", "-a"), ("alma-*",), ("Almaty-1",), ("",)])
+def test_a_name_that_no_account_has_is_wrong_usage_and_the_nearest_is_named(
+    shop: Shop, command: str, arguments: tuple[str, ...]
+) -> None:
+    accounts = Accounts(shop, "almaty-1", "b")
+    named = [f"--account={name}" for name in arguments]
+    result = subprocess.run(shop.command(command, *named, *shop.options), env=shop.env, capture_output=True, text=True)  # fmt: skip
+    assert result.returncode == (3 if command == "status" else 2)
+    said = f"--account {arguments[-1 if arguments[0] == 'b' else 0]}: there is no such account in"
+    assert said in result.stderr
+    assert ("is almaty-1 meant?" in result.stderr) == (arguments[0] in ("alma-*", "Almaty-1"))
+    assert (accounts.untouched, shop.webkassa.calls) == ({"almaty-1", "b"}, [])
+
+
 # For a person and a monitor ----------------------------------------------------------------------
 
 
@@ -737,7 +779,7 @@ def test_status_told_to_stop_says_so_of_every_account(shop: Shop) -> None:
 def test_a_report_that_was_cut_off_costs_no_other(shop: Shop) -> None:
     """Where no room is left."""
     Accounts(shop, *HUNDRED[:9])
-    shop.run("update", "--shard", "0/2")
+    shop.run("update", "--account", "*[02468]")
     script = f"ulimit -f 1; exec {shlex.join(shop.command('status', '--json', *shop.options))}"
     run = subprocess.run(["bash", "-c", script], env=shop.env, capture_output=True, text=True)
     assert run.returncode in (1, 3)
@@ -839,11 +881,34 @@ def test_a_command_of_its_own_is_printed_with_the_folder_that_was_given(shop: Sh
     accounts = Accounts(shop, "a", "b")
     accounts.script("b").append(BUSY)
     result = shop.run("update", WEBKASSA_KEY_COMMAND="webkassa-key")
-    assert f": webkassa-key --accounts-dir {accounts.folder} update --shard 1/2\n" in result.err
+    assert f": webkassa-key --accounts-dir {accounts.folder} update --account b\n" in result.err
     accounts.script("b").append(BUSY)
     shop.options, env = (), {"WEBKASSA_ACCOUNTS_DIR": str(accounts.folder)}
     result = shop.run("update", WEBKASSA_KEY_COMMAND="webkassa-key", **env)
-    assert ": webkassa-key update --shard 1/2\n" in result.err
+    assert ": webkassa-key update --account b\n" in result.err
+
+
+def test_a_printed_command_is_for_the_same_account_whatever_files_come(shop: Shop) -> None:
+    """By its place in the folder it was for another one, whose key was good, once one was added."""
+    accounts = Accounts(shop, "a", "b")
+    accounts.script("b").append(BUSY)
+    result = shop.run("update")
+    accounts.write("a0", WEBKASSA_SERVICE_NAME="Webkassa:a0")
+    type_printed(shop, result, r"(\S+ \S+webkassa_key_updater\.py .* update[^.\n]*)")
+    assert accounts.renewed == {"a", "b"}
+    assert (accounts.logins("a"), accounts.logins("a0"), accounts.logins("b")) == (1, 0, 2)
+
+
+def test_commands_that_check_and_status_print_name_the_account(shop: Shop) -> None:
+    accounts, seen = Accounts(shop, "a", "b"), r"(\S+ \S+webkassa_key_updater\.py .*)$"
+    accounts.write("b", API_KEYS_TABLE="nowhere.api_keys")
+    shop.webkassa.issue(login=login("a"))
+    for command in ("check", "status"):
+        printed = set(re.findall(seen, shop.run(command).out, re.MULTILINE))
+        assert {tuple(shlex.split(line)[-2:]) for line in printed} == {
+            ("--account", "a"),
+            ("--account", "b"),
+        }
 
 
 def test_folder_may_be_named_by_a_relative_path(shop: Shop) -> None:

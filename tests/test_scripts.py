@@ -93,6 +93,10 @@ def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
         ("systemd/webkassa-key.sh", ["update", "--if-key", "-"], 2),
         ("systemd/webkassa-key.sh", ["update", "--if-key", "a1b2c3d4; reboot"], 2),
         ("systemd/webkassa-key.sh", ["update\n", "--if-needed"], 2),
+        ("systemd/webkassa-key.sh", ["update", "--account"], 2),
+        ("systemd/webkassa-key.sh", ["check", "--account", "--env-file"], 2),
+        ("systemd/webkassa-key.sh", ["check", "--account", "a", "--env-file", "/etc/passwd"], 2),
+        ("systemd/webkassa-key.sh", ["status", "--account", "a", "--json"], 3),
     ],
 )
 def test_wrong_usage_is_refused(script: str, arguments: list[str], code: int, run: Run) -> None:
@@ -323,6 +327,20 @@ def test_command_says_that_nothing_was_asked_where_python_is_gone(
     result = run(f"{installed}/systemd/webkassa-key.sh", "update")
     assert result.returncode == 1
     assert "Nothing was asked of Webkassa, the key is as it was. Run: sudo " in result.stdout
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["update --account a", "update --if-needed --account almaty-* --account b", "check --account a",
+     "update --if-key a1b2c3d4 --account a", "status --account a"],
+)  # fmt: skip
+def test_command_passes_on_which_accounts_are_meant(
+    typed: str, installed: Path, run: Run, stub: Stub
+) -> None:
+    stub("systemd-run", 'echo "runs: $*"')
+    result = run(f"{installed}/systemd/webkassa-key.sh", *typed.split())
+    assert (result.returncode, result.stdout.split()[0]) == (0, "runs:")
+    assert result.stdout.endswith(f"webkassa.env {typed}\n")
 
 
 def test_a_unit_that_is_missing_is_not_to_be_enabled(

@@ -193,7 +193,7 @@ def test_one_alert_names_the_accounts_that_failed_and_those_alone(
     assert not re.search(r"main: \d", alert["message"])
     assert "accounts.d" not in alert["message"]  # the command knows it, and does not take it
     assert "-> sudo webkassa-key " in alert["message"]
-    typed, good = "sudo webkassa-key update --shard 1/2", site.webkassa.authorizations
+    typed, good = "sudo webkassa-key update --account north", site.webkassa.authorizations
     assert f"then run: {typed}\n" in alert["message"]
     assert site.paste(typed).returncode == 0
     assert rows(site)["Webkassa:north"] == north.live
