@@ -162,7 +162,11 @@ class ProcessPool:
             if self.running:
                 self.waiting.insert(0, (name, account))
             else:
-                self.note(name, updater.StoreUnavailable.code, updater.Message("not tried: {error}", error=error))
+                self.note(
+                    name,
+                    updater.StoreUnavailable.code,
+                    updater.Message("not tried: {error}", error=error),
+                )
             return not self.running
         if pid:
             self.running[pid] = Child(name, updater.Deadline(self.bound(account)))
@@ -194,7 +198,11 @@ class ProcessPool:
             if not child.end.left:
                 os.kill(pid, signal.SIGKILL)
                 del self.running[pid]
-                self.note(child.name, updater.Failure.code, updater.Message("killed: it did not end in time"))
+                self.note(
+                    child.name,
+                    updater.Failure.code,
+                    updater.Message("killed: it did not end in time"),
+                )
                 yield child.name
 
     def note_end(self, name: str, code: int) -> None:
@@ -227,7 +235,9 @@ def longest_run(plan: Plan) -> float:
     spare = 60.0
     if isinstance(plan.account, updater.SettingsFault):
         return spare
-    return 2 * (plan.account.deadline + updater.LoginState.STORING_TIME + updater.PROBE_TIME) + spare
+    return (
+        2 * (plan.account.deadline + updater.LoginState.STORING_TIME + updater.PROBE_TIME) + spare
+    )
 
 
 # ---- Command line: nothing above touches the environment or the terminal
@@ -242,8 +252,8 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
     with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's
         for _ in pool.run(functools.partial(do_child, command, file.fileno())):
             if os.isatty(2):
-                done = f"{len(pool.codes)} of {len(accounts)} accounts"
-                updater.say(done, sys.stderr, end="\r")
+                done = {"done": len(pool.codes), "count": len(accounts)}
+                say(updater.Message("{done} of {count} accounts", **done), end="\r")
         file.seek(0)
         lines = file.readall().splitlines()
     if command.options.command == "status":
@@ -264,11 +274,11 @@ def select_accounts(
         found = fnmatch.filter(names, pattern)
         if not found:
             near = difflib.get_close_matches(pattern, names, 1, 0.5)
-            meant = f"; is {near[0]} meant?" if near else ""
-            parser = updater.parser_of(command.options.command)
-            parser.error(
-                f"--account {pattern}: there is no such account in {command.folder}{meant}"
-            )
+            what = "--account {name}: there is no such account in {folder}"
+            what += "; is {near} meant?" if near else ""
+            facts = {"name": pattern, "folder": command.folder, "near": "".join(near)}
+            said = updater.in_readers_language(updater.Message(what, **facts))
+            updater.parser_of(command.options.command).error(said)
         named.update(found)
     number, shards = command.options.shard
     chosen = everyone[number::shards]
@@ -277,18 +287,22 @@ def select_accounts(
 
 def sum_up(command: updater.Command, pool: ProcessPool) -> int:
     """Say which accounts are not done, and why; return their common code, or 71."""
-    bad, said = {name: code for name, code in sorted(pool.codes.items()) if code}, ""
+    bad, lines = {name: code for name, code in sorted(pool.codes.items()) if code}, ""
     for name, code in bad.items():
-        reason = pool.reasons[name] or updater.CODES[code][0]
-        line = updater.Message("{name}: {code}, {reason}", name=name, code=code, reason=reason)
-        if command.is_update and str(reason).startswith("killed"):
-            what = "{line}. Its stored key may be dead. {advice}"
-            line = updater.Message(what, line=line, advice=updater.NOW)
-        said += "\n  " + command.as_typed(line, name)
-    done = f"{len(pool.codes) - len(bad)} of {len(pool.codes)} accounts: done"
-    level = logging.ERROR if bad else logging.INFO
-    log.log(level, "%s%s%s", done, "; not done:" if bad else ".", said)
-    return 71 if len(set(bad.values())) > 1 else next(iter(bad.values()), 0)
+        reason = pool.reasons[name]
+        what = "{name}: {code}, {reason}"
+        if command.is_update and reason and code == updater.Failure.code:
+            what = "{name}: {code}, {reason}. Its stored key may be dead. {advice}"
+        facts = {"name": name, "code": code, "reason": reason or updater.CODES[code][0]}
+        line = updater.Message(what, **facts, advice=updater.NOW)
+        lines += "\n  " + command.as_typed(line, name)
+    counts = {"good": len(pool.codes) - len(bad), "count": len(pool.codes)}
+    if not bad:
+        log.info(updater.Message("{good} of {count} accounts: done.", **counts))
+        return 0
+    what = "{good} of {count} accounts: done; not done:{lines}"
+    log.error(updater.Message(what, **counts, lines=lines))
+    return 71 if len(set(bad.values())) > 1 else bad.popitem()[1]
 
 
 def do_child(
@@ -317,12 +331,18 @@ def read_reports(pool: ProcessPool, lines: list[bytes]) -> Iterator[dict[str, An
         with contextlib.suppress(ValueError):
             found |= dict([json.loads(line)])
     for name, reason in sorted(pool.reasons.items()):
-        level = updater.LEVELS[updater.UNKNOWN]
-        lost = {"status": level, "message": f"No report: {reason or 'it failed'}"}
-        yield {"account": name} | found.get(name, lost)
+        why = reason or updater.Message("it failed")
+        lost = updater.Message("No report: {why}", why=why)
+        report = {"status": updater.LEVELS[updater.UNKNOWN], "message": lost}
+        yield {"account": name} | found.get(name, report)
 
 
 def tell_of_stop() -> None:
     """Tell who pressed Ctrl-C."""
     if os.isatty(2):
-        updater.say("\nIt ends as soon as no key can be lost any more ...", sys.stderr)
+        say(updater.Message("It ends as soon as no key can be lost any more ..."), before="\n")
+
+
+def say(message: updater.Message, before: str = "", end: str = "\n") -> None:
+    """Tell who sits at the terminal."""
+    updater.say(before + updater.in_readers_language(message), sys.stderr, end=end)

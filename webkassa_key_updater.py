@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Renew the Webkassa key and store it in PostgreSQL, without ever losing one.
 
-usage: webkassa_key_updater.py [--env-file FILE]
-           [--accounts-dir DIR [--account NAME ...] [--jobs N] [--shard I/N]] [-v]
+usage: webkassa_key_updater.py [--env-file FILE] [--accounts-dir DIR] [-v]
            [update [--if-needed | --if-key FINGERPRINT] | check | status [--json]]
 
 commands:
@@ -18,8 +17,7 @@ An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lo
 
 options:
   --env-file FILE  read settings from FILE instead of .env beside this program
-  --accounts-dir DIR
-                   do it for many accounts: each NAME.env in DIR is one, in the row Webkassa:NAME
+  --accounts-dir DIR  for many accounts: each NAME.env in DIR is one, in the row Webkassa:NAME
     --account NAME for this one only; may be a pattern ('almaty-*') and be given several times
     --jobs N       so many at a time (4)
     --shard I/N    every N-th account only, beginning with the I-th (0 to N-1)
