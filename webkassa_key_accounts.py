@@ -13,10 +13,12 @@ import functools
 import gc
 import json
 import logging
+import mmap
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -229,6 +231,67 @@ class ProcessPool:
             os.kill(pid, number)
 
 
+class Places:
+    """Where the children's connections stand: a byte for each child, seen by all. A server says in
+    its own words alone why it rejects somebody. So who is rejected while others of us are in takes
+    it for full, and tries again until they have left; of those who wait the first one does."""
+
+    OUT, TRYING, WAITING, IN = range(4)
+    PAUSE, LEAVING = 0.1, 1.0  # seconds between two tries; that a server may take to free a place
+
+    def __init__(self, accounts: list[tuple[str, Plan]]) -> None:
+        self.states = mmap.mmap(-1, len(accounts) + 1)
+        self.numbers = {name: number for number, (name, _) in enumerate(accounts)}
+        self.servers = [server_of(plan.account) for _, plan in accounts]
+
+    def leave(self, name: str) -> None:
+        self.states[self.numbers[name]] = self.OUT
+
+    def others(self, me: int, end: int) -> set[int]:
+        """Return how others of the same server stand, up to a number."""
+        return {
+            self.states[n] for n in range(end) if n != me and self.servers[n] == self.servers[me]
+        }
+
+    def connect(
+        self, name: str, account: updater.Account, deadline: updater.Deadline
+    ) -> updater.Connection:
+        """Connect for the account of this name; raise StoreUnavailable."""
+        me = self.numbers[name]
+        self.states[me] = self.TRYING
+        try:
+            connection = self.connect_in_turn(me, account, deadline)
+        except updater.StoreUnavailable:
+            self.states[me] = self.OUT
+            raise
+        self.states[me] = self.IN
+        return connection
+
+    def connect_in_turn(
+        self, me: int, account: updater.Account, deadline: updater.Deadline
+    ) -> updater.Connection:
+        full, rejection = updater.Deadline(0), None
+        while True:
+            others = self.others(me, len(self.servers))
+            if self.IN in others:
+                full = updater.Deadline(self.LEAVING)
+            if rejection and not (deadline.left and (full.left or self.TRYING in others)):
+                raise rejection
+            if not rejection or (full.left and self.WAITING not in self.others(me, me)):
+                try:
+                    return updater.connect(account, deadline)
+                except updater.StoreUnavailable as failure:
+                    if not failure.is_rejected:
+                        raise
+                    self.states[me], rejection = self.WAITING, failure
+            time.sleep(self.PAUSE)
+
+
+def server_of(account: updater.Account | updater.SettingsFault) -> list[str]:
+    database = {} if isinstance(account, updater.SettingsFault) else account.database
+    return [str(database.get(name)) for name in (*updater.ADDRESS, "service")]
+
+
 def longest_run(plan: Plan) -> float:
     """Return seconds, with some to spare: an update waits for as long as a healthy one may take,
     and then takes as long itself. All its waits have bounds, so one that takes longer hangs."""
@@ -249,8 +312,10 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
     everyone = read_accounts(command.folder, values, faults)
     accounts = select_accounts(command, everyone)
     pool = ProcessPool(accounts.copy(), command.options.jobs, longest_run, tell_of_stop)
+    places = Places(accounts)
     with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's
-        for _ in pool.run(functools.partial(do_child, command, file.fileno())):
+        for name in pool.run(functools.partial(do_child, command, file.fileno(), places)):
+            places.leave(name)
             if os.isatty(2):
                 done = {"done": len(pool.codes), "count": len(accounts)}
                 say(updater.Message("{done} of {count} accounts", **done), end="\r")
@@ -305,12 +370,7 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
     return 71 if len(set(bad.values())) > 1 else bad.popitem()[1]
 
 
-def do_child(
-    command: updater.Command,
-    file: int,
-    name: str,
-    plan: Plan,
-) -> int:
+def do_child(command: updater.Command, file: int, places: Places, name: str, plan: Plan) -> int:
     """Do it for one of many accounts, in a process of its own; return the exit code."""
     command.name = name
     if command.options.command == "status":
@@ -321,7 +381,8 @@ def do_child(
         return 0
     if command.options.verbose:  # the steps of all come mixed
         log.handlers[0].setFormatter(updater.LogFormatter(f"{name}: "))
-    return command.do_one(plan.account, plan.monitor, lambda what, seconds: None)
+    connect = functools.partial(places.connect, name)
+    return command.do_one(plan.account, plan.monitor, lambda what, seconds: None, connect)
 
 
 def read_reports(pool: ProcessPool, lines: list[bytes]) -> Iterator[dict[str, Any]]:

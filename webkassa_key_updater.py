@@ -177,7 +177,7 @@ class WriteRefused(Failure):
 
 
 class StoreUnavailable(Failure):
-    code, port_is_open = 75, False
+    code, port_is_open, is_rejected = 75, False, False
 
 
 class WebkassaFailure(Failure):
@@ -236,7 +236,7 @@ def update(job: Job) -> Outcome:
 
 def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outcome | None:
     """Go through steps 2 to 6 on one connection; return what was done, None: once more."""
-    with KeyStore(job.account, logins.current_deadline, job.report_wait) as store:
+    with KeyStore(job, logins.current_deadline) as store:
         # 2. Lock, then look: all that is decided is decided on the row as it is under the lock
         create_missing_table(store)
         logins.note_first_look(store.read_row())
@@ -319,11 +319,13 @@ class Outcome(NamedTuple):
 
 class Job(NamedTuple):
     """What is asked for. `mode`: ALWAYS, IF_NEEDED, or the fingerprint of a key that a consumer was
-    told is dead; `report_wait(what, seconds)` hears of every wait."""
+    told is dead; `report_wait(what, seconds)` hears of every wait; `connect` of this
+    module, or one that waits for a free place."""
 
     account: Account
     mode: str
     report_wait: Callable[[Message, float], None]
+    connect: Callable[[Account, Deadline], Connection]
 
 
 ALWAYS, IF_NEEDED = "always", "if needed"
@@ -1121,21 +1123,17 @@ class LockBusy(StoreUnavailable):
 class KeyStore:
     """One transaction on the table; what is not committed is rolled back in the end.
 
-    `deadline` bounds all waits for others; `report_wait` hears of them. Methods raise
-    StoreUnavailable or WriteRefused.
+    `deadline` bounds all waits for others. Methods raise StoreUnavailable or WriteRefused.
     """
 
     STATEMENT_TIME, COMMIT_TIME, ASK_TIME, LOCK_PAUSE = 20.0, 15.0, 5.0, 0.3  # seconds
 
-    def __init__(
-        self, account: Account, deadline: Deadline, report_wait: Callable[[Message, float], None]
-    ) -> None:
-        self.account, self.deadline, self.report_wait = account, deadline, report_wait
-        self.table = NO_TABLE
+    def __init__(self, job: Job, deadline: Deadline) -> None:
+        self.job, self.account, self.deadline, self.table = job, job.account, deadline, NO_TABLE
 
     def __enter__(self) -> KeyStore:
-        self.report_wait(Message("PostgreSQL"), self.deadline.left)
-        self.connection = connect(self.account, self.deadline)
+        self.job.report_wait(Message("PostgreSQL"), self.deadline.left)
+        self.connection = self.job.connect(self.account, self.deadline)
         self.connection.autocommit = True  # BEGIN and COMMIT are said here
         self.begin()
         return self
@@ -1736,7 +1734,8 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
             "No database setting is set: is the # still before POSTGRES_HOST and the others?"
             "\nThen run: `check`"
         )
-    facts = {"where": where or "at the default address", "port_is_open": is_open}
+    facts: dict[str, Any] = {"where": where or "at the default address", "port_is_open": is_open}
+    facts["is_rejected"] = is_open and not isinstance(error, TimeoutError)
     return StoreUnavailable(what, **facts, advice=advice)
 
 
@@ -2133,16 +2132,15 @@ WARNING_AGE, CRITICAL_AGE = 25 * 3600, 49 * 3600  # seconds: a daily key, with a
 CHECK_TIME, STATUS_TIME = 10.0, 5.0  # seconds
 
 
-def check(
-    account: Account, report_wait: Callable[[Message, float], None]
-) -> Iterator[tuple[str, Message, int]]:
+def check(job: Job) -> Iterator[tuple[str, Message, int]]:
     """Try everything but authorizing; change nothing. Yield, for each thing that was tried, "ok",
     "WARN" or "FAIL", what about it, and the exit code."""
+    account, report_wait = job.account, job.report_wait
     webkassa, row, deadline = Webkassa(account), None, Deadline(CHECK_TIME)
     while True:
         lines = [("ok", Message("settings: service {service}", service=account.service), 0)]
         try:
-            with KeyStore(account, deadline, report_wait) as store:
+            with KeyStore(job, deadline) as store:
                 row = check_store(store, lines)
         except Failure as failure:
             if isinstance(failure, LockBusy) and deadline.left > KeyStore.LOCK_PAUSE:
@@ -2262,7 +2260,8 @@ def status(account: Account | SettingsFault) -> dict[str, Any]:
         if isinstance(account, SettingsFault):
             raise account
         facts["service"] = account.service
-        with KeyStore(account, Deadline(STATUS_TIME), lambda what, seconds: None) as store:
+        job = Job(account, IF_NEEDED, lambda what, seconds: None, connect)
+        with KeyStore(job, Deadline(STATUS_TIME)) as store:
             row = store.read_row()
         verdict = Webkassa(account).probe(row.key)
         level, what, advice = classify(row, verdict)
@@ -2426,7 +2425,7 @@ class Command:
         if self.options.command == "status":
             return self.print_status([status(account)])
         monitor = monitor_of(SettingsParser(values, []))
-        return self.do_one(account, monitor, Terminal().report_wait)
+        return self.do_one(account, monitor, Terminal().report_wait, connect)
 
     @property
     def settings_file(self) -> Path:
@@ -2471,16 +2470,17 @@ class Command:
         account: Account | SettingsFault,
         monitor: Secret,
         report_wait: Callable[[Message, float], None],
+        connect: Callable[[Account, Deadline], Connection],
     ) -> int:
         """Update or check one account; return the exit code."""
+        name, mode = "", self.options.mode
         if isinstance(account, Account) and not self.is_update:
-            return self.print_check(account, report_wait)
-        name = ""
+            return self.print_check(Job(account, mode, report_wait, connect))
         try:
             if isinstance(account, SettingsFault):
                 raise account
             name = self.label(account)
-            outcome = update(Job(account, self.options.mode, report_wait))
+            outcome = update(Job(account, mode, report_wait, connect))
         except Exception as error:
             outcome = describe_failure(as_failure(error), NO_KEY, "", NO_KEY, asked=False)
         for warning in outcome.warnings:
@@ -2497,10 +2497,10 @@ class Command:
         is_told = not self.name or f":{account.service}".endswith(f":{self.name}")
         return f"{account.service}: " if is_told else f"{self.name}, {account.service}: "
 
-    def print_check(self, account: Account, report_wait: Callable[[Message, float], None]) -> int:
+    def print_check(self, job: Job) -> int:
         """Print each result of a check; return the exit code of the first that failed."""
-        first, name = 0, self.label(account) if self.folder else ""
-        for word, what, code in check(account, report_wait):
+        first, name = 0, self.label(job.account) if self.folder else ""
+        for word, what, code in check(job):
             say(f"{word:5} {name}{self.as_typed(what)}")
             first = first or code
         return first

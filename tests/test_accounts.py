@@ -13,13 +13,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg2
 import pytest
 from world.accounts import Accounts, children, is_pending, login, row
 from world.monitor import Monitor
+from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.relay import Relay
 from world.shop import PROGRAM, ROOT, UPDATERS, Result, Shop, fingerprint, trigger
 from world.waiting import await_
@@ -402,6 +405,55 @@ def test_so_many_at_a_time_as_jobs_says_and_so_many_connections(shop: Shop) -> N
     assert shop.run("update", "--jobs", "3").code == 0
     assert connections == [3] * 6  # ... and never a fourth
     assert accounts.renewed == set("abcdef")
+
+
+@pytest.fixture
+def few_places(shop: Shop) -> Iterator[None]:
+    """A role for which the server has three connections."""
+    shop.sql("CREATE ROLE few LOGIN CONNECTION LIMIT 3 PASSWORD %s", DATABASE_PASSWORD)
+    shop.sql("GRANT ALL ON SCHEMA public TO few; GRANT ALL ON ALL TABLES IN SCHEMA public TO few")
+    shop.sql("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO few")
+    shop.env["POSTGRES_USER"] = "few"
+    yield
+    shop.sql("DROP OWNED BY few; DROP ROLE few")
+
+
+@pytest.mark.parametrize("command", ["update", "check"])
+@pytest.mark.usefixtures("few_places")
+def test_more_jobs_than_connections_wait_for_a_place(shop: Shop, command: str) -> None:
+    accounts = Accounts(shop, *(f"shop-{number:02}" for number in range(14)))
+    shop.webkassa.latency = 0.1
+    result = shop.run(command, "--jobs", "14")
+    assert result.code == 0
+    assert "rejected" not in result.out + result.err
+    assert accounts.renewed == (set(accounts.names) if command == "update" else set())
+
+
+@pytest.mark.usefixtures("few_places")
+def test_places_that_others_hold_are_waited_for_while_one_of_ours_is_in(shop: Shop) -> None:
+    accounts, go = Accounts(shop, "a", "b", "c"), threading.Event()
+    for name in accounts.names:
+        accounts.script(name).append(held_until(go))
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):  # strangers, who stay
+            stranger = psycopg2.connect(host="127.0.0.1", port=shop.server.port, dbname="shop", user="few", password=DATABASE_PASSWORD)  # fmt: skip
+            stack.callback(stranger.close)
+        process = shop.start("update", "--jobs", "3")
+        await_(lambda: len(shop.webkassa.calls) == 1)
+        await_(lambda: len(children(process.pid)) == 3)
+        go.set()
+        assert shop.finish(process).code == 0
+    assert accounts.renewed == {"a", "b", "c"}
+
+
+def test_who_is_let_in_nowhere_is_told_so_at_once_and_tries_once(shop: Shop) -> None:
+    accounts = Accounts(shop, *"abcdef")
+    with Relay(("127.0.0.1", shop.server.port)) as relay:
+        env = {"POSTGRES_PORT": str(relay.port), "POSTGRES_PASSWORD": "canary"}
+        result = shop.run("update", "--jobs", "6", **env)
+        assert len(relay.links) == 2 * 6  # one that was rejected; one to see whether it is there
+    assert (result.code, result.err.count("the connection is rejected")) == (75, 6)
+    assert accounts.untouched == set("abcdef")
 
 
 def test_shards_do_every_account_once(shop: Shop) -> None:
