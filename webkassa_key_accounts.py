@@ -11,6 +11,7 @@ import difflib
 import fnmatch
 import functools
 import gc
+import hashlib
 import json
 import logging
 import mmap
@@ -330,24 +331,35 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
 
 
 def select_accounts(
-    command: updater.Command, everyone: list[tuple[str, Any]]
-) -> list[tuple[str, Any]]:
+    command: updater.Command, everyone: list[tuple[str, Plan]]
+) -> list[tuple[str, Plan]]:
     """Return the accounts that --account and --shard leave; exit as wrongly used where --account
     names none."""
-    named, names = set[str](), [name for name, _ in everyone]
+    names = [name for name, _ in everyone]
+    named = set(() if command.options.account else names)
     for pattern in command.options.account:
         found = fnmatch.filter(names, pattern)
         if not found:
             near = difflib.get_close_matches(pattern, names, 1, 0.5)
             what = "--account {name}: there is no such account in {folder}"
-            what += "; is {near} meant?" if near else ""
+            if near:
+                what = "--account {name}: there is no such account in {folder}; is {near} meant?"
             facts = {"name": pattern, "folder": command.folder, "near": "".join(near)}
             said = updater.in_readers_language(updater.Message(what, **facts))
             updater.parser_of(command.options.command).error(said)
         named.update(found)
     number, shards = command.options.shard
-    chosen = everyone[number::shards]
-    return [one for one in chosen if one[0] in named or not command.options.account]
+    chosen = [one for one in everyone if one[0] in named and shard_of(one[0], shards) == number]
+    if not chosen:
+        what = "0 accounts here: none of the {count} that are meant is in shard {number}/{shards}."
+        log.info(updater.Message(what, count=len(named), number=number, shards=shards))
+    return chosen
+
+
+def shard_of(name: str, shards: int) -> int:
+    """Return the shard of an account: told by its name alone, so that machines whose folders differ
+    by a file share the work all the same."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % shards
 
 
 def sum_up(command: updater.Command, pool: ProcessPool) -> int:

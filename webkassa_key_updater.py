@@ -20,7 +20,7 @@ options:
   --accounts-dir DIR  for many accounts: each NAME.env in DIR is one, in the row Webkassa:NAME
     --account NAME for this one only; may be a pattern ('almaty-*') and be given several times
     --jobs N       so many at a time (4)
-    --shard I/N    every N-th account only, beginning with the I-th (0 to N-1)
+    --shard I/N    the I-th (0 to N-1) of N shares only; a name is always in the same share
   -v, --verbose    say each step (also: --version, --help)
 exit codes of update and check:
    0  done, or nothing to do
