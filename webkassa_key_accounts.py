@@ -367,6 +367,8 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
     bad, lines = {name: code for name, code in sorted(pool.codes.items()) if code}, ""
     for name, code in bad.items():
         reason = pool.reasons[name]
+        if command.is_update and reason:  # it could not note it by itself
+            updater.note_run(name, code, str(reason))
         what = "{name}: {code}, {reason}"
         if command.is_update and reason and code == updater.Failure.code:
             what = "{name}: {code}, {reason}. Its stored key may be dead. {advice}"

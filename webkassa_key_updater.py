@@ -2486,8 +2486,10 @@ class Command:
         for warning in outcome.warnings:
             log.warning(Message("{name}{what}", name=name, what=warning))
         level = logging.ERROR if outcome.code else logging.INFO
-        log.log(level, "%s%s", name, self.as_typed(outcome.message))
+        said = self.as_typed(outcome.message)
+        log.log(level, "%s%s", name, said)
         if self.is_update:
+            note_run(self.name, outcome.code, said, outcome)
             report_wait(Message("the monitor"), CHECK_TIME)
             ping(monitor, outcome.code)
         return outcome.code
@@ -2547,6 +2549,33 @@ def load_accounts_module() -> Any:
     vars(module)["updater"] = sys.modules[__name__]
     spec.loader.exec_module(module)
     return module
+
+
+def note_run(account: str, code: int, said: str, outcome: Outcome | None = None) -> None:
+    """Note for the server's status how an update ended; whatever fails here changes nothing.
+
+    The file is run-KIND.json in $STATE_DIRECTORY, of one of many accounts run-KIND.NAME.json; KIND
+    is what the unit says in WEBKASSA_RUN_KIND. "invocation" is systemd's number of this run;
+    "since": the time of the first of the runs that failed with this code, and no renewal between;
+    "renewed": when this kind of run last renewed the key; "key": alive, dead, unclear or as it was.
+    """
+    now, kind = time.time(), os.environ.get("WEBKASSA_RUN_KIND", "hand")
+    end = f".{account}.json" if account else ".json"
+    with contextlib.suppress(Exception):
+        folder = Path(os.environ["STATE_DIRECTORY"])  # without systemd there is no such status
+        notes = {path.name: json.loads(path.read_text()) for path in folder.glob(f"run-*{end}")}
+        last = notes.get(f"run-{kind}{end}", {})
+        good = max([note["renewed"] or 0 for note in notes.values()], default=0)
+        same = code and last.get("code") == code and good < last["time"]
+        verdict = outcome.verdict if outcome else UNCLEAR
+        key = verdict if verdict in (ALIVE, DEAD) else UNCLEAR if verdict else "as it was"
+        note = {"account": account, "kind": kind, "time": now, "code": code, "outcome": said,
+                "since": last["since"] if same else now, "key": key,
+                "renewed": now if outcome and outcome.renewed else last.get("renewed"),
+                "invocation": os.environ.get("INVOCATION_ID", "")}  # fmt: skip
+        new = folder / f"new.{os.getpid()}"
+        new.write_text(json.dumps(note))
+        new.replace(folder / f"run-{kind}{end}")
 
 
 def ping(url: Secret, code: int) -> None:
