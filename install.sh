@@ -513,6 +513,7 @@ take_snapshot() {
         install -m 0644 "$release/systemd/$name" "$SNAPSHOT/$name.new"
     done
     install -m 0755 "$release/systemd/webkassa-key" "$COMMAND.new"
+    install -m 0755 "$release/systemd/webkassa-key-drop-ins" "$SNAPSHOT/generator.new"
 }
 
 place_units() {
@@ -522,7 +523,9 @@ place_units() {
     done
     [[ ! -d $ACCOUNTS ]] || place_account_dropins
     mv -fT "$COMMAND.new" "$COMMAND"
-    mkdir -p "$UNIT_DIR/$COMMAND_DROPINS"
+    mkdir -p "${GENERATOR%/*}"
+    mv -fT "$SNAPSHOT/generator.new" "$GENERATOR"
+    rm -rf "${UNIT_DIR:?}/webkassa-key-command-.service.d" # of version 1
 }
 
 take_others_over() {
@@ -661,8 +664,8 @@ forget_units() {
         rm -f "$UNIT_DIR/$name"
     done
     rm -f "$CURRENT" "$COMMAND" "${ACCOUNT_DROPINS[@]/#/"$UNIT_DIR/"}" "$UNIT_DIR/$SANDBOX" /run/webkassa-key/renew.sock
-    rm -rf "${UNIT_DIR:?}/$COMMAND_DROPINS" # links of ours
-    rmdir "$UNIT_DIR"/webkassa-key-{,update}.service.d /run/webkassa-key 2> /dev/null || true
+    rm -f "$GENERATOR"
+    rmdir "$UNIT_DIR"/webkassa-key-{,update}.service.d "${GENERATOR%/*}" /run/webkassa-key 2> /dev/null || true
 }
 
 # The earlier release stays until a run of the new one has ended well
@@ -693,6 +696,8 @@ When that is good, get a key: sudo webkassa-key update" "$code"
         say "No update was run now (--no-run). To run one, which kills the key in use: sudo webkassa-key update"
     [[ -z $with_alerts || -e $ADDRESSES ]] ||
         say "Alerts need addresses: write them to $ADDRESSES, see \"alerts\" in README.md"
+    [[ ! -e $ADDRESSES || ! -e $CURRENT/alerts ]] ||
+        setpriv --reuid="$ACCOUNT" --regid="$ACCOUNT" --init-groups "$CURRENT/systemd/send-alert.sh" --look || true
     say "Installed. How it stands: sudo webkassa-key status"
 }
 

@@ -95,9 +95,10 @@ remove_units() {
         ! is_ours "$UNIT_DIR/$unit" || rm -f "$UNIT_DIR/$unit"
         rmdir "$UNIT_DIR/${unit%/*}" 2> /dev/null || true
     done
-    rm -rf "${UNIT_DIR:?}/$COMMAND_DROPINS" # links of ours
+    rm -f "$GENERATOR"
+    rm -rf "${UNIT_DIR:?}/webkassa-key-command-.service.d" # of version 1
     rm -f /run/webkassa-key/renew.sock
-    rmdir "$UNIT_DIR/webkassa-key-.service.d" /run/webkassa-key 2> /dev/null || true
+    rmdir "$UNIT_DIR/webkassa-key-.service.d" "${GENERATOR%/*}" /run/webkassa-key 2> /dev/null || true
     if [[ ! -L $COMMAND ]] && grep --quiet --no-messages "^$MARK" "$COMMAND"; then
         rm -f "$COMMAND"
     fi

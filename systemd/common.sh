@@ -12,8 +12,8 @@ readonly ACCOUNTS=$CONFIG_DIR/accounts.d # where there are many; one file NAME.e
 readonly STATE_DIR=/var/lib/webkassa-key-updater
 readonly UNIT_DIR=/etc/systemd/system SANDBOX=webkassa-key-.service.d/00-sandbox.conf
 readonly COMMAND=/usr/local/bin/webkassa-key
-# A folder with links to the drop-ins of the daily run, for the command
-readonly COMMAND_DROPINS=webkassa-key-command-.service.d
+# Gives the command the drop-ins of the daily run, at every daemon-reload
+readonly GENERATOR=/etc/systemd/system-generators/webkassa-key-drop-ins
 readonly UPDATE=webkassa-key-update.service TIMER=webkassa-key-update.timer
 readonly BOOT=webkassa-key-boot.service BOOT_TIMER=webkassa-key-boot.timer
 readonly HEAL_TIMER=webkassa-key-heal.timer ALERT=webkassa-key-alert.service
@@ -48,6 +48,23 @@ show() { # unit, property
     systemctl show --property="$2" --value "$1"
 }
 
+# Become a script of ours, in the first Python of a list that starts it, or in the system's. Its
+# options: leave no files behind, heed nothing of the caller
+run_python() { # script, Python ... -- arguments
+    local script=$1 pythons=()
+    shift
+    while [[ $1 != -- ]]; do
+        pythons+=("$1")
+        shift
+    done
+    local python
+    for python in "${pythons[@]}" python3 python3.{14,13,12,11,10}; do
+        if "$python" -B -E -s "$script" --help > /dev/null 2>&1; then
+            exec "$python" -B -E -s "$script" "${@:2}"
+        fi
+    done
+}
+
 is_ours() { # a unit or drop-in
     local first=''
     [[ -f $1 && ! -L $1 ]] && read -r first 2> /dev/null < "$1"
@@ -76,12 +93,15 @@ drop_release() { # folder
 }
 
 # Run the module of a release as the services do: their user, sandbox and settings file, nothing of
-# our environment. Unit and release come first, then the module's arguments. Signals are passed on to
-# it, from now on; the exit code is its own.
+# our environment. Unit and release come first, then the module's arguments.
 run_module() {
-    local unit=$1 release=$2 code=0 signal='' interrupted='' job limit=20min # as TimeoutStartSec= of services
-    [[ $3 != status ]] || limit=1min
-    link_drop_ins
+    run_in_sandbox "$1" 20min "$2/venv/bin/webkassa-key-updater" --env-file "$SETTINGS" "${@:3}"
+}
+
+# Run a command as the services do. Signals are passed on to it, from now on; the exit code is its
+# own.
+run_in_sandbox() { # unit, limit of time (TimeoutStartSec= of services), command
+    local unit=$1 code=0 signal='' interrupted='' job
     trap 'signal=INT' INT
     trap 'signal=TERM' TERM
     trap 'signal=HUP' HUP
@@ -89,9 +109,8 @@ run_module() {
     # or HUP for a good end, test does not: then the code is the signal's number
     # shellcheck disable=SC2016 # systemd expands it
     setsid systemd-run --quiet --collect --wait --pipe --unit="$unit" \
-        --property="RuntimeMaxSec=$limit" \
-        --property='ExecStopPost=/usr/bin/test ${EXIT_CODE} = exited' -- \
-        "$release/venv/bin/webkassa-key-updater" --env-file "$SETTINGS" "${@:3}" < /dev/null &
+        --property="RuntimeMaxSec=$2" \
+        --property='ExecStopPost=/usr/bin/test ${EXIT_CODE} = exited' -- "${@:3}" < /dev/null &
     job=$!
     while true; do
         code=0
@@ -108,20 +127,6 @@ run_module() {
     return "$code"
 }
 
-# The administrator's drop-ins of the daily run reach the command by links: systemd follows none to a
-# folder, and a folder that is new to it needs a reload
-link_drop_ins() {
-    local file links=$UNIT_DIR/$COMMAND_DROPINS
-    [[ -d $links ]] || return 0
-    for file in "$links"/*.conf; do
-        [[ ! -L $file || -e $file ]] || rm -f "$file"
-    done
-    for file in "$UNIT_DIR/$UPDATE.d"/*.conf; do
-        # Ours of many accounts says what the daily run is to do, and that alone
-        [[ ! -e $file || -L $links/${file##*/} ]] || is_ours "$file" || ln -s "../$UPDATE.d/${file##*/}" "$links"
-    done
-}
-
 kill_unit() { # unit, signal
     systemctl kill --kill-who=main --signal="$2" "$1" 2> /dev/null
 }
@@ -135,6 +140,8 @@ settle() {
             failed) systemctl reset-failed "$unit" ;;
         esac
     done
+    # Whoever was told of a failure is told that it is over
+    [[ ! -e $STATE_DIR/alert.json ]] || systemctl start --no-block "$ALERT"
 }
 
 # Paths in a text that exist, but that the sandbox hides

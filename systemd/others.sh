@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by install.sh and check-status.sh: what else renews the key on this machine, found by what
+# Sourced by install.sh, run by server_status.py: what else renews the key on this machine, found by what
 # it runs; and how it is moved away and put back.
 
 readonly UNIT_DIRS=(/etc/systemd/system /run/systemd/system /usr/local/lib/systemd/system
@@ -250,3 +250,11 @@ END
     } > "$2/put-back.sh"
     chmod 0700 "$2/put-back.sh"
 }
+
+# Started by server_status.py
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    set -euo pipefail
+    # shellcheck source=systemd/common.sh
+    . "$(dirname "$(readlink -f "$0")")/common.sh"
+    find_others
+fi

@@ -2,6 +2,7 @@
 # usage: sudo webkassa-key update [--if-needed | --if-key FINGERPRINT] [--account NAME ...]
 #        sudo webkassa-key check [--account NAME ...]
 #        sudo webkassa-key status [--json | --account NAME ...]
+#        sudo webkassa-key alert
 #
 # Run the installed updater as its service does: same user, sandbox and settings, so that what it
 # says is what the night will do.
@@ -12,16 +13,17 @@
 #   check       all that an update needs, but no login
 #   status      how it stands: key, timers, last run, installation; without sudo a part of it
 #     --json    the same for machines
-#   --account NAME
+#     --account NAME
 #               of many accounts this one only; may be a pattern ('almaty-*') and be given several
 #               times. Of status: their keys alone
+#   alert       send a test alert with the status now, and say what came of it
 #   -h, --help  print this help
 #
 # Of many accounts (install.sh --account) each command does all: a plain update logs in for each of
 # them, --if-needed for those whose key is old or dead.
 #
 # exit codes: of update and check those of webkassa_key_updater.py (0 is good, 2 wrong usage);
-# of status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. To stop an update: Ctrl-C
+# of status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN; of alert 0 when everybody was told. To stop an update: Ctrl-C
 set -euo pipefail
 
 HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -42,6 +44,7 @@ main() {
             usage=3
             ;;
         check) only_accounts "${@:2}" || refuse 2 "$@" ;;
+        alert) (($# == 1)) || refuse 2 "$@" ;;
         update)
             [[ ${2-} != --if-needed ]] || first=3
             [[ ! ${2-}${3-} =~ ^--if-key[0-9a-f]{8}$ ]] || first=4
@@ -53,10 +56,14 @@ main() {
     is_root || die "$usage" "must be run by root: sudo webkassa-key $*"
     [[ -d $CURRENT ]] || die 78 "the updater is not installed: there is no $CURRENT. Nothing was asked of Webkassa, the key is as \
 it was. Run: sudo ./install.sh (in a copy of the project)"
+    local code=0
+    if [[ $1 == alert ]]; then
+        run_in_sandbox "webkassa-key-alert-now-$$" 5min "$CURRENT/systemd/send-alert.sh" --test || code=$?
+        exit "$code"
+    fi
     [[ -x $CURRENT/venv/bin/python ]] || die 1 "the updater cannot start: its virtual environment is \
 broken. Nothing was asked of Webkassa, the key is as it was. Run: sudo $CURRENT/install.sh"
     refuse_other_command
-    local code=0
     run_module "webkassa-key-command-$$" "$CURRENT" "$@" || code=$?
     if [[ $1 == update && $* != *--account* ]] && ((code == 0)); then
         settle

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +12,7 @@ import pytest
 from world.scripts import after
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = (
-    "install.sh",
-    "uninstall.sh",
-    "check-status.sh",
-    "systemd/send-alert.sh",
-    "systemd/webkassa-key.sh",
-)
+SCRIPTS = ("install.sh", "uninstall.sh", "systemd/webkassa-key.sh")
 # What the scripts may use of the machine as it is
 HONEST = ("bash", "basename", "cat", "cmp", "cut", "date", "dirname", "env", "flock", "grep",
           "readlink", "sed", "sort", "tail", "tr")  # fmt: skip
@@ -85,8 +77,7 @@ def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
         ("install.sh", ["--account", "north\n", "--env-file", __file__], 2),
         ("install.sh", ["--account", 41 * "n", "--env-file", __file__], 2),
         ("install.sh", ["--account", "north", "--env-file", __file__, "--take-over"], 2),
-        ("check-status.sh", ["--jsno"], 3),  # for a monitor, 2 would be CRITICAL
-        ("systemd/webkassa-key.sh", ["status", "--jsno"], 3),
+        ("systemd/webkassa-key.sh", ["status", "--jsno"], 3),  # for a monitor, 2 would be CRITICAL
         ("systemd/webkassa-key.sh", [], 2),
         ("systemd/webkassa-key.sh", ["renew"], 2),
         ("systemd/webkassa-key.sh", ["update", "--env-file", "/etc/passwd"], 2),
@@ -192,18 +183,6 @@ def test_install_names_red_hats_package_there(run: Run, stub: Stub, tmp_path: Pa
     assert "Run: sudo dnf install python3.12\n" in run("install.sh").stdout
 
 
-def test_status_where_nothing_is_installed_is_critical(run: Run, tmp_path: Path) -> None:
-    script = f"{copy(tmp_path / 'source', tmp_path)}/check-status.sh"
-    result = run(script)
-    assert result.returncode == 2
-    assert result.stdout.startswith(
-        "WEBKASSA CRITICAL - installed: no: nothing here renews the key\n"
-    )
-    report = json.loads(run(script, "--json").stdout)
-    assert report["status"] == "CRITICAL"
-    assert report["checks"][0]["mend"] == "sudo ./install.sh"
-
-
 # Where the scripts have their things, and where below a test's folder
 PLACES = {
     "/opt/webkassa-key-updater": "home",
@@ -229,8 +208,7 @@ def copy(folder: Path, places: Path) -> Path:
 
 @pytest.fixture
 def installed(stub: Stub, tmp_path: Path) -> Path:
-    """Pretend that it is installed below tmp_path, that systemd runs it, and that the daily run
-    failed with code 77 an hour ago. The stand-in for systemd-run answers a status, and fails otherwise."""
+    """Pretend that it is installed below tmp_path, and that systemd cannot start it."""
     current = copy(tmp_path / "home/current", tmp_path)
     (current / "venv/bin").mkdir(parents=True)
     (current / "venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -238,86 +216,9 @@ def installed(stub: Stub, tmp_path: Path) -> Path:
     shutil.copy(ROOT / "webkassa_key_updater.py", current / "venv/bin/webkassa-key-updater")
     for tool in ("setsid", "stat", "sleep"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
-    for tool in ("getent", "setpriv"):
-        stub(tool)
-    an_hour_ago = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time() - 3600))
-    stub("journalctl", "case $* in *lines=3*) echo 'of one run' ;; esac")
-    stub(
-        "systemctl",
-        f"""case $* in
-        *--quiet*) ;;
-        is-active*) echo active ;;
-        is-enabled*) echo enabled ;;
-        *NextElapse*) echo tomorrow ;;
-        *ExecMainExitTimestamp*) echo {an_hour_ago} ;;
-        *ExecMainCode*) echo 1 ;;
-        *ExecMainStatus*) echo 77 ;;
-        esac""",
-    )
-    what = "key 1a2b3c4d, 24.2 h old; the probe says alive"
-    report = {"status": "OK", "message": what, "accounts": [{"age_seconds": 87120}]}
-    stub(
-        "systemd-run",
-        f"case $* in *'status --json'*) echo '{json.dumps(report)}' ;; *) exit 203 ;; esac",
-    )
+    stub("systemd-run", "exit 203")
+    stub("systemctl")
     return current
-
-
-def test_status_begins_with_what_failed_and_whether_the_key_works(
-    installed: Path, run: Run, tmp_path: Path
-) -> None:
-    failed = subprocess.check_output([tmp_path / "systemctl", "ExecMainExitTimestamp"], text=True)
-    result = run(f"{installed}/check-status.sh")
-    assert result.stdout.startswith(
-        f"WEBKASSA CRITICAL - last run: failing since {failed.strip()} (code 77: Webkassa refuses"
-        " the login, password or API key); key 1a2b3c4d, 24.2 h old; the probe says alive|age="
-    )
-    assert result.returncode == 2
-
-
-@pytest.mark.parametrize(
-    ("many", "age", "is_renewed"),
-    [
-        ("", 3000, True),
-        ("", 4200, False),  # before the last failure
-        ("many", 4200, True),  # by the first run, which failed for another
-        ("many", 86000, False),
-    ],
-)
-def test_a_failure_counts_until_all_keys_are_renewed(many: str, age: int, is_renewed: bool) -> None:
-    """The last run failed an hour ago, the first one 20 minutes before."""
-    shown = f"""
-        show() {{
-            case $2 in
-                ExecMainExitTimestamp) date --date="-1 hour" ;;
-                ExecMainCode) echo 1 ;;
-                ExecMainStatus) echo 69 ;;
-                *) echo failed ;;
-            esac
-        }}
-        failing_since() {{ date --date="-80 min" "+%a %F %T %Z"; }}
-        journalctl() {{ echo line; }}
-        many={many} key_age={age}
-        look_at_last_run unit "last run"
-        echo "${{levels[0]}} ${{whats[0]}}"
-    """
-    said = after("check-status.sh", shown)
-    assert said.startswith("0 failing since " if is_renewed else "2 failing since ")
-    assert said.endswith("but the key was renewed since\n") == is_renewed
-
-
-def test_status_without_the_probe_does_not_claim_to_know(
-    installed: Path, run: Run, stub: Stub
-) -> None:
-    report = {"status": "UNKNOWN", "message": "PostgreSQL is away", "accounts": []}
-    stub("systemd-run", f"echo '{json.dumps(report)}'; exit 3")
-    result = run(f"{installed}/check-status.sh")
-    assert result.stdout.splitlines()[0].endswith("); how the key stands is not known")
-
-
-def test_journals_of_two_runs_do_not_run_into_one_another(installed: Path, run: Run) -> None:
-    result = run(f"{installed}/check-status.sh")
-    assert result.stdout.endswith("of one run\nof one run\n")
 
 
 def test_command_says_that_nothing_was_asked_where_python_is_gone(
@@ -341,27 +242,6 @@ def test_command_passes_on_which_accounts_are_meant(
     result = run(f"{installed}/systemd/webkassa-key.sh", *typed.split())
     assert (result.returncode, result.stdout.split()[0]) == (0, "runs:")
     assert result.stdout.endswith(f"webkassa.env {typed}\n")
-
-
-def test_a_unit_that_is_missing_is_not_to_be_enabled(
-    installed: Path, run: Run, stub: Stub, tmp_path: Path
-) -> None:
-    stub("systemctl", "case $* in is-*) exit 1 ;; esac")
-    shown = run(f"{installed}/check-status.sh").stdout
-    assert "-> sudo systemctl enable" not in shown
-    (tmp_path / "units").mkdir()
-    for unit in ("update.timer", "boot.timer", "renew.socket"):
-        (tmp_path / f"units/webkassa-key-{unit}").touch()
-    shown = run(f"{installed}/check-status.sh").stdout
-    assert "-> sudo systemctl enable --now webkassa-key-update.timer\n" in shown
-    assert "-> sudo systemctl enable webkassa-key-boot.timer\n" in shown
-    assert "-> sudo systemctl enable --now webkassa-key-renew.socket\n" in shown
-
-
-def test_missing_folder_of_settings_is_not_called_hidden(installed: Path, run: Run) -> None:
-    result = run(f"{installed}/check-status.sh")
-    assert "webkassa.env is missing: without it nothing renews the key" in result.stdout
-    assert "-> sudo install -D " in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_settings_reach_the_program_only(path: Path) -> None:
     assert not {"EnvironmentFile", "PassEnvironment"} & directives(path).keys()
     for value in directives(path).get("Environment", []):
         assert value.strip('"').split("=")[0] in (
-            "WEBKASSA_KEY_COMMAND", "WEBKASSA_MAX_AGE", "WEBKASSA_ACCOUNTS_DIR"
+            "WEBKASSA_KEY_COMMAND", "WEBKASSA_MAX_AGE", "WEBKASSA_ACCOUNTS_DIR", "WEBKASSA_RUN_KIND"
         )  # fmt: skip
 
 
@@ -93,8 +93,7 @@ def test_the_longest_run_is_not_cut_short() -> None:
     lock, storing, ping = LONGEST_DEADLINE + 65, 2 * 60, 10
     longest = lock + LONGEST_DEADLINE + storing + ping
     assert seconds(SANDBOX["TimeoutStartSec"][0]) > longest
-    by_command = """link_drop_ins() { :; }
-    setsid() { printf "%s\\n" "$@"; }
+    by_command = """setsid() { printf "%s\\n" "$@"; }
     run_module unit /release update"""
     limit = re.search("=RuntimeMaxSec=(.+)", after("systemd/common.sh", by_command))
     assert seconds(limit[1]) > longest

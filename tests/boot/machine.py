@@ -22,7 +22,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 CACHE = Path("/var/tmp/webkassa-key-updater-boot-test")
-PACKAGES = "systemd,systemd-sysv,dbus,python3-venv,tzdata,cron,sudo"
+PACKAGES = "systemd,systemd-sysv,dbus,python3-venv,tzdata,cron,sudo,locales"
 TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "setpriv")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WHEELS = "/srv/wheels"

@@ -111,8 +111,9 @@ class Site:
             self.run("systemctl", "reset-failed")
             self.run("sh", "-c", "rm -f /var/lib/webkassa-key-updater/*")
 
-    def send_alerts_to(self, port: int) -> None:
-        self.machine.write(ADDRESSES, f"json://alert:canary-alert@127.0.0.1:{port}/\n")
+    def send_alerts_to(self, *ports: int) -> None:
+        lines = [f"json://alert:canary-alert@127.0.0.1:{port}/\n" for port in ports]
+        self.machine.write(ADDRESSES, "".join(lines))
         self.run("chown", "root:webkassa-key-updater", ADDRESSES)
         self.run("chmod", "640", ADDRESSES)
 

@@ -10,11 +10,16 @@ import time
 import pytest
 import trustme
 from machine import await_
-from shop_server import ALERT, BOOT, CURRENT, TIMER, UPDATE, Site
+from shop_server import ALERT, BOOT, CURRENT, SETTINGS, TIMER, UPDATE, Site, env_file
 from world import webkassa_simulator
 from world.webkassa_simulator import Simulator, slow
 
 pytestmark = pytest.mark.usefixtures("installed")
+
+
+def reboot(site: Site, off_for: float = 0) -> None:
+    site.machine.power_off()
+    site.machine.start()
 
 
 def test_the_timer_renews_the_key(site: Site) -> None:
@@ -139,6 +144,72 @@ def test_an_alert_that_cannot_be_sent_is_tried_again_until_it_goes_out_once(site
     site.machine.no_drop_in(ALERT)
 
 
+def test_of_two_addresses_each_is_told_once(site: Site) -> None:
+    site.reset(WEBKASSA_PASSWORD="canary-wrong")
+    site.machine.drop_in(ALERT, "[Service]\nRestartSec=1\n")
+    site.send_alerts_to(site.receiver.server_port, 1)  # at the second nobody listens
+    site.start()
+    tried = "line 2 (json): "
+    await_(
+        lambda: (
+            site.machine.journal(f"_SYSTEMD_UNIT={ALERT}", f"--since=@{site.since}").count(tried)
+            > 1
+        )
+    )
+    assert len(site.receiver.alerts) == 1
+    assert "line 2 (json): " in site.status().stdout
+    site.run("systemctl", "stop", ALERT)
+    site.machine.no_drop_in(ALERT)
+
+
+def test_an_alert_by_hand_is_a_test_and_says_what_came_of_it(site: Site) -> None:
+    site.reset()
+    site.start()
+    site.receiver.alerts.clear()
+    site.send_alerts_to(site.receiver.server_port, 1)
+    done = site.run("webkassa-key", "alert", check=False)
+    assert done.returncode == 1
+    assert re.match(r"line 1 \(json\): sent\nline 2 \(json\): .+\n$", done.stdout), done.stdout
+    site.send_alerts_to(site.receiver.server_port)
+    assert site.run("webkassa-key", "alert").stdout == "line 1 (json): sent\n"
+    assert [": TEST, WEBKASSA OK" in alert["title"] for alert in site.receiver.alerts] == [True] * 2
+
+
+def test_a_russian_server_tells_the_truth(site: Site) -> None:
+    """Wrong password at night: one alert that is true; mended: one that says so."""
+    site.run("localedef", "-i", "ru_RU", "-f", "UTF-8", "ru_RU.UTF-8")
+    for path in ("/etc/default/locale", "/etc/locale.conf"):
+        site.machine.write(path, "LANG=ru_RU.UTF-8\n")
+    reboot(site)
+    russian = {"LANG": "ru_RU.UTF-8", "LC_ALL": "ru_RU.UTF-8"}
+    assert site.run("date", "-d", "2026-11-29", "+%a", **russian).stdout == "Вс\n"
+    site.reset(WEBKASSA_PASSWORD="canary-wrong")
+    site.send_alerts_to(site.receiver.server_port)
+    site.fail_for_good()
+    (alert,) = site.receiver.alerts
+    assert re.search(
+        r": WEBKASSA CRITICAL - last run: failing since \w{3} 202\d-\d\d-\d\d [\d:]{8} \w+ \(code 77: .*\);"
+        r" key [0-9a-f]{8}, 24\.0 h old; the probe says alive$",
+        alert["title"],
+    )
+    for who in (("webkassa-key", "status"), (f"{CURRENT}/check-status.sh",)):
+        status = site.run(*who, check=False, **russian)
+        assert status.returncode == 2
+        assert "CRITICAL  last run   failing since" in status.stdout
+        assert "next run" in status.stdout
+    site.machine.write(SETTINGS, env_file(site.settings))
+    assert site.run("webkassa-key", "update", **russian).returncode == 0
+    await_(lambda: len(site.receiver.alerts) == 2)
+    assert ": WEBKASSA OK - works again: key " in site.receiver.alerts[1]["title"]
+    assert site.receiver.alerts[1]["type"] == "success"
+    assert site.run("webkassa-key", "status", **russian).returncode == 0
+    await_(lambda: site.machine.show(ALERT, "ActiveState") == "inactive")
+    assert len(site.receiver.alerts) == 2
+    site.run("rm", "/etc/locale.conf")
+    site.machine.write("/etc/default/locale", "")
+    reboot(site)
+
+
 def test_killed_in_the_middle_of_a_login_it_comes_again(site: Site) -> None:
     site.reset()
     site.webkassa.script.append(slow(10))
@@ -169,11 +240,6 @@ def test_heal_renews_a_dead_key_and_leaves_a_good_one(site: Site) -> None:
     site.run("systemctl", "start", "webkassa-key-heal")
     assert site.webkassa.authorizations == 2
     assert site.holds_a_new_key
-
-
-def reboot(site: Site, off_for: float = 0) -> None:
-    site.machine.power_off()
-    site.machine.start()
 
 
 def boot_run_ended(site: Site) -> bool:

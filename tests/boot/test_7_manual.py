@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import shown
-from machine import WHEELS, await_
+from machine import WHEELS
 from shop_server import CONFIG, CURRENT, ROOT, SETTINGS, SOURCE, TIMER, UNITS, Site, env_file
 from shown import MANUALS, snippet
 from world.relay import ConnectProxy
@@ -164,9 +164,8 @@ def test_monitor_is_let_in_as_written(desk: Site) -> None:
 def test_alerts_go_as_written(desk: Site) -> None:
     desk.receiver.alerts.clear()
     nano(desk, f"json://127.0.0.1:{desk.receiver.server_port}/\n")
-    typed(desk, "server alerts")
-    await_(lambda: desk.receiver.alerts)
-    assert "WEBKASSA OK" in desk.receiver.alerts[0]["title"]
+    assert typed(desk, "server alerts").endswith("line 1 (json): sent\n")
+    assert ": TEST, WEBKASSA OK" in desk.receiver.alerts[0]["title"]
 
 
 def test_removing_goes_as_written(desk: Site) -> None:

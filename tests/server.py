@@ -1,0 +1,135 @@
+"""A server's files below a folder, and what its tools would say: systemctl, systemd-run, the program."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "systemd"))
+import server_status
+
+ROOT = Path(__file__).parents[1]
+ACTIVE = {"LoadState": "loaded", "UnitFileState": "enabled", "ActiveState": "active"}
+# Prints the properties that were asked for, as systemctl does, or fails as an old one does
+SYSTEMCTL = """#!{python}
+import json, sys
+asked = [a for a in sys.argv[2:] if not a.startswith("-")]
+names = next(a for a in sys.argv if a.startswith("--property=")).partition("=")[2].split(",")
+units = json.load(open({units!r}))
+if "--timestamp=unix" in sys.argv and units.get("old"):
+    sys.exit("Invalid value: unix.")
+blocks = []
+for name in asked:
+    unit = {{"Id": name, "LoadState": "not-found", "ActiveState": "inactive"}} | units.get(name, {{}})
+    blocks.append("\\n".join(f"{{n}}={{unit.get(n, '')}}" for n in names))
+print("\\n\\n".join(blocks))
+"""
+PROGRAM = """
+import json, sys
+if "--version" in sys.argv:
+    print("1.0.0")
+else:
+    report = json.load(open({report!r}))
+    print(json.dumps(report))
+    sys.exit(["OK", "WARNING", "CRITICAL", "UNKNOWN"].index(report["status"]))
+"""
+
+
+class Box(server_status.Server):
+    """A good server; a test spoils it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.is_root, self.user, self.bin = True, "root", root / "bin"
+        self.now = float(int(time.time()))
+        for folder in (self.current / "venv/bin", self.current / "alerts/bin", self.config,
+                       self.state, self.units, self.socket.parent, self.bin):  # fmt: skip
+            folder.mkdir(parents=True)
+        for name in ("install.sh", ".env.example"):
+            (self.current / name).touch()
+        for name in server_status.UNITS:
+            (self.units / name).touch()
+        self.script(self.current / "venv/bin/python", f'exec {sys.executable} "$@"')
+        self.script(
+            self.bin / "systemd-run", 'while [ "$1" != -- ]; do shift; done\nshift\nexec "$@"'
+        )
+        self.script(self.current / "alerts/bin/python", f"exec {sys.executable} {__file__} {root}")
+        program = PROGRAM.format(report=str(root / "report"))
+        (self.current / "venv/bin/webkassa-key-updater").write_text(program)
+        systemctl = SYSTEMCTL.format(python=sys.executable, units=str(root / "units"))
+        (self.bin / "systemctl").write_text(systemctl)
+        (self.bin / "systemctl").chmod(0o755)
+        self.settings.write_text("")
+        self.settings.chmod(0o640)
+        with socket.socket(socket.AF_UNIX) as listener:
+            os.chdir(self.socket.parent)  # the path of a socket must be short
+            listener.bind(self.socket.name)
+            os.chdir("/")
+        self.says("OK", "key 1a2b3c4d, 4.0 h old; the probe says alive", age_seconds=14400)
+        self.properties: dict[str, Any] = {
+            name: ACTIVE | {"SubState": "waiting", "NextElapseUSecRealtime": f"@{self.now + 900:.0f}"}
+            for name in server_status.UNITS if name.endswith((".timer", ".socket"))
+        }  # fmt: skip
+        self.unit(server_status.HEAL_TIMER, UnitFileState="disabled", ActiveState="inactive")
+        for name in server_status.UNITS:
+            if name.endswith(".service"):
+                self.unit(name, LoadState="loaded", ActiveState="inactive", SubState="dead")
+        self.note("daily", self.now - 14400, renewed=True)
+
+    def script(self, path: Path, line: str) -> None:
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+
+    def says(self, level: str, message: str, **facts: Any) -> None:
+        """Let the program's own status be this."""
+        account = {"status": level, "message": message, "service": "Webkassa"} | facts
+        self.report(level, message, [account])
+
+    def report(self, level: str, message: str, accounts: list[dict[str, Any]]) -> None:
+        report = {"status": level, "message": message, "accounts": accounts}
+        (self.root / "report").write_text(json.dumps(report))
+
+    def unit(self, name: str, **properties: str) -> None:
+        self.properties[name] = self.properties.get(name, {}) | properties
+        (self.root / "units").write_text(json.dumps(self.properties))
+
+    def ended(self, name: str, moment: float, status: int = 0, way: int = 1, run: str = "") -> None:
+        """Let systemd know of a run of a service."""
+        self.unit(name, ExecMainExitTimestamp=f"@{moment:.0f}", ExecMainStatus=f"{status}",
+                  ExecMainStartTimestamp=f"@{moment - 1:.0f}", ExecMainCode=f"{way}",
+                  ActiveState="failed" if status else "inactive", InvocationID=run or "b2" * 16,
+                  SubState="failed" if status else "dead", Result="exit-code")  # fmt: skip
+
+    def note(
+        self, kind: str, moment: float, code: int = 0, outcome: str = "stored the new key 1a2b3c4d",
+        *, account: str = "", since: float | None = None, renewed: bool = False, run: str = "",
+    ) -> None:  # fmt: skip
+        """Write what the program notes at the end of an update."""
+        note = {"account": account, "kind": kind, "time": moment, "code": code, "outcome": outcome,
+                "since": since or moment, "key": "as it was", "invocation": run,
+                "renewed": moment if renewed else None}  # fmt: skip
+        name = f"run-{kind}.{account}.json" if account else f"run-{kind}.json"
+        (self.state / name).write_text(json.dumps(note))
+
+    def make_many(self, *names: str) -> None:
+        """Let there be many accounts."""
+        self.accounts.mkdir()
+        for name in names:
+            (self.accounts / f"{name}.env").touch()
+        (self.units / "webkassa-key-.service.d").mkdir()
+        (self.units / "webkassa-key-.service.d/10-accounts.conf").touch()
+        self.many, self.renew = True, "sudo webkassa-key update --if-needed"
+        (self.state / "run-daily.json").unlink()
+
+
+if __name__ == "__main__":  # as Apprise's Python, when the status asks what is wrong with alerts
+    import server_alert
+
+    print(
+        "".join(f"{line}\n" for line in server_alert.look(server_status.Server(Path(sys.argv[1]))))
+    )

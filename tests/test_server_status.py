@@ -1,0 +1,490 @@
+"""What check-status.sh says of a server: real files, and stand-ins for systemd, which is not here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import server_status
+from server import ACTIVE, ROOT, Box
+from server_status import BOOT, BOOT_TIMER, HEAL_TIMER, SOCKET, TIMER, UPDATE
+from world.shop import PROGRAM
+
+HOUR = 3600
+
+
+@pytest.fixture
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
+    if Path("/opt/webkassa-key-updater").exists():
+        pytest.skip("it is installed here")
+    box = Box(tmp_path)
+    monkeypatch.setenv("PATH", f"{box.bin}:{os.environ['PATH']}")
+    return box
+
+
+@pytest.fixture
+def almaty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine's time zone, by its rule: the zone's file may be missing here."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "<+05>-5")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+class Screen(str):
+    code = 0
+
+    def line(self, name: str) -> str:
+        """Return a finding with its level and what mends it."""
+        found = re.search(rf"^\w+ +{name}\b.*(\n {{21}}.*)*", self, re.MULTILINE)
+        assert found, self
+        return re.sub(r" +", " ", found[0])
+
+
+def show(box: Box, capsys: pytest.CaptureFixture[str], *arguments: str) -> Screen:
+    code = server_status.main([*arguments], box)
+    screen = Screen(capsys.readouterr().out)
+    screen.code = code
+    return screen
+
+
+def when(moment: float) -> str:
+    return server_status.when(moment)
+
+
+def test_a_good_server_is_ok(box: Box, capsys: Any) -> None:
+    screen = show(box, capsys)
+    assert screen.startswith(
+        "WEBKASSA OK - key 1a2b3c4d, 4.0 h old; the probe says alive; alerts are off|age=14400s;90000;176400\n"
+    )
+    assert screen.code == 0
+    assert screen.line("last run") == f"OK last run good, {when(box.now - 4 * HOUR)}"
+    assert f"next run {when(box.now + 900)}" in screen.line("timer")
+
+
+def test_json_is_the_same_for_machines(box: Box, capsys: Any) -> None:
+    report = json.loads(show(box, capsys, "--json"))
+    assert report["status"] == report["key"]["status"] == "OK"
+    assert [run["kind"] for run in report["runs"]] == ["daily"]
+    assert {"name", "status", "message", "mend"} == report["checks"][0].keys()
+
+
+def test_looking_changes_nothing(box: Box, capsys: Any) -> None:
+    def files() -> dict[str, float]:
+        return {str(path): path.lstat().st_mtime for path in box.root.rglob("*")}
+
+    before = files()
+    for arguments in ([], ["--json"], ["--timers"]):
+        show(box, capsys, *arguments)
+    assert files() == before
+
+
+# A failure of the night --------------------------------------------------------------------------
+
+
+def failed_at_night(box: Box, code: int = 77, outcome: str = "Webkassa refuses it.") -> float:
+    """Let the daily run have failed three hours ago; return the time."""
+    moment = box.now - 3 * HOUR
+    box.note("daily", moment, code, outcome, run="c3" * 16)
+    box.ended(UPDATE, moment, code, run="c3" * 16)
+    return moment
+
+
+def test_a_failure_is_told_with_its_meaning_and_whether_the_key_works(
+    box: Box, capsys: Any
+) -> None:
+    moment = failed_at_night(box)
+    screen = show(box, capsys)
+    assert screen.startswith(
+        f"WEBKASSA CRITICAL - last run: failing since {when(moment)} (code 77: Webkassa refuses the "
+        "login, password or API key); key 1a2b3c4d, 4.0 h old; the probe says alive|age="
+    )
+    assert screen.code == 2
+    assert "\n Webkassa refuses it." in screen.line("last run")
+
+
+@pytest.mark.parametrize("kind", ["consumer", "heal", "hand"])
+def test_a_run_that_renewed_nothing_hides_no_failure(box: Box, capsys: Any, kind: str) -> None:
+    moment = failed_at_night(box)
+    box.note(kind, box.now - HOUR, outcome="nothing to do: the key is young")
+    screen = show(box, capsys)
+    assert f"failing since {when(moment)}" in screen.line("last run")
+    assert screen.code == 2
+
+
+@pytest.mark.parametrize("kind", ["consumer", "heal", "hand", "boot"])
+def test_a_renewal_of_any_kind_ends_a_failure_and_is_named(
+    box: Box, capsys: Any, kind: str
+) -> None:
+    """It said "OK ... failing since ..., but the key was renewed since"."""
+    moment = failed_at_night(box)
+    box.note(kind, box.now - HOUR, renewed=True)
+    screen = show(box, capsys)
+    assert screen.code == 0
+    assert "failing" not in screen
+    how = server_status.KINDS[kind]
+    assert screen.line("last run") == (
+        f"OK last run good: renewed {how} {when(box.now - HOUR)}, after the run of {when(moment)} had failed"
+    )
+
+
+def test_somebody_elses_renewal_is_a_warning(box: Box, capsys: Any) -> None:
+    moment = failed_at_night(box)
+    box.says("OK", "key 1a2b3c4d, 1.0 h old; the probe says alive", age_seconds=HOUR)
+    screen = show(box, capsys)
+    assert screen.code == 1
+    assert f"failing since {when(moment)}" in screen.line("last run")
+    assert "Somebody else has renewed the key since." in screen.line("last run")
+
+
+def test_failing_since_is_what_the_program_noted(box: Box, capsys: Any) -> None:
+    box.note("daily", box.now - 3 * HOUR, 75, "PostgreSQL is away.", since=box.now - 51 * HOUR)
+    assert f"failing since {when(box.now - 51 * HOUR)}" in show(box, capsys).line("last run")
+
+
+def test_a_failure_outlives_a_boot(box: Box, capsys: Any) -> None:
+    """systemd forgets, the note stays."""
+    moment = failed_at_night(box)
+    box.ended(UPDATE, 0)
+    box.unit(UPDATE, ExecMainExitTimestamp="", ExecMainStartTimestamp="", InvocationID="")
+    assert f"failing since {when(moment)}" in show(box, capsys).line("last run")
+
+
+def test_a_retry_that_is_to_come_is_no_alarm(box: Box, capsys: Any) -> None:
+    failed_at_night(box, 75)
+    box.unit(UPDATE, SubState="auto-restart", ActiveState="activating")
+    screen = show(box, capsys)
+    assert screen.code == 1
+    assert "It is tried again by itself." in screen.line("last run")
+
+
+def test_a_run_at_work_is_said(box: Box, capsys: Any) -> None:
+    box.unit(UPDATE, SubState="start", ExecMainStartTimestamp=f"@{box.now - 5:.0f}")
+    assert show(box, capsys).line("last run") == f"OK last run at work since {when(box.now - 5)}"
+
+
+# exit code, how it ended (CLD_EXITED, CLD_KILLED), what is said, what mends it
+UNNOTED = [
+    (203, 1, "code 203: the program does not start", "install.sh"),
+    (1, 1, "code 1: the program does not start", "install.sh"),
+    (217, 1, "code 217: the user webkassa-key-updater is missing", "install.sh"),
+    (243, 1, "code 243: a file that LoadCredential= names is missing", "systemctl cat"),
+    (9, 2, "signal 9: killed, or out of time", "-> sudo webkassa-key update"),
+]
+
+
+@pytest.mark.parametrize(("status", "way", "said", "mend"), UNNOTED)
+def test_a_run_that_could_note_nothing_is_told_by_systemd(
+    box: Box, capsys: Any, status: int, way: int, said: str, mend: str
+) -> None:
+    box.ended(UPDATE, box.now - HOUR, status, way, run="d4" * 16)
+    line = show(box, capsys).line("last run")
+    assert f"failing since {when(box.now - HOUR)} ({said})" in line
+    assert mend in line
+
+
+def test_a_note_of_another_run_does_not_speak_for_this_one(box: Box, capsys: Any) -> None:
+    """The invocation's number decides: after the note of a wrong password it was killed."""
+    box.note("daily", box.now - 9 * HOUR, 77, "refused", run="c3" * 16)
+    box.ended(UPDATE, box.now - HOUR, 9, 2, run="d4" * 16)
+    assert "signal 9" in show(box, capsys).line("last run")
+
+
+def test_a_unit_that_systemd_could_not_start_at_all_is_told(box: Box, capsys: Any) -> None:
+    box.ended(UPDATE, box.now - HOUR, run="c3" * 16)
+    box.unit(UPDATE, ActiveState="failed", Result="resources", InvocationID="d4" * 16)
+    assert "systemd says resources" in show(box, capsys).line("last run")
+
+
+def test_a_refused_login_leads_to_the_settings(box: Box, capsys: Any) -> None:
+    """`check` would say ok to the same wrong password."""
+    failed_at_night(box, 77)
+    box.says("CRITICAL", "key 1a2b3c4d: Webkassa refused the login", age_seconds=14400)
+    screen = show(box, capsys)
+    assert "-> sudo webkassa-key check" not in screen
+    assert screen.count("-> ") == 1
+    assert (
+        f"-> put the right login and password into {box.settings}, then: sudo webkassa-key update\n"
+        in screen
+    )
+
+
+def test_meanings_are_those_of_the_programs_help() -> None:
+    text = subprocess.run(
+        [sys.executable, PROGRAM, "--help"], capture_output=True, text=True
+    ).stdout
+    table = dict(re.findall(r"^ *(\d+)  (\S.*)$", text, re.MULTILINE))
+    ours = {str(code): text for code, text in server_status.MEANINGS.items() if 1 < code < 99}
+    assert {code: table[code] for code in ours} == ours
+
+
+def test_no_boot_run_is_called_good(box: Box, capsys: Any) -> None:
+    """An upgrade starts the same service, and there may have been no boot at all."""
+    box.note("boot", box.now - HOUR, renewed=True)
+    box.ended(BOOT, box.now - HOUR)
+    screen = show(box, capsys)
+    assert "boot run" not in screen
+    assert ", after a boot or an upgrade, done: stored" in screen
+
+
+def test_a_boot_run_that_failed_is_told(box: Box, capsys: Any) -> None:
+    box.note("boot", box.now - HOUR, 75, "PostgreSQL is away.")
+    screen = show(box, capsys)
+    assert screen.line("boot run").startswith("CRITICAL boot run failing since")
+
+
+def test_runs_by_hand_are_among_the_last(box: Box, capsys: Any) -> None:
+    box.note("hand", box.now - 60, 78, "The settings are wrong:\n  WEBKASSA_LOGIN: is not set")
+    runs = show(box, capsys).partition("Last runs:\n")[2].splitlines()
+    assert runs == [
+        f"{when(box.now - 60)}, by hand, code 78: The settings are wrong:",
+        f"{when(box.now - 4 * HOUR)}, by the timer, done: stored the new key 1a2b3c4d",
+    ]
+
+
+def test_all_times_are_of_this_machines_zone(box: Box, capsys: Any, almaty: None) -> None:
+    failed_at_night(box)
+    box.note("hand", box.now - 60)
+    screen = show(box, capsys)
+    assert "UTC" not in screen
+    assert screen.count(" +05") >= 4
+
+
+def test_an_old_systemd_is_understood(box: Box, capsys: Any, almaty: None) -> None:
+    """Before 251 there is no --timestamp=unix."""
+    comes = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime(box.now + 900))
+    box.unit("old")
+    box.properties["old"] = True
+    box.unit(TIMER, NextElapseUSecRealtime=comes)
+    assert (
+        show(box, capsys).line("timer")
+        == f"OK timer enabled, active, next run {when(box.now + 900)}"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "@0", "n/a", "infinity"])
+def test_no_time_is_no_time(text: str) -> None:
+    assert server_status.seconds(text) is None
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"kind": "daily"}', "", '"x"'])
+def test_a_damaged_note_is_none(box: Box, capsys: Any, damage: str) -> None:
+    (box.state / "run-daily.json").write_text(damage)
+    assert show(box, capsys).line("last run") == "OK last run none so far"
+
+
+def test_nothing_steers_the_terminal(box: Box, capsys: Any) -> None:
+    failed_at_night(box, 75, "\033[2J\rgone")
+    box.says("WARNING", "key \033[31m1a2b3c4d", age_seconds=14400)
+    screen = show(box, capsys)
+    assert "\033" not in screen
+    assert "\r" not in screen
+
+
+def test_without_the_probe_it_does_not_claim_to_know(box: Box, capsys: Any) -> None:
+    failed_at_night(box, 75)
+    box.says("UNKNOWN", "PostgreSQL is away")
+    assert "); how the key stands is not known\n" in show(box, capsys)
+
+
+# Many accounts -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(box: Box) -> Box:
+    box.make_many("east", "north", "south")
+    rows = [{"account": name, "status": "OK", "message": f"key of {name}", "age_seconds": 4 * HOUR}
+            for name in ("east", "north", "south")]  # fmt: skip
+    box.report("OK", "3 of 3 accounts are well; east: key of east", rows)
+    for name in ("east", "north", "south"):
+        box.note("daily", box.now - 3 * HOUR, account=name, renewed=True, run="c3" * 16)
+    box.ended(UPDATE, box.now - 3 * HOUR, run="c3" * 16)
+    return box
+
+
+def test_the_accounts_that_failed_are_named(many: Box, capsys: Any) -> None:
+    many.note("daily", many.now - 3 * HOUR, 77, "refused", account="north", run="c3" * 16)
+    many.ended(UPDATE, many.now - 3 * HOUR, 77, run="c3" * 16)
+    screen = show(many, capsys)
+    assert (
+        f"CRITICAL last run failing since {when(many.now - 3 * HOUR)} (code 77: Webkassa refuses"
+        in screen.line("last run")
+    )
+    assert "): 1 of 3 accounts: north\n north: code 77, refused\n" in screen.line("last run")
+    assert f"{many.accounts}/NAME.env, then: sudo webkassa-key update --if-needed" in screen
+    assert ", by the timer, code 77: 2 of 3 accounts: done; not done: north 77" in screen
+    many.note("hand", many.now - HOUR, account="south", renewed=True)
+    assert show(many, capsys).code == 2
+    many.note("hand", many.now - HOUR, account="north", renewed=True)
+    assert show(many, capsys).code == 0
+
+
+def test_an_account_whose_file_is_gone_counts_no_more(many: Box, capsys: Any) -> None:
+    many.note("daily", many.now - 3 * HOUR, 77, "refused", account="north")
+    (many.accounts / "north.env").unlink()
+    assert show(many, capsys).code == 0
+
+
+def test_a_killed_run_of_many_is_told_though_some_were_done(many: Box, capsys: Any) -> None:
+    many.ended(UPDATE, many.now - 2 * HOUR, 9, 2, run="c3" * 16)
+    assert "signal 9" in show(many, capsys).line("last run")
+
+
+def test_each_account_is_shown(many: Box, capsys: Any) -> None:
+    assert "\n OK: south: key of south" in show(many, capsys).line("key")
+
+
+# Timers and socket ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("properties", "said", "mend"),
+    [
+        ({"UnitFileState": "disabled", "ActiveState": "inactive"}, "disabled, inactive: nothing renews",
+         f"sudo systemctl enable --now {TIMER}"),
+        ({"NextElapseUSecRealtime": ""}, "without a next run", f"sudo systemctl restart {TIMER}; sudo"),
+        ({"ActiveState": "failed", "SubState": "failed", "Result": "resources"},
+         "enabled, but failed (resources)", f"sudo systemctl restart {TIMER}"),
+        ({"LoadState": "masked"}, f"{TIMER} is masked", f"sudo systemctl unmask {TIMER} && sudo "),
+    ],
+)  # fmt: skip
+def test_a_timer_that_will_not_come_is_critical(
+    box: Box, capsys: Any, properties: dict[str, str], said: str, mend: str
+) -> None:
+    box.unit(TIMER, **properties)
+    screen = show(box, capsys)
+    assert screen.code == 2
+    assert said in screen.line("timer")
+    assert f"-> {mend}" in screen.line("timer")
+
+
+def test_a_next_run_more_than_a_day_away_is_critical(box: Box, capsys: Any) -> None:
+    """A clock that was ahead when the machine booted leaves every OnCalendar= in the future."""
+    box.unit(TIMER, NextElapseUSecRealtime=f"@{box.now + 26 * HOUR:.0f}")
+    for arguments in ([], ["--timers"]):
+        screen = show(box, capsys, *arguments)
+        assert screen.code == 2
+        assert f"as late as {when(box.now + 26 * HOUR)}" in screen
+        assert f"-> sudo systemctl restart {TIMER}; sudo systemctl restart {TIMER}\n" in screen
+    box.unit(TIMER, NextElapseUSecRealtime=f"@{box.now + 24.5 * HOUR:.0f}")
+    assert show(box, capsys).code == show(box, capsys, "--timers").code == 0
+
+
+def test_a_heal_timer_that_is_stuck_is_told(box: Box, capsys: Any) -> None:
+    box.unit(HEAL_TIMER, **ACTIVE, NextElapseUSecRealtime=f"@{box.now + 2 * HOUR:.0f}")
+    for arguments in ([], ["--timers"]):
+        screen = show(box, capsys, *arguments)
+        assert screen.code == 1
+        assert f"{HEAL_TIMER}: the next run is as late as" in screen
+
+
+def test_a_masked_service_is_told_before_its_time_comes(box: Box, capsys: Any) -> None:
+    box.unit(UPDATE, LoadState="masked")
+    screen = show(box, capsys)
+    assert f"CRITICAL timer {UPDATE} is masked: nothing renews the key" in screen.line("timer")
+    assert f"-> sudo systemctl unmask {UPDATE} && " in screen.line("timer")
+
+
+def test_consumers_cannot_ask_where_the_socket_was_removed(box: Box, capsys: Any) -> None:
+    assert "may ask for a new key: root" in show(box, capsys).line("consumers")
+    box.socket.unlink()
+    for _ in ("nothing there", "a file there"):
+        screen = show(box, capsys)
+        assert screen.line("consumers").startswith("WARNING consumers cannot ask for a new key")
+        assert f"-> sudo systemctl restart {SOCKET}" in screen.line("consumers")
+        box.socket.touch()
+
+
+def test_a_unit_that_is_missing_is_not_to_be_enabled(box: Box, capsys: Any) -> None:
+    off = {"UnitFileState": "disabled", "ActiveState": "inactive"}
+    for name in (TIMER, BOOT_TIMER, SOCKET):
+        box.unit(name, **off)
+    shown = show(box, capsys)
+    assert f"-> sudo systemctl enable --now {TIMER}\n" in shown
+    assert f"-> sudo systemctl enable {BOOT_TIMER}\n" in shown
+    assert f"-> sudo systemctl enable --now {SOCKET}\n" in shown
+    for name in (TIMER, BOOT_TIMER, SOCKET):
+        (box.units / name).unlink()
+    assert "-> sudo systemctl enable" not in show(box, capsys)
+
+
+# The installation ----------------------------------------------------------------------------------
+
+
+def test_code_that_does_not_start_is_critical(box: Box, capsys: Any) -> None:
+    (box.current / "venv/bin/webkassa-key-updater").write_text("import no_such_thing\n")
+    screen = show(box, capsys)
+    assert "CRITICAL code does not start" in screen.line("code")
+    assert f"-> sudo {box.current}/install.sh" in screen.line("code")
+    assert screen.line("key").startswith("CRITICAL key not known")
+
+
+def test_alerts_that_are_off_are_not_called_ok(box: Box, capsys: Any) -> None:
+    screen = show(box, capsys)
+    assert screen.line("alerts").startswith("OFF alerts nobody is told of a failure")
+    assert screen.splitlines()[0].count("; alerts are off") == 1
+
+
+def test_an_apprise_that_does_not_start_is_told(box: Box, capsys: Any) -> None:
+    box.addresses.write_text("json://127.0.0.1\n")
+    box.addresses.chmod(0o640)
+    box.script(box.apprise, "exit 1")
+    line = show(box, capsys).line("alerts")
+    assert line.startswith("WARNING alerts cannot be sent: Apprise does not start")
+    assert f"-> sudo {box.current}/install.sh --with-alerts" in line
+
+
+def test_settings_are_judged_by_their_rights(box: Box, capsys: Any) -> None:
+    box.settings.chmod(0o644)
+    assert "644, not root:webkassa-key-updater 640" in show(box, capsys).line("settings")
+    box.settings.unlink()
+    assert "is missing: without it nothing renews the key" in show(box, capsys).line("settings")
+    box.settings.symlink_to("/srv/away")
+    assert "is a link to /srv/away, which is not there" in show(box, capsys).line("settings")
+
+
+def test_who_may_not_look_is_told_so(box: Box, capsys: Any) -> None:
+    box.is_root, box.user, box.unseen = False, "nobody", "not visible to nobody without sudo"
+    screen = show(box, capsys)
+    assert screen.code == 3
+    assert screen.line("key").startswith("UNKNOWN key not visible to nobody without sudo")
+
+
+def test_nothing_installed_is_critical(box: Box, capsys: Any) -> None:
+    box.current.rename(box.current.with_name("away"))
+    (box.units / TIMER).unlink()
+    screen = show(box, capsys)
+    assert screen.startswith("WEBKASSA CRITICAL - installed: no: nothing here renews the key")
+    assert screen.code == 2
+
+
+# The starter ---------------------------------------------------------------------------------------
+
+
+def start(*arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    env = os.environ | ({"PATH": path} if path else {})
+    return subprocess.run(
+        [ROOT / "check-status.sh", *arguments], env=env, capture_output=True, text=True
+    )
+
+
+def test_the_starter_passes_all_on() -> None:
+    assert start("--help").stdout == str(server_status.__doc__).rstrip() + "\n"
+    assert (start("--jsno").returncode, start("--json", "x").returncode) == (3, 3)
+
+
+def test_without_any_python_it_is_critical(tmp_path: Path) -> None:
+    for tool in ("env", "bash", "dirname", "readlink"):
+        (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
+    done = start(path=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stdout.startswith("WEBKASSA CRITICAL - code: no Python 3.10 or newer starts here")
