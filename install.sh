@@ -202,7 +202,7 @@ installer() { # names of a package at Debian, Red Hat, SUSE
 # Root will run what lies there: nobody else may be able to change it
 examine_places() {
     local place found free
-    for place in /opt "$UNIT_DIR" "${COMMAND%/*}" "$(dirname "$CONFIG_DIR")"; do
+    for place in /opt "$UNIT_DIR" "${COMMAND%/*}" "${COMMAND_LINK%/*}" "$(dirname "$CONFIG_DIR")"; do
         while [[ $place != / ]]; do
             must_be_roots "$place"
             place=$(dirname "$(readlink -f "$place")")
@@ -220,9 +220,9 @@ examine_places() {
         \( ! -uid 0 -o ! -type l -perm /022 \) -print -quit 2> /dev/null) || true
     [[ -z $found ]] || die "$found can be changed by others than root. Run: \
 sudo chown -h root:root $(printf '%q' "$found"); sudo chmod go-w $(printf '%q' "$found")"
-    if [[ -e $COMMAND || -L $COMMAND ]] && { [[ -L $COMMAND ]] || ! grep -q "^$MARK" "$COMMAND"; }; then
-        die "$COMMAND is not of this installer: move it away."
-    fi
+    for place in "$COMMAND" "$COMMAND_LINK"; do
+        is_our_command "$place" || [[ ! -e $place && ! -L $place ]] || die "$place is not of this installer: move it away."
+    done
     if [[ -e $CURRENT && ! -L $CURRENT ]] || [[ -L $RELEASES ]]; then
         die "$HOME_DIR is not as the installer made it: move it away."
     fi
@@ -523,6 +523,7 @@ place_units() {
     done
     [[ ! -d $ACCOUNTS ]] || place_account_dropins
     mv -fT "$COMMAND.new" "$COMMAND"
+    ln -sfnT "$COMMAND" "$COMMAND_LINK"
     mkdir -p "${GENERATOR%/*}"
     mv -fT "$SNAPSHOT/generator.new" "$GENERATOR"
     rm -rf "${UNIT_DIR:?}/webkassa-key-command-.service.d" # of version 1
@@ -546,7 +547,7 @@ take_others_over() {
 start_timers() {
     local unit upgraded=''
     [[ ! -e $SNAPSHOT/$TIMER ]] || upgraded=yes
-    for unit in "$TIMER" "$SOCKET" "$BOOT_TIMER" "$HEAL_TIMER"; do
+    for unit in "$TIMER" "$SOCKET" "$BOOT_TIMER" "$NET_TIMER" "$HEAL_TIMER"; do
         if [[ $unit == "$HEAL_TIMER" && -z $with_heal ]] && ! systemctl is-enabled --quiet "$unit"; then
             continue
         elif [[ $upgraded && -e $SNAPSHOT/$unit && ! ($unit == "$HEAL_TIMER" && $with_heal) ]] &&
@@ -557,7 +558,8 @@ start_timers() {
         systemctl enable --quiet "$unit" || die "$unit cannot be enabled. To see why: sudo systemctl status $unit"
         if [[ $unit == "$BOOT_TIMER" ]]; then
             continue # it begins at the next boot
-        elif [[ $unit == "$SOCKET" ]] && cmp --silent "$SNAPSHOT/$unit" "$UNIT_DIR/$unit"; then
+        elif cmp --silent "$SNAPSHOT/$unit" "$UNIT_DIR/$unit"; then
+            # Nothing changed: a timer restarted shortly before its time may lose the day
             systemctl start "$unit" || die "$unit cannot be started. To see why: sudo systemctl status $unit"
         else
             systemctl restart "$unit" || die "$unit cannot be started. To see why: sudo systemctl status $unit"
@@ -605,13 +607,16 @@ main_status() { # exit code of a run that failed; 255 after a signal, 1 where it
 }
 
 prove_timers() {
-    local next
-    if systemctl is-enabled --quiet "$TIMER"; then
-        next=$(show "$TIMER" NextElapseUSecRealtime)
-        systemctl is-active --quiet "$TIMER" || die "$TIMER is not active. To see why: sudo systemctl status $TIMER"
-        [[ $next ]] || die "$TIMER has no next run. To see why: sudo systemctl status $TIMER"
-        say "Next run: $next"
-    fi
+    local unit
+    "$CURRENT/check-status.sh" --timers > /dev/null ||
+        for unit in "$TIMER" "$NET_TIMER" "$HEAL_TIMER"; do
+            # The clock was set back: the first restart leaves the next run in the future
+            if systemctl is-enabled --quiet "$unit"; then
+                systemctl restart "$unit"
+                systemctl restart "$unit"
+            fi
+        done
+    "$CURRENT/check-status.sh" --timers || die "A timer would not start its run in time, see above."
 }
 
 # Whatever fails after the switch, or interrupts it
@@ -641,7 +646,7 @@ put_everything_back() {
     fi
     systemctl daemon-reload
     if [[ $earlier ]]; then
-        for name in "$TIMER" "$SOCKET" "$HEAL_TIMER"; do
+        for name in "$TIMER" "$SOCKET" "$NET_TIMER" "$HEAL_TIMER"; do
             ! systemctl is-enabled --quiet "$name" || systemctl restart "$name"
         done
         say "The earlier version is in use again."
@@ -663,7 +668,7 @@ forget_units() {
         [[ $name == *@.service ]] || systemctl stop "$name" 2> /dev/null || true
         rm -f "$UNIT_DIR/$name"
     done
-    rm -f "$CURRENT" "$COMMAND" "${ACCOUNT_DROPINS[@]/#/"$UNIT_DIR/"}" "$UNIT_DIR/$SANDBOX" /run/webkassa-key/renew.sock
+    rm -f "$CURRENT" "$COMMAND" "$COMMAND_LINK" "${ACCOUNT_DROPINS[@]/#/"$UNIT_DIR/"}" "$UNIT_DIR/$SANDBOX" /run/webkassa-key/renew.sock
     rm -f "$GENERATOR"
     rmdir "$UNIT_DIR"/webkassa-key-{,update}.service.d "${GENERATOR%/*}" /run/webkassa-key 2> /dev/null || true
 }

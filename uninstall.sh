@@ -99,9 +99,9 @@ remove_units() {
     rm -rf "${UNIT_DIR:?}/webkassa-key-command-.service.d" # of version 1
     rm -f /run/webkassa-key/renew.sock
     rmdir "$UNIT_DIR/webkassa-key-.service.d" "${GENERATOR%/*}" /run/webkassa-key 2> /dev/null || true
-    if [[ ! -L $COMMAND ]] && grep --quiet --no-messages "^$MARK" "$COMMAND"; then
-        rm -f "$COMMAND"
-    fi
+    for unit in "$COMMAND_LINK" "$COMMAND"; do
+        ! is_our_command "$unit" || rm -f "$unit"
+    done
 }
 
 remove_users() {

@@ -11,14 +11,16 @@ readonly SETTINGS=$CONFIG_DIR/webkassa.env ADDRESSES=$CONFIG_DIR/apprise.conf
 readonly ACCOUNTS=$CONFIG_DIR/accounts.d # where there are many; one file NAME.env each
 readonly STATE_DIR=/var/lib/webkassa-key-updater
 readonly UNIT_DIR=/etc/systemd/system SANDBOX=webkassa-key-.service.d/00-sandbox.conf
-readonly COMMAND=/usr/local/bin/webkassa-key
+# In a folder that every sudo looks into; sudoers lines of before name the link
+readonly COMMAND=/usr/bin/webkassa-key COMMAND_LINK=/usr/local/bin/webkassa-key
 # Gives the command the drop-ins of the daily run, at every daemon-reload
 readonly GENERATOR=/etc/systemd/system-generators/webkassa-key-drop-ins
 readonly UPDATE=webkassa-key-update.service TIMER=webkassa-key-update.timer
 readonly BOOT=webkassa-key-boot.service BOOT_TIMER=webkassa-key-boot.timer
+readonly NET=webkassa-key-net.service NET_TIMER=webkassa-key-net.timer
 readonly HEAL_TIMER=webkassa-key-heal.timer ALERT=webkassa-key-alert.service
 readonly SOCKET=webkassa-key-renew.socket
-readonly UNITS=(webkassa-key-{update,boot,heal}.{timer,service} webkassa-key-renew.socket
+readonly UNITS=(webkassa-key-{update,boot,net,heal}.{timer,service} webkassa-key-renew.socket
     webkassa-key-renew@.service webkassa-key-alert.service)
 # What install.sh --account adds to the units. (Of one name, the second would hide the first)
 readonly ACCOUNT_DROPINS=(webkassa-key-.service.d/10-accounts.conf
@@ -69,6 +71,14 @@ is_ours() { # a unit or drop-in
     local first=''
     [[ -f $1 && ! -L $1 ]] && read -r first 2> /dev/null < "$1"
     [[ $first == "$MARK"* ]]
+}
+
+is_our_command() { # a script, or a link to it
+    if [[ -L $1 ]]; then
+        [[ $1 == "$COMMAND_LINK" && $(readlink "$1") == "$COMMAND" ]]
+    else
+        grep --quiet --no-messages "^$MARK" "$1"
+    fi
 }
 
 # Hold the lock as file descriptor 9. What may outlive the script is to be started with 9>&-
@@ -134,7 +144,7 @@ kill_unit() { # unit, signal
 # After a good run: a failed or waiting one of the services would only log in once more
 settle() {
     local unit
-    for unit in "$UPDATE" "$BOOT"; do
+    for unit in "$UPDATE" "$BOOT" "$NET"; do
         case $(show "$unit" SubState) in
             auto-restart*) systemctl stop "$unit" ;;
             failed) systemctl reset-failed "$unit" ;;

@@ -9,7 +9,7 @@ readonly CRON_FILES=(/etc/crontab /etc/anacrontab /etc/cron.d/* /var/spool/cron/
 readonly CRON_SCRIPTS=(/etc/cron.hourly/* /etc/cron.daily/* /etc/cron.weekly/* /etc/cron.monthly/*)
 readonly COMMENT='# moved away by webkassa-key-updater: ' # before a line of a crontab
 # Links that our own units' [Install] makes
-readonly OUR_LINKS='@(timers.target.wants/webkassa-key-@(update|heal|boot).timer|sockets.target.wants/webkassa-key-renew.socket)'
+readonly OUR_LINKS='@(timers.target.wants/webkassa-key-@(update|heal|boot|net).timer|sockets.target.wants/webkassa-key-renew.socket)'
 
 # Print what is found, a line each: kind, path and a remark, with tabs between them.
 #   unit     a unit file that runs an updater, or bears the name of one of ours: moved

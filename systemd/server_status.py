@@ -46,20 +46,21 @@ SHOWN = 20  # accounts on the screen
 
 UPDATE, BOOT = "webkassa-key-update.service", "webkassa-key-boot.service"
 TIMER, BOOT_TIMER = "webkassa-key-update.timer", "webkassa-key-boot.timer"
-HEAL_TIMER, SOCKET = "webkassa-key-heal.timer", "webkassa-key-renew.socket"
-UNITS = (UPDATE, BOOT, TIMER, BOOT_TIMER, HEAL_TIMER, SOCKET)
+NET, NET_TIMER = "webkassa-key-net.service", "webkassa-key-net.timer"
+HEAL, HEAL_TIMER = "webkassa-key-heal.service", "webkassa-key-heal.timer"
+SOCKET = "webkassa-key-renew.socket"
+UNITS = (UPDATE, BOOT, NET, HEAL, TIMER, BOOT_TIMER, NET_TIMER, HEAL_TIMER, SOCKET)
 PROPERTIES = (
     "Id", "LoadState", "UnitFileState", "ActiveState", "SubState", "Result", "InvocationID",
     "ExecMainCode", "ExecMainStatus", "ExecMainStartTimestamp", "ExecMainExitTimestamp",
     "NextElapseUSecRealtime",
 )  # fmt: skip
 # Kinds of runs that are alerted of: their name here, and their service
-ALERTED = {"daily": ("last run", UPDATE), "boot": ("boot run", BOOT)}
+ALERTED = {"daily": ("last run", UPDATE), "boot": ("boot run", BOOT), "net": ("net run", NET)}
 KINDS = {
     "daily": "by the timer", "boot": "after a boot or an upgrade", "net": "by the net",
     "heal": "looked for a dead key", "consumer": "asked by a consumer", "hand": "by hand",
 }  # fmt: skip
-LONGEST_WAIT = 25 * 3600  # seconds to the next run of a daily timer
 
 MEANINGS = {  # of exit codes; those of the program as its --help has them
     1: "the program does not start",
@@ -134,7 +135,8 @@ class Server:
     @property
     def account_names(self) -> set[str]:
         """The accounts that are to be renewed; "" stands for the only one, and for all."""
-        return {""} | {path.stem for path in self.accounts.glob("[!.]*.env")}
+        names = {path.stem for path in listed(self.accounts) if path.match("[!.]*.env")}
+        return {""} | names
 
     def reinstall(self, options: str = "") -> str:
         """The command that mends the installation."""
@@ -156,6 +158,13 @@ def user_name() -> str:
     with contextlib.suppress(KeyError):
         return pwd.getpwuid(os.geteuid()).pw_name
     return str(os.geteuid())
+
+
+def listed(folder: Path) -> list[Path]:
+    """Return what is in a folder, as far as it may be seen."""
+    with contextlib.suppress(OSError):
+        return sorted(folder.iterdir())
+    return []
 
 
 def output_of(*command: str, timeout: float = 30, **options: Any) -> tuple[int, str]:
@@ -205,48 +214,85 @@ def when(moment: float) -> str:
     return time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(moment))
 
 
+class Timer(NamedTuple):
+    """A timer of ours: what it starts, how bad it is without, and at the latest when it comes."""
+
+    service: str
+    level: str
+    without: str
+    longest: float | None  # seconds to the next run; None: it goes by no clock that can be set
+
+
+TIMERS = {
+    TIMER: Timer(UPDATE, CRITICAL, "nothing renews the key", 25 * 3600),
+    NET_TIMER: Timer(NET, WARNING, "nothing steps in where the daily timer does not come", None),
+    HEAL_TIMER: Timer(HEAL, WARNING, "a dead key waits for the daily run", 3600),
+}
+
+
 def look_at_timers(server: Server, units: dict[str, dict[str, str]]) -> Iterator[Finding]:
     """The daily timer must run; without the others, less is made up for."""
-    yield look_at_timer(server, TIMER, units[TIMER], units[UPDATE])
+    for name, timer in TIMERS.items():
+        is_off = units[name]["UnitFileState"] != "enabled" and units[name]["LoadState"] != "masked"
+        if is_off and name != HEAL_TIMER:  # that one is an offer
+            what = f"{units[name]['UnitFileState'] or 'not installed'}: {timer.without}"
+            yield Finding(timer.level, "timer", called(name, what), server.enable(name, "--now"))
+        elif not is_off:
+            found = look_at_timer(server, name, units[name], units[timer.service])
+            if found.level != OK or name == TIMER:
+                yield found
     if units[BOOT_TIMER]["UnitFileState"] != "enabled":
         what = "a run that was missed while the machine was off is not made up for"
         yield Finding(WARNING, "timer", what, server.enable(BOOT_TIMER))
-    heal = units[HEAL_TIMER]
-    if heal["UnitFileState"] == "enabled":
-        found = look_at_timer(server, HEAL_TIMER, heal, {"LoadState": "loaded"}, longest=3600)
-        if found.level != OK:
-            what = f"{HEAL_TIMER}: {found.what}; a dead key waits for the daily run"
-            yield Finding(WARNING, "timer", what, found.mend)
+
+
+def called(name: str, what: str) -> str:
+    return what if name == TIMER else f"{name}: {what}"
 
 
 def look_at_timer(
-    server: Server, name: str, timer: dict[str, str], service: dict[str, str],
-    longest: float = LONGEST_WAIT,
-) -> Finding:  # fmt: skip
-    """Say whether a timer will start its service, `longest` seconds from now at the latest."""
-    enabled, active = timer["UnitFileState"] or "not installed", timer["ActiveState"]
-    restart, comes = f"sudo systemctl restart {name}", seconds(timer["NextElapseUSecRealtime"])
-    for unit, properties in ((name.replace(".timer", ".service"), service), (name, timer)):
+    server: Server, name: str, timer: dict[str, str], service: dict[str, str]
+) -> Finding:
+    """Say whether a timer that is enabled will start its service in time."""
+    ours, comes, mend = TIMERS[name], seconds(timer["NextElapseUSecRealtime"]), ""
+    restart = f"sudo systemctl restart {name}"
+    for unit, properties in ((ours.service, service), (name, timer)):
         if properties["LoadState"] == "masked":
+            what = f"{unit} is masked"
             mend = f"sudo systemctl unmask {unit} && {server.reinstall()}"
-            return Finding(CRITICAL, "timer", f"{unit} is masked: nothing renews the key", mend)
-    if enabled != "enabled" or active not in ("active", "failed"):
-        what = f"{enabled}, {active}: nothing renews the key"
-        return Finding(CRITICAL, "timer", what, server.enable(name, "--now"))
-    if active == "failed":  # its service could not be started when the time came
-        what = f"{enabled}, but failed ({timer['Result']}): nothing renews the key"
-        return Finding(CRITICAL, "timer", what, restart)
-    if timer["SubState"] == "running":
+    if mend:
+        pass
+    elif timer["ActiveState"] == "failed":  # its service could not be started when the time came
+        what, mend = f"enabled, but failed ({timer['Result']})", restart
+    elif timer["ActiveState"] != "active":
+        what, mend = f"enabled, {timer['ActiveState']}", server.enable(name, "--now")
+    elif timer["SubState"] == "running":
         what = "enabled, active, next run is known when the one at work has ended"
-        return Finding(OK, "timer", what)
-    # One restart computes the next run from the last one's time, which may lie in the future
-    if comes is None:
-        what = "active, but without a next run: nothing renews the key"
-        return Finding(CRITICAL, "timer", what, f"{restart}; {restart}")
-    if comes - time.time() > longest:
-        what = f"the next run is as late as {when(comes)}. Was this machine's clock wrong at its start?"
-        return Finding(CRITICAL, "timer", what, f"{restart}; {restart}")
-    return Finding(OK, "timer", f"enabled, active, next run {when(comes)}")
+    elif timer["SubState"] == "elapsed" or (ours.longest and comes is None):
+        what, mend = "active, but without a next run", restart
+    elif ours.longest and comes and comes - time.time() > ours.longest:
+        # One restart goes on from the last run's time, which may lie in the future, too
+        what = f"its next run is as late as {when(comes)}: was this machine's clock ahead at its start?"
+        mend = f"{restart}; {restart}"
+    else:
+        what = f"enabled, active, next run {when(comes)}" if comes else "enabled, active"
+    if mend:
+        return Finding(ours.level, "timer", called(name, f"{what}: {ours.without}"), mend)
+    return Finding(OK, "timer", called(name, what))
+
+
+def prove_timers(server: Server) -> int:
+    """Print when the next run is, and what is wrong with the timers that are enabled."""
+    units, worst = show_units(*UNITS), OK
+    for name, timer in TIMERS.items():
+        if units[name]["UnitFileState"] == "enabled":
+            found = look_at_timer(server, name, units[name], units[timer.service])
+            worst = min(worst, found.level, key=WORST_FIRST.index)
+            if found.level != OK:
+                print(f"{found.what}\n-> {found.mend}")
+            elif name == TIMER:
+                print(f"Next run: {found.what.rpartition('next run ')[2]}")
+    return EXIT_CODES[worst]
 
 
 def look_at_socket(server: Server, socket: dict[str, str]) -> Finding:
@@ -310,7 +356,9 @@ def hidden_paths(server: Server, text: str) -> list[str]:
 def read_notes(server: Server) -> list[Note]:
     """Return what updates noted when they ended, the latest first; of accounts that are there."""
     notes, names = list[Note](), server.account_names
-    for path in server.state.glob("run-*.json"):
+    for path in listed(server.state):
+        if not path.match("run-*.json"):
+            continue
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             noted = json.loads(path.read_text())
             note = Note(*(noted[name] for name in Note._fields))
@@ -555,7 +603,7 @@ def look_at_alerts(server: Server) -> list[Finding]:
 def look_for_others(server: Server) -> Finding:
     """Each login kills the key before it, so a second one at another time of day does harm."""
     places = [Path("/etc/crontab"), Path("/etc/cron.d"), Path("/var/spool/cron")]
-    places += [path for path in glob(Path("/var/spool/cron")) if path.is_dir()]
+    places += [path for path in listed(Path("/var/spool/cron")) if path.is_dir()]
     hidden = [str(path) for path in places if path.exists() and not os.access(path, os.R_OK)]
     lines = output_of("bash", str(Path(__file__).with_name("others.sh")))[1].splitlines()
     others = [tuple(line.split("\t", 2)) for line in lines if line.count("\t") == 2]
@@ -574,12 +622,6 @@ def look_for_others(server: Server) -> Finding:
     if hidden:
         return Finding(UNSEEN, "triggers", f"{server.unseen}: {' '.join(hidden)}")
     return Finding(OK, "triggers", "no other one found in cron and systemd")
-
-
-def glob(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return sorted(folder.iterdir())
-    return []
 
 
 # ---- The report: screen and JSON are made of it, and the alert (server_alert.py)
@@ -683,10 +725,7 @@ def main(arguments: list[str], server: Server) -> int:
         print(str(__doc__).rstrip())
         return 0
     if arguments == ["--timers"]:
-        bad = [found for found in look_at_timers(server, show_units(*UNITS)) if found.level != OK]
-        for found in bad:
-            print(f"{found.what}\n-> {found.mend}")
-        return EXIT_CODES[min((b.level for b in bad), key=WORST_FIRST.index, default=OK)]
+        return prove_timers(server)
     if arguments not in ([], ["--json"]):
         print(
             f"check-status.sh: unknown arguments {' '.join(arguments)}; see --help", file=sys.stderr

@@ -75,6 +75,7 @@ class Box(server_status.Server):
             name: ACTIVE | {"SubState": "waiting", "NextElapseUSecRealtime": f"@{self.now + 900:.0f}"}
             for name in server_status.UNITS if name.endswith((".timer", ".socket"))
         }  # fmt: skip
+        self.unit(server_status.NET_TIMER, NextElapseUSecRealtime="")
         self.unit(server_status.HEAL_TIMER, UnitFileState="disabled", ActiveState="inactive")
         for name in server_status.UNITS:
             if name.endswith(".service"):

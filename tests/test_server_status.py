@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import server_status
 from server import ACTIVE, ROOT, Box
-from server_status import BOOT, BOOT_TIMER, HEAL_TIMER, SOCKET, TIMER, UPDATE
+from server_status import BOOT, BOOT_TIMER, HEAL_TIMER, NET_TIMER, SOCKET, TIMER, UPDATE
 from world.shop import PROGRAM
 
 HOUR = 3600
@@ -349,9 +350,9 @@ def test_each_account_is_shown(many: Box, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("properties", "said", "mend"),
     [
-        ({"UnitFileState": "disabled", "ActiveState": "inactive"}, "disabled, inactive: nothing renews",
+        ({"UnitFileState": "disabled", "ActiveState": "inactive"}, "disabled: nothing renews",
          f"sudo systemctl enable --now {TIMER}"),
-        ({"NextElapseUSecRealtime": ""}, "without a next run", f"sudo systemctl restart {TIMER}; sudo"),
+        ({"NextElapseUSecRealtime": ""}, "without a next run", f"sudo systemctl restart {TIMER}"),
         ({"ActiveState": "failed", "SubState": "failed", "Result": "resources"},
          "enabled, but failed (resources)", f"sudo systemctl restart {TIMER}"),
         ({"LoadState": "masked"}, f"{TIMER} is masked", f"sudo systemctl unmask {TIMER} && sudo "),
@@ -384,7 +385,28 @@ def test_a_heal_timer_that_is_stuck_is_told(box: Box, capsys: Any) -> None:
     for arguments in ([], ["--timers"]):
         screen = show(box, capsys, *arguments)
         assert screen.code == 1
-        assert f"{HEAL_TIMER}: the next run is as late as" in screen
+        assert f"{HEAL_TIMER}: its next run is as late as" in screen
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [{"UnitFileState": "disabled"}, {"ActiveState": "inactive"}, {"SubState": "elapsed"}],
+)
+def test_a_net_that_is_not_there_is_a_warning(
+    box: Box, capsys: Any, properties: dict[str, str]
+) -> None:
+    box.unit(NET_TIMER, NextElapseUSecRealtime="", **properties)
+    screen = show(box, capsys)
+    assert screen.code == 1
+    assert f"{NET_TIMER}: " in screen
+    assert "nothing steps in where the daily timer does not come" in screen
+
+
+def test_the_proof_of_an_installation_is_about_what_is_enabled(box: Box, capsys: Any) -> None:
+    assert show(box, capsys, "--timers") == f"Next run: {when(box.now + 900)}\n"
+    for name in (TIMER, NET_TIMER, BOOT_TIMER):
+        box.unit(name, UnitFileState="disabled", ActiveState="inactive")
+    assert (show(box, capsys, "--timers"), show(box, capsys, "--timers").code) == ("", 0)
 
 
 def test_a_masked_service_is_told_before_its_time_comes(box: Box, capsys: Any) -> None:
@@ -457,6 +479,26 @@ def test_who_may_not_look_is_told_so(box: Box, capsys: Any) -> None:
     screen = show(box, capsys)
     assert screen.code == 3
     assert screen.line("key").startswith("UNKNOWN key not visible to nobody without sudo")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_stranger_sees_what_everybody_sees_and_no_traceback(box: Box) -> None:
+    box.config.chmod(0o700)
+    box.state.chmod(0o700)
+    for folder in (box.root, *box.root.parents):
+        if "pytest-" in str(folder):  # where nobody else may look
+            folder.chmod(0o755)
+    program = (
+        f"import server_status as s, pathlib; s.main([], s.Server(pathlib.Path({str(box.root)!r})))"
+    )
+    copy = box.root / "copy"
+    shutil.copytree(ROOT / "systemd", copy)
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(copy)}
+    done = subprocess.run(["python3", "-B", "-c", program], user="nobody", group="nogroup", env=env,
+                          extra_groups=[], capture_output=True, text=True, cwd="/")  # fmt: skip
+    assert done.stderr == ""
+    assert "UNKNOWN   key        not visible to nobody without sudo\n" in done.stdout
+    assert "UNSEEN    settings   not visible to nobody without sudo\n" in done.stdout
 
 
 def test_nothing_installed_is_critical(box: Box, capsys: Any) -> None:

@@ -113,22 +113,26 @@ def test_status_without_root_says_what_it_could_not_see(site: Site) -> None:
 
 
 def test_a_monitors_user_may_ask_for_the_status_and_nothing_else(site: Site) -> None:
-    command = "/usr/local/bin/webkassa-key"
-    site.machine.write("/etc/sudoers.d/monitor", f"nobody ALL=(root) NOPASSWD: {command} status, "
-                       f"{command} status --json\n")  # fmt: skip
-    ask = ("runuser", "-u", "nobody", "--", "sudo", "-n", "webkassa-key")
-    assert "WEBKASSA OK" in site.run(*ask, "status").stdout
-    assert site.run(*ask, "status", "--json").returncode == 0
-    for more in (["update"], ["check"], ["status", "-v"]):
-        assert site.run(*ask, *more, check=False).returncode == 1
+    for command in (
+        "/usr/local/bin/webkassa-key",
+        "/usr/bin/webkassa-key",
+    ):  # of version 1, and now
+        site.machine.write("/etc/sudoers.d/monitor", f"nobody ALL=(root) NOPASSWD: {command} status, "
+                           f"{command} status --json\n")  # fmt: skip
+        for typed in ("webkassa-key", command):
+            ask = ("runuser", "-u", "nobody", "--", "sudo", "-n", typed)
+            assert "WEBKASSA OK" in site.run(*ask, "status").stdout
+            assert site.run(*ask, "status", "--json").returncode == 0
+            for more in (["update"], ["check"], ["status", "-v"]):
+                assert site.run(*ask, *more, check=False).returncode == 1
     (site.machine.root / "etc/sudoers.d/monitor").unlink()
 
 
 def test_units_please_systemd_and_are_locked_down(site: Site) -> None:
     units = site.run("sh", "-c", f"ls {UNITS}/webkassa-key-* -d | grep -v [.]d$").stdout.split()
-    assert len(units) == 9
+    assert len(units) == 11
     assert site.run("systemd-analyze", "verify", *units).stdout == ""
-    for name in ("update", "boot", "heal", "alert", "renew@x"):
+    for name in ("update", "boot", "net", "heal", "alert", "renew@x"):
         result = site.run(
             "systemd-analyze", "security", "--no-pager", f"webkassa-key-{name}.service"
         ).stdout

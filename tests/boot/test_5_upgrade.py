@@ -330,7 +330,7 @@ def test_interrupted_at_any_step_the_earlier_version_runs_on(site: Site, signal:
     assert result.returncode == 0, result.stdout
     assert site.releases == [site.release]
     works(site)
-    left = site.run("sh", "-c", f"find /etc /usr/local /opt {CONFIG} -name '*.new' -o -name '.next*';"
+    left = site.run("sh", "-c", f"find /etc /usr/bin /usr/local /opt {CONFIG} -name '*.new' -o -name '.next*';"
                     f" ls -d {UNITS}/.web* /run/trial* /run/systemd/system/trial*", check=False).stdout  # fmt: skip
     assert [line for line in left.splitlines() if not line.startswith("ls:")] == []
 

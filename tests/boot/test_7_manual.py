@@ -152,10 +152,10 @@ def test_application_is_let_in_as_written(desk: Site) -> None:
 def test_monitor_is_let_in_as_written(desk: Site) -> None:
     desk.machine.write("/etc/sudoers.d/monitor", snippet("sudoers"))
     desk.run("useradd", "--system", "nagios")
-    command = "sudo -n /usr/local/bin/webkassa-key status"
+    command = "sudo -n /usr/bin/webkassa-key status"
     for more in ("", " --json"):
         assert "OK" in desk.run("runuser", "-u", "nagios", "--", "sh", "-c", command + more).stdout
-    command = "sudo -n /usr/local/bin/webkassa-key update"
+    command = "sudo -n /usr/bin/webkassa-key update"
     done = desk.run("runuser", "-u", "nagios", "--", "sh", "-c", command, check=False)
     assert done.returncode == 1
     desk.run("sh", "-c", "userdel nagios; rm /etc/sudoers.d/monitor")
