@@ -185,27 +185,25 @@ def output_of(*command: str, timeout: float = 30, **options: Any) -> tuple[int, 
 def show_units(*names: str) -> dict[str, dict[str, str]]:
     """Return the properties of units by the units' names; times as `seconds` reads them."""
     command = ["systemctl", "show", f"--property={','.join(PROPERTIES)}"]
-    code, text = output_of(*command, "--timestamp=unix", *names)
-    if code:  # before systemd 251
-        code, text = output_of(
-            *command, "--timestamp=utc", *names, env=os.environ | {"LC_ALL": "C"}
-        )
+    # A timer's next run is a date in any case, and before systemd 251 all times are
+    env = os.environ | {"TZ": "UTC", "LC_ALL": "C"}
+    code, text = output_of(*command, "--timestamp=unix", *names, env=env)
+    if code:
+        text = output_of(*command, *names, env=env)[1]
     units = {}
     for block in text.strip().split("\n\n"):
-        unit = dict.fromkeys(PROPERTIES, "") | dict(
-            line.split("=", 1) for line in block.splitlines() if "=" in line
-        )
+        lines = [line.split("=", 1) for line in block.splitlines() if "=" in line]
+        unit = dict.fromkeys(PROPERTIES, "") | dict(lines)
         units[unit["Id"]] = unit
     return {name: units.get(name, dict.fromkeys(PROPERTIES, "")) for name in names}
 
 
 def seconds(text: str) -> float | None:
-    """Return a time of systemd in seconds since 1970; None where there is none."""
+    """Return a time of systemd, "@1764000000" or a date in UTC, in seconds since 1970, or None."""
     with contextlib.suppress(ValueError):
         if text.startswith("@"):
             return float(text[1:]) or None
-        parsed = time.strptime(text.removesuffix(" UTC"), "%a %Y-%m-%d %H:%M:%S")
-        return float(calendar.timegm(parsed))
+        return float(calendar.timegm(time.strptime(text, "%a %Y-%m-%d %H:%M:%S UTC")))
     return None
 
 

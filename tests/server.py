@@ -17,16 +17,21 @@ ROOT = Path(__file__).parents[1]
 ACTIVE = {"LoadState": "loaded", "UnitFileState": "enabled", "ActiveState": "active"}
 # Prints the properties that were asked for, as systemctl does, or fails as an old one does
 SYSTEMCTL = """#!{python}
-import json, sys
+import json, sys, time
 asked = [a for a in sys.argv[2:] if not a.startswith("-")]
 names = next(a for a in sys.argv if a.startswith("--property=")).partition("=")[2].split(",")
 units = json.load(open({units!r}))
 if "--timestamp=unix" in sys.argv and units.get("old"):
     sys.exit("Invalid value: unix.")
+def shown(name, value):
+    is_old = units.get("old") or name == "NextElapseUSecRealtime"  # a date in any case
+    if value[:1] == "@" and is_old:
+        return time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(int(value[1:])))
+    return value
 blocks = []
 for name in asked:
     unit = {{"Id": name, "LoadState": "not-found", "ActiveState": "inactive"}} | units.get(name, {{}})
-    blocks.append("\\n".join(f"{{n}}={{unit.get(n, '')}}" for n in names))
+    blocks.append("\\n".join(f"{{n}}={{shown(n, unit.get(n, ''))}}" for n in names))
 print("\\n\\n".join(blocks))
 """
 PROGRAM = """

@@ -262,14 +262,11 @@ def test_all_times_are_of_this_machines_zone(box: Box, capsys: Any, almaty: None
 
 def test_an_old_systemd_is_understood(box: Box, capsys: Any, almaty: None) -> None:
     """Before 251 there is no --timestamp=unix."""
-    comes = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime(box.now + 900))
-    box.unit("old")
     box.properties["old"] = True
-    box.unit(TIMER, NextElapseUSecRealtime=comes)
-    assert (
-        show(box, capsys).line("timer")
-        == f"OK timer enabled, active, next run {when(box.now + 900)}"
-    )
+    box.ended(UPDATE, box.now - HOUR, 203, run="d4" * 16)
+    screen = show(box, capsys)
+    assert screen.line("timer") == f"OK timer enabled, active, next run {when(box.now + 900)}"
+    assert f"failing since {when(box.now - HOUR)} (code 203" in screen.line("last run")
 
 
 @pytest.mark.parametrize("text", ["", "@0", "n/a", "infinity"])
