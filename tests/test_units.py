@@ -6,6 +6,7 @@ import datetime
 import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,10 +54,10 @@ SANDBOX = directives(UNITS / "webkassa-key-.service.d" / "00-sandbox.conf")
 def test_settings_reach_the_program_only(path: Path) -> None:
     """Everybody can read Environment=: what stands there is known to everybody anyway."""
     assert not {"EnvironmentFile", "PassEnvironment"} & directives(path).keys()
+    harmless = {"KEY_COMMAND", "MAX_AGE", "ACCOUNTS_DIR", "RUN_KIND", "PROBE_URL"}
     for value in directives(path).get("Environment", []):
-        assert value.strip('"').split("=")[0] in (
-            "WEBKASSA_KEY_COMMAND", "WEBKASSA_MAX_AGE", "WEBKASSA_ACCOUNTS_DIR", "WEBKASSA_RUN_KIND"
-        )  # fmt: skip
+        for setting in shlex.split(value):
+            assert setting.partition("=")[0].removeprefix("WEBKASSA_") in harmless
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -125,7 +126,7 @@ def test_what_does_not_heal_is_not_retried(name: str) -> None:
     unit = directives(UNITS / name)
     assert unit["Restart"] == ["on-failure"]
     never = set(unit["RestartPreventExitStatus"][0].split())
-    assert {"1", "2", "73", "77", "78", "203"} <= never
+    assert {"1", "2", "73", "77", "78", "203", "217", "243"} <= never
     assert not {"69", "70", "75", "76"} & never
 
 
@@ -141,6 +142,29 @@ def test_a_missed_run_is_made_up_for_once() -> None:
     boot = directives(UNITS / "webkassa-key-boot.timer")
     assert boot["OnBootSec"] == ["1min"]
     assert "RandomizedDelaySec" not in boot
+
+
+def test_the_net_goes_by_no_clock_that_can_be_set() -> None:
+    timer = directives(UNITS / "webkassa-key-net.timer")
+    assert (timer["OnActiveSec"], timer["OnUnitInactiveSec"]) == (["10min"], ["1h"])
+    assert not {"OnCalendar", "OnBootSec"} & timer.keys()  # by OnBootSec an install would run it
+    service = directives(UNITS / "webkassa-key-net.service")
+    assert service["ExecStart"][0].endswith(" update --if-needed")
+    assert "WEBKASSA_MAX_AGE=25h WEBKASSA_PROBE_URL=off" in service["Environment"]
+    assert "Restart" not in service
+
+
+def test_the_timer_of_a_container_comes_though_its_clock_was_ahead_at_boot() -> None:
+    """Persistent= runs it then, and from that run on it goes by the monotonic clock, too."""
+    timer = directives(UNITS.parent / "containers" / "webkassa-docker.timer")
+    assert timer["Persistent"] == ["true"]
+    assert timer["OnUnitInactiveSec"] == ["25h"]
+
+
+@pytest.mark.parametrize("name", [*RETRIED, "webkassa-key-net.service"])
+def test_what_is_alerted_of_tells_when_all_is_well_again(name: str) -> None:
+    unit = directives(UNITS / name)
+    assert unit["OnFailure"] == unit["OnSuccess"] == ["webkassa-key-alert.service"]
 
 
 def test_alert_is_tried_again_and_alerts_of_nothing_itself() -> None:

