@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import subprocess
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_scripts import ROOT, Stub, installed, stub
-
-__all__ = ["installed", "stub"]  # fixtures
+import server_status
+from server import ROOT, Box
 
 
 @pytest.fixture
@@ -35,32 +33,17 @@ def russian(tmp_path: Path) -> dict[str, str]:
     return env
 
 
-@pytest.mark.parametrize("script", ["check-status.sh", "systemd/send-alert.sh"])
 def test_a_failure_is_seen_on_a_russian_server(
-    script: str, installed: Path, stub: Stub, russian: dict[str, str], tmp_path: Path
+    russian: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """systemd has forgotten the last run; the journal knows that it failed since the key was
-    renewed. Of a date in Russian, date itself can make nothing."""
-    stub(
-        "systemctl",
-        """case $* in
-        *--quiet*) ;;
-        is-active*) echo active ;;
-        is-enabled*) echo enabled ;;
-        *NextElapse*) echo tomorrow ;;
-        esac""",
-    )
-    failed = f"{time.time() - 3600:.6f} shop systemd[1]: Failed"
-    stub("journalctl", f"case $* in *MESSAGE_ID=d9b3*) echo '{failed}' ;; esac")
-    for tool in ("mv", "rm"):
-        (tmp_path / tool).symlink_to(shutil.which(tool))
-    done = subprocess.run(
-        [tmp_path / "bash", installed / script], text=True, capture_output=True, encoding="utf-8",
-        env={"PATH": str(tmp_path), "STATE_DIRECTORY": str(tmp_path)} | russian,
-    )  # fmt: skip
-    first = done.stdout.splitlines()[0].removeprefix("<3>")
+    """Of a date in Russian, date itself can make nothing."""
+    box = Box(tmp_path / "server")
+    for name, value in (russian | {"PATH": f"{box.bin}:{os.environ['PATH']}"}).items():
+        monkeypatch.setenv(name, value)
+    box.ended(server_status.UPDATE, box.now - 3600, 203)
+    assert server_status.main([], box) == 2
+    first = capsys.readouterr().out.splitlines()[0]
     assert re.match(r"WEBKASSA CRITICAL - last run: failing since [A-Z][a-z]{2} \d{4}-", first)
-    assert done.stderr == ""
 
 
 def test_scripts_read_english(russian: dict[str, str]) -> None:
