@@ -59,7 +59,7 @@ PROPERTIES = (
 ALERTED = {"daily": ("last run", UPDATE), "boot": ("boot run", BOOT), "net": ("net run", NET)}
 KINDS = {
     "daily": "by the timer", "boot": "after a boot or an upgrade", "net": "by the net",
-    "heal": "looked for a dead key", "consumer": "asked by a consumer", "hand": "by hand",
+    "heal": "while looking for a dead key", "consumer": "asked by a consumer", "hand": "by hand",
 }  # fmt: skip
 
 MEANINGS = {  # of exit codes; those of the program as its --help has them
@@ -467,6 +467,18 @@ def mend_for(server: Server, codes: list[int]) -> str:
     return "sudo webkassa-key check" if {2, 73, 78} & set(codes) else server.renew
 
 
+def look_at_login(server: Server, notes: list[Note]) -> Finding | None:
+    """Say that Webkassa refused a login, in whatever kind of run, and none was good since."""
+    refused = [note for note in notes
+               if note.code == 77 and not renewed_since(note.time, notes, note.account)]  # fmt: skip
+    if not refused:
+        return None
+    last = refused[0]
+    what = f"Webkassa refused it {KINDS.get(last.kind, last.kind)} {when(last.time)}"
+    details = dict.fromkeys(f"{note.account}: refused" for note in refused if note.account)
+    return Finding(CRITICAL, "login", what, server.correct_login(), tuple(details))
+
+
 def changed_since(run: Failed, report: dict[str, Any] | None) -> bool:
     """Say whether the stored key is younger than this failure, by more than clocks may differ."""
     now, accounts = time.time(), report["accounts"] if report else []
@@ -629,8 +641,6 @@ class Report(NamedTuple):
     findings: list[Finding]
     notes: list[Note]
     key: dict[str, Any] | None  # the program's own status
-    failed: list[Failed]  # what is to be alerted of
-    is_tried_again: bool  # by systemd, so it is too early for an alert
 
     @property
     def worst(self) -> Finding:
@@ -669,21 +679,22 @@ def make_report(server: Server) -> Report:
     if not server.current.exists() and not (server.units / TIMER).exists():
         what = "no: nothing here renews the key"
         found = [Finding(CRITICAL, "installed", what, "sudo ./install.sh"), look_for_others(server)]
-        return Report(found, [], None, [], False)
+        return Report(found, [], None)
     key, report = ask_program(server)
     units, notes = show_units(*UNITS), read_notes(server)
     findings, failed = [key, *look_at_timers(server, units)], list[Failed]()
     for kind, (_, service) in ALERTED.items():
         findings += look_at_runs(server, kind, units[service], notes, report)
         failed += failed_runs(kind, units[service], notes)
-    if key.mend and any(run.code == 77 for run in failed):  # a new login would be refused, too
-        findings[0] = key._replace(mend=server.correct_login())
+    refused = look_at_login(server, notes)
+    if refused and key.mend:  # a new login would be refused, too, and `check` makes none
+        findings[0] = key._replace(mend=refused.mend)
+    if refused and not any(run.code == 77 for run in failed):
+        findings.append(refused)
     findings += [look_at_socket(server, units[SOCKET]), look_at_code(server),
                  look_at_file(server, server.settings, "settings"), *look_at_alerts(server),
                  look_for_others(server)]  # fmt: skip
-    states = [units[service]["SubState"] for _, service in ALERTED.values()]
-    again = any(state.startswith(("auto-restart", "start")) for state in states)
-    return Report(findings, notes, report, failed, again)
+    return Report(findings, notes, report)
 
 
 def print_screen(report: Report) -> None:

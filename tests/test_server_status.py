@@ -219,6 +219,18 @@ def test_a_refused_login_leads_to_the_settings(box: Box, capsys: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["hand", "consumer", "heal"])
+def test_a_refused_login_of_any_run_is_critical(box: Box, capsys: Any, kind: str) -> None:
+    """The night would be refused, too, though its last run was good."""
+    box.note(kind, box.now - HOUR, 77, "Webkassa refuses it.")
+    screen = show(box, capsys)
+    assert screen.code == 2
+    assert f"refused it {server_status.KINDS[kind]} {when(box.now - HOUR)}" in screen.line("login")
+    assert f"-> put the right login and password into {box.settings}" in screen.line("login")
+    box.note("daily", box.now, renewed=True)
+    assert show(box, capsys).code == 0
+
+
 def test_meanings_are_those_of_the_programs_help() -> None:
     text = subprocess.run(
         [sys.executable, PROGRAM, "--help"], capture_output=True, text=True
