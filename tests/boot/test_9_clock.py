@@ -39,7 +39,7 @@ StandardOutput=file:/srv/story/out
 StandardError=file:/srv/story/out
 TimeoutStartSec=600
 """
-SOON = "[Timer]\nOnActiveSec=\nOnActiveSec=5s\nAccuracySec=1ms\n"
+SOON = "[Timer]\nOnActiveSec=\nOnActiveSec=5s\nOnUnitInactiveSec=1h\nAccuracySec=1ms\n"
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("WEBKASSA_BOOT_CLOCK") or not shutil.which("linux.uml"),
