@@ -335,6 +335,8 @@ def deliver(server: Server, memory: Memory, now: float) -> int:
         addresses = read_addresses(server)
     except (ImportError, OSError) as error:
         addresses, reasons = [], {"Apprise": f"it does not start ({type(error).__name__})"}
+    if not reasons and not any(address.servers for address in addresses):
+        reasons = {server.addresses.name: "it holds no address that can be used"}
     for address in addresses:
         if address.servers and address.mark not in pending["reached"]:
             if reason := send(address, message):

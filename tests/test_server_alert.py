@@ -221,6 +221,19 @@ def test_a_line_that_cannot_be_parsed_is_named_and_hides_no_other(
     assert "canary" not in said
 
 
+@pytest.mark.parametrize("text", ["# none\n", "hello\n", ""])
+def test_where_no_address_can_be_used_nothing_is_called_sent(
+    box: Box, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box.addresses.write_text(text)
+    fail(box)
+    assert serve(box) == 1
+    said = capsys.readouterr().out
+    assert "apprise.conf: it holds no address that can be used" in said
+    assert "was sent" not in said
+    assert server_alert.main(["--test"], box) == 1
+
+
 def test_a_tagged_line_and_a_yaml_file_are_told_too(box: Box, receiver: Receiver) -> None:
     port = receiver.server_port
     box.addresses.write_text(
