@@ -16,7 +16,7 @@ import server_status
 ROOT = Path(__file__).parents[1]
 ACTIVE = {"LoadState": "loaded", "UnitFileState": "enabled", "ActiveState": "active"}
 # Prints the properties that were asked for, as systemctl does, or fails as an old one does
-SYSTEMCTL = """#!{python}
+SYSTEMCTL = """#!{python} -SE
 import json, sys, time
 asked = [a for a in sys.argv[2:] if not a.startswith("-")]
 names = next(a for a in sys.argv if a.startswith("--property=")).partition("=")[2].split(",")
@@ -59,7 +59,7 @@ class Box(server_status.Server):
             (self.current / name).touch()
         for name in server_status.UNITS:
             (self.units / name).touch()
-        self.script(self.current / "venv/bin/python", f'exec {sys.executable} "$@"')
+        self.script(self.current / "venv/bin/python", f'exec {sys.executable} -S "$@"')
         self.script(
             self.bin / "systemd-run", 'while [ "$1" != -- ]; do shift; done\nshift\nexec "$@"'
         )
