@@ -1,11 +1,13 @@
 """Measure whole runs against a bare script, and how long consumers hold a dead key.
 
-    .venv-dev/bin/python benchmarks/run.py [ROUNDS]
+    .venv-dev/bin/python benchmarks/run.py [ROUNDS [MODULE]]
 
 PostgreSQL (with fsync) and the simulator run on loopback. The program is measured as install.sh
 installs it, and as a script. Runs alternate, so that whatever else the machine does meets all of
 them. Medians, of the quotients of each round, too; CPU is user + system time of the process. Then
 the same at a distance: relays delay what goes to Webkassa and to the database, and count the database's answers.
+At last, how long a long directory of units holds the new key back, from the probe's answer to the
+commit; MODULE is another build of webkassa_key_updater.py, which is measured in turn with this one.
 """
 
 from __future__ import annotations
@@ -69,14 +71,49 @@ def install(folder: Path) -> str:
     return str(folder / "lib/bin/webkassa-key-updater")
 
 
-def answered_at(webkassa: webkassa_simulator.Simulator) -> float:
-    """Return the time at which the last login's answer left."""
-    return next(
-        e.clock for e in reversed(webkassa.events) if (e.what, e.said) == ("answer", "Authorize")
-    )
+def answered_at(webkassa: webkassa_simulator.Simulator, path: str = "Authorize") -> float:
+    """Return the time at which the last answer of this kind left."""
+    events = reversed(webkassa.events)
+    return next(e.clock for e in events if (e.what, e.said) == ("answer", path))
 
 
-def main(rounds: int) -> None:
+# What the probe answers: units of the directory, and how they are sent. 170 units are 42 KB
+DIRECTORIES = {
+    "1 unit": (1, webkassa_simulator.GOOD),
+    "42 KB": (170, webkassa_simulator.GOOD),
+    "42 KB gzip": (170, webkassa_simulator.real_gzip()),
+    "1 MiB": (4200, webkassa_simulator.GOOD),
+}
+
+
+def measure_directories(
+    builds: dict[str, list[str]], rounds: int, env: dict[str, str],
+    webkassa: webkassa_simulator.Simulator, cursor: object,
+) -> None:  # fmt: skip
+    """Print how long each build takes from the probe's answer to the commit, by the answer."""
+    for name, (units, behaviour) in DIRECTORIES.items():
+        answer = webkassa_simulator.directory(units)
+        webkassa.verdict = lambda token, answer=answer: answer
+        took: dict[str, list[float]] = {build: [] for build in builds}
+        whole: dict[str, list[float]] = {build: [] for build in builds}
+        for _ in range(rounds):
+            for build, command in builds.items():
+                webkassa.probe_script.append(behaviour)
+                whole[build].append(measure(command, env)[0])
+                cursor.execute(COMMITTED)
+                took[build].append(cursor.fetchone()[0] - answered_at(webkassa, "RefUnits"))
+        for build in builds:
+            print(f"directory of {name}, {build}: answer to commit median"
+                  f" {statistics.median(took[build]) * 1000:.1f} ms, whole run"
+                  f" {statistics.median(whole[build]) * 1000:.0f} ms")  # fmt: skip
+        if len(builds) > 1:
+            here, other = took.values()
+            print(
+                f"directory of {name}: 1/{statistics.median(b / a for a, b in zip(here, other, strict=True)):.0f}"
+            )
+
+
+def main(rounds: int, other: str | None) -> None:
     server = Postgres()
     with contextlib.ExitStack() as stack:
         stack.callback(server.remove)
@@ -126,6 +163,14 @@ def main(rounds: int) -> None:
             cursor.execute(COMMITTED)
             far_windows.append(cursor.fetchone()[0] - answered_at(webkassa))
 
+        env_file.write_text(
+            f"{login}WEBKASSA_AUTH_URL={webkassa.url}\nDATABASE_URL={url}\n", encoding="utf-8"
+        )
+        builds = {"this build": script}
+        if other:
+            builds["the other"] = [other, "--env-file", str(env_file)]
+        measure_directories(builds, min(rounds, 5), env, webkassa, cursor)
+
     python = platform.python_version()
     print(f"{rounds} rounds, Python {python}, {os.cpu_count()} cores, {platform.machine()}")
     for position, name in enumerate(("wall", "CPU")):
@@ -151,4 +196,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50, sys.argv[2] if len(sys.argv) > 2 else None)
