@@ -10,11 +10,10 @@ commands:
     --if-needed    do nothing when the stored key is young and not dead
     --if-key FINGERPRINT
                    do nothing unless this key is still stored, and older than a minute;
-                   "-": read the fingerprint from standard input, an empty line is --if-needed
+                   "-": read it from standard input, an empty line is --if-needed
   check            everything but authorizing: settings, database, lock, write, host, stored key
   status [--json]  how things stand, for a person, a monitor or machines; changes nothing
 An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lost.
-
 options:
   --env-file FILE  read settings from FILE instead of .env beside this program
   --accounts-dir DIR  for many accounts: each NAME.env in DIR is one, in the row Webkassa:NAME
