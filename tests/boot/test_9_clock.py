@@ -82,7 +82,7 @@ def boot(root: Path) -> dict[str, Any]:
     for unit, target in (("ahead", "sysinit"), ("story", "multi-user")):
         (units / f"{target}.target.wants").mkdir(exist_ok=True)
         (units / f"{target}.target.wants/{unit}.service").symlink_to(f"../{unit}.service")
-    (units / "webkassa-key-net.timer.d").mkdir()
+    (units / "webkassa-key-net.timer.d").mkdir(exist_ok=True)
     (units / "webkassa-key-net.timer.d/soon.conf").write_text(SOON)
     (units / "timers.target.wants/webkassa-key-net.timer").unlink()  # the story starts it
     command = ["linux.uml", "root=/dev/root", "rootfstype=hostfs", f"rootflags={root}", "rw", "mem=1G",
