@@ -18,11 +18,14 @@ import mmap
 import os
 import re
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import webkassa_key_updater as updater
@@ -32,45 +35,6 @@ log = logging.getLogger("webkassa_key_updater")
 # ---- The accounts of a folder
 
 
-def read_accounts(
-    folder: str, values: Mapping[str, str], faults: list[updater.Message]
-) -> list[tuple[str, Plan]]:
-    """Return the accounts of a folder with their names; a SettingsFault for one with wrong
-    settings. Raise SettingsFault for what would make accounts disturb one another."""
-    base = {name: value for name, value in values.items() if name not in updater.OWN}
-    found: dict[str, Plan] = {}
-    owners: dict[tuple[Any, ...], str] = {}
-    for path in sorted(Path(folder).glob("[!.]*.env")):  # an editor's own files are hidden
-        wrong: list[updater.Message] = []
-        own = updater.read_env_file(path, wrong)
-        faults += find_foreign_names(path, own)
-        row = {"WEBKASSA_SERVICE_NAME": f"Webkassa:{path.stem}"}
-        if any(name.startswith("POSTGRES_") for name in own):  # a database of its own
-            row["DATABASE_URL"] = own["DATABASE_URL"] = own.get("DATABASE_URL", "")
-        monitor = updater.monitor_of(updater.SettingsParser(own, []))
-        try:
-            account = updater.read_account(row | base | own, wrong)
-        except updater.SettingsFault as fault:
-            facts = {"file": path, "why": fault.message}
-            found[path.stem] = Plan(updater.SettingsFault("{file}: {why}", **facts), monitor)
-            continue
-        found[path.stem] = Plan(account, monitor)
-        for mark in identify_row_and_login(account):
-            other = owners.setdefault(mark, path.name)
-            if other != path.name:
-                what = "{folder}: {first} and {second} have one login"
-                if mark[0] == "row":
-                    what = "{folder}: {first} and {second} have one row"
-                names = {"folder": folder, "first": other, "second": path.name}
-                faults.append(updater.Message(what, **names))
-    if not found:
-        what = "{folder}: holds no account, that is no file NAME.env"
-        faults.append(updater.Message(what, folder=folder))
-    if faults:
-        raise updater.settings_fault(faults)
-    return list(found.items())
-
-
 class Plan(NamedTuple):
     """What an account's file says: the account or what is wrong with it, and the monitor's URL."""
 
@@ -78,33 +42,97 @@ class Plan(NamedTuple):
     monitor: updater.Secret
 
 
-def find_foreign_names(path: Path, own: Mapping[str, str]) -> Iterator[updater.Message]:
-    """Yield what is wrong with the name of an account's file, and with the names in it."""
-    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", path.stem):
-        what = "{file}: the name of an account is a-z, 0-9, - and _, 40 at most"
-        yield updater.Message(what, file=path)
-    for name in sorted(own.keys() - updater.NAMES):  # it may be a password
-        is_name = re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.IGNORECASE)
-        what = "{file}: {name} is not an account's own: it goes elsewhere"
-        if not is_name:
-            what = "{file}: what is not an account's own: it goes elsewhere"
-        yield updater.Message(what, file=path, name=name)
+def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
+    """Return the accounts of a folder by their names, given the settings of all. What is wrong with
+    a file stops its account alone, one login or row in two files these two."""
+    base = {name: value for name, value in values.items() if name not in updater.OWN}
+    files = sorted(Path(folder).glob("[!.]*"))  # an editor's own files are hidden
+    plans = {path.stem: read_plan(path, base) for path in files if path.suffix == ".env"}
+    if not plans:
+        what = "{folder} holds no account, that is no file NAME.env"
+        raise updater.settings_fault([updater.Message(what, folder=folder)])
+    if others := [path.name for path in files if path.suffix != ".env"]:
+        what = "{folder}: no NAME.env, so no account: {names}"
+        log.warning(updater.Message(what, folder=folder, names=", ".join(others)))
+    for name, faults in find_twins(plans).items():
+        plans[name] = plans[name]._replace(account=updater.settings_fault(faults))
+    return plans
 
 
-PLACE = {"port": "5432", "hostaddr": "", "service": ""}  # libpq's parameters and their defaults
+def find_twins(plans: Mapping[str, Plan]) -> dict[str, list[updater.Message]]:
+    """Return what is wrong with accounts that have one login or one row, by their names."""
+    owners: dict[tuple[Any, ...], list[str]] = {}
+    for name, plan in plans.items():
+        if isinstance(plan.account, updater.Account):
+            for mark in identify_row_and_login(plan.account):
+                owners.setdefault(mark, []).append(name)
+    faults: dict[str, list[updater.Message]] = {}
+    for (kind, *_), names in owners.items():
+        for name in names if len(names) > 1 else ():
+            twins = ", ".join(f"{other}.env" for other in names if other != name)
+            what = "{name}.env: its login is the one of {twins}, too"
+            if kind == "row":
+                what = "{name}.env: its row is the one of {twins}, too"
+            faults.setdefault(name, []).append(updater.Message(what, name=name, twins=twins))
+    return faults
 
 
-def identify_row_and_login(account: updater.Account) -> list[tuple[Any, ...]]:
-    """Return what tells the row of an account from every other, and its login, however written."""
-    hosts = str(account.database.get("host", "localhost")).lower().split(",")
-    near = [updater.is_loopback(host) or host.startswith(("/", "@")) or host for host in hosts]
-    parts = [account.database.get(name, usual) for name, usual in PLACE.items()]
-    where = (tuple(near), *parts, account.database.get("dbname", account.database.get("user")))
-    host = updater.host_of(account.auth_url).removesuffix(":443")
-    return [
-        ("row", account.service, account.schema or "public", account.table, where),
-        ("login", host, account.login.value.casefold()),
-    ]
+def read_plan(path: Path, base: dict[str, str]) -> Plan:
+    faults: list[updater.Message] = []
+    own = updater.read_env_file(path, faults)
+    is_read = bool(own) or not faults
+    faults += find_foreign_names(path.stem, own)
+    updater.read_secret_files(own, faults)
+    row = {"WEBKASSA_SERVICE_NAME": f"Webkassa:{path.stem}"}
+    if any(name.startswith("POSTGRES_") for name in own):  # a database of its own
+        row["DATABASE_URL"] = own["DATABASE_URL"] = own.get("DATABASE_URL", "")
+    monitor = updater.monitor_of(updater.SettingsParser(own, []))
+    try:
+        if not is_read:
+            raise updater.settings_fault(faults)
+        return Plan(updater.read_account(row | base | own, faults), monitor)
+    except updater.SettingsFault as fault:
+        facts = {"file": path, "why": fault.message}
+        return Plan(updater.SettingsFault("{file}: {why}", **facts), monitor)
+
+
+def find_foreign_names(account: str, own: Iterable[str]) -> Iterator[updater.Message]:
+    """Yield what is wrong with the name of an account, and with the names in its file."""
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", account):
+        yield updater.Message("the name of an account is a-z, 0-9, - and _, 40 at most")
+    for name in sorted({*own} - updater.NAMES - {f"{name}_FILE" for name in updater.IN_FILES}):
+        near, what = updater.nearest_setting(name), "{name}: is not known; is {near} meant?"
+        if not re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.IGNORECASE):
+            what = "it holds a name that is no setting; not shown, since it may be a password"
+        elif not near or name in updater.OTHER_NAMES or not name.startswith(updater.PREFIXES):
+            what = "{name}: is not an account's own: it goes into the settings of all"
+        yield updater.Message(what, name=name, near=near)
+
+
+def identify_row_and_login(account: updater.Account) -> Iterator[tuple[Any, ...]]:
+    """Yield what tells the row of an account from every other, for each host that has it, and what
+    tells its login, however it is written."""
+    database = {name: str(value) for name, value in account.database.items()}
+    ports = database.get("port", "5432").split(",")
+    where = [database.get("dbname", database.get("user")), database.get("service")]
+    where += [account.schema or database.get("options", "public"), account.table, account.service]
+    hosts = database.get("hostaddr", database.get("host", "/")).split(",")
+    for number, host in enumerate(hosts):
+        yield ("row", common_name(host), ports[min(number, len(ports) - 1)], *where)
+    url = urlsplit(account.auth_url)
+    port = url.port or {"http": 80, "https": 443}[url.scheme]
+    login = unicodedata.normalize("NFKC", account.login.value).casefold()
+    yield "login", common_name(url.hostname or ""), port, login.rstrip(".")
+
+
+def common_name(host: str) -> str:
+    """Return one name for all that a host may be called: this machine, the vendor."""
+    host = host.lower().rstrip(".")
+    local = r"[/@].*|(.+\.)?localhost(\.localdomain)?|ip6-(localhost|loopback)"
+    if updater.is_loopback(host) or re.fullmatch(local, host) or host == socket.gethostname():
+        return "localhost"
+    is_vendor = host.endswith(".webkassa.kz") and host not in updater.TEST_HOSTS
+    return "webkassa.kz" if is_vendor else host
 
 
 # ---- A forked child for each account, so that they cannot mix
@@ -310,8 +338,10 @@ def longest_run(plan: Plan) -> float:
 def do_many(command: updater.Command, values: dict[str, str], faults: list[updater.Message]) -> int:
     """Do the command for every account of its folder; return the exit code."""
     monitor = updater.monitor_of(updater.SettingsParser(values, faults))
-    everyone = read_accounts(command.folder, values, faults)
-    accounts = select_accounts(command, everyone)
+    if faults:
+        raise updater.settings_fault(faults)
+    everyone = read_accounts(command.folder, values)
+    accounts = select_accounts(command, list(everyone.items()))
     pool = ProcessPool(accounts.copy(), command.options.jobs, longest_run, tell_of_stop)
     places = Places(accounts)
     with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's
@@ -359,7 +389,7 @@ def select_accounts(
 def shard_of(name: str, shards: int) -> int:
     """Return the shard of an account: told by its name alone, so that machines whose folders differ
     by a file share the work all the same."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % shards
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") % shards
 
 
 def sum_up(command: updater.Command, pool: ProcessPool) -> int:

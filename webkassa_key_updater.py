@@ -1862,6 +1862,8 @@ IN_FILES = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY", "POSTGRES
             "DATABASE_URL", "HEALTHCHECK_URL"}  # fmt: skip
 NAMES = {*OWN, *IN_FILES, *POSTGRES, "WEBKASSA_AUTH_URL", "WEBKASSA_PROBE_URL", "WEBKASSA_MAX_AGE",
          "WEBKASSA_DEADLINE", "API_KEYS_TABLE"}  # fmt: skip
+OTHER_NAMES = {"WEBKASSA_ACCOUNTS_DIR", "WEBKASSA_KEY_COMMAND"}  # of a run, not of an account
+PREFIXES = ("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")  # of all
 ALIASES = {  # what others call a setting that decides which host or which database is used
     "WEBKASSA_AUTH_URL": "WEBKASSA_(BASE_|API_|AUTHORIZE_|LOGIN_)?(URL|HOST|DOMAIN|ENDPOINT)",
     "POSTGRES_HOST": "POSTGRES_(SERVER|HOSTNAME|ADDRESS)",
@@ -1936,15 +1938,9 @@ def find_unknown_names(
 ) -> None:
     """Warn of names of the file that look like ours and are none. It is a fault where one seems to
     decide which host or which database is used."""
-    others = {
-        "WEBKASSA_ACCOUNTS_DIR",
-        "WEBKASSA_KEY_COMMAND",
-        *(f"{name}_FILE" for name in IN_FILES),
-    }
-    for name in sorted({*file} - NAMES - others):
-        if name.startswith(("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")):
-            meant = [ours for ours, others in ALIASES.items() if re.fullmatch(others, name)]
-            near = [*meant, *difflib.get_close_matches(name, NAMES, 1, 0.5), ""][0]
+    for name in sorted({*file} - NAMES - OTHER_NAMES - {f"{name}_FILE" for name in IN_FILES}):
+        if name.startswith(PREFIXES):
+            near = nearest_setting(name)
             what = Message("{name}: is not known", name=name)
             if near:
                 what = Message("{name}: is not known; is {near} meant?", name=name, near=near)
@@ -1952,6 +1948,12 @@ def find_unknown_names(
                 faults.append(what)
             else:
                 log.warning(Message("{file}: {what}", file=path, what=what))
+
+
+def nearest_setting(name: str) -> str:
+    """Return the setting that an unknown name may mean, or ""."""
+    meant = [ours for ours, others in ALIASES.items() if re.fullmatch(others, name)]
+    return [*meant, *difflib.get_close_matches(name, NAMES, 1, 0.5), ""][0]
 
 
 class SettingsParser:

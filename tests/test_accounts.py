@@ -134,69 +134,90 @@ def test_faulty_file_is_78_for_that_account_alone(shop: Shop) -> None:
 # What would make accounts disturb one another ----------------------------------------------------
 
 
-def one_login(accounts: Accounts) -> None:
-    accounts.write("b", WEBKASSA_LOGIN=login("A").upper())
+VENDOR = "https://{}.webkassa.kz/api/Authorize"
+DATABASE = {"DATABASE_URL": "postgresql://postgres@db.example.kz/shop"}
+TWINS: dict[str, tuple[dict[str, str], dict[str, str]]] = {  # what a's and b's file hold besides
+    "login": ({}, {"WEBKASSA_LOGIN": login("A").upper()}),
+    "login with a dot": ({}, {"WEBKASSA_LOGIN": f"{login('a')}."}),
+    "login in wide letters": ({}, {"WEBKASSA_LOGIN": login("\uff41")}),
+    "login at another host of the vendor": (
+        {"WEBKASSA_AUTH_URL": VENDOR.format("api")},
+        {"WEBKASSA_AUTH_URL": VENDOR.format("kkm"), "WEBKASSA_LOGIN": login("a")},
+    ),
+    "login at this machine by another name": (
+        {"WEBKASSA_AUTH_URL": "http://127.0.0.1:1/api/Authorize"},
+        {"WEBKASSA_AUTH_URL": "http://localhost:1/api/Authorize", "WEBKASSA_LOGIN": login("a")},
+    ),
+    "row": ({}, {"WEBKASSA_SERVICE_NAME": row("a")}),
+    "row by its schema": (
+        {},
+        {"WEBKASSA_SERVICE_NAME": row("a"), "API_KEYS_TABLE": "public.api_keys"},
+    ),
+    "row of a host written otherwise": (
+        DATABASE,
+        {
+            "WEBKASSA_SERVICE_NAME": row("a"),
+            "DATABASE_URL": "postgresql://postgres@DB.example.kz.:5432/shop",
+        },
+    ),
+    "row of one of several hosts": (
+        DATABASE,
+        {
+            "WEBKASSA_SERVICE_NAME": row("a"),
+            "DATABASE_URL": "postgresql://x@other.example.kz:5433,db.example.kz:5432/shop",
+        },
+    ),
+    "row of the database of this machine": (
+        {"DATABASE_URL": "postgresql://postgres@localhost/shop"},
+        {"WEBKASSA_SERVICE_NAME": row("a"), "DATABASE_URL": "postgresql:///shop?user=postgres"},
+    ),
+}
 
 
-def one_row(accounts: Accounts) -> None:
-    accounts.write("b", WEBKASSA_SERVICE_NAME=row("a"))
+@pytest.mark.parametrize("case", TWINS)
+def test_one_login_or_row_in_two_files_stops_these_two_alone(shop: Shop, case: str) -> None:
+    accounts = Accounts(shop, "a", "b", "c")
+    for name, settings in zip("ab", TWINS[case], strict=True):
+        accounts.write(name, **settings)
+    result = shop.run("update")
+    assert (result.code, accounts.renewed, accounts.untouched) == (78, {"c"}, {"a", "b"})
+    assert set(summary(result.err)) == {"a", "b"}
+    kind = case.split()[0]
+    assert f"a.env: its {kind} is the one of b.env, too" in result.err
+    assert f"b.env: its {kind} is the one of a.env, too" in result.err
+    for name in "ab":  # also to who does one of them only
+        assert shop.run("update", "--account", name).code == 78
+    assert shop.webkassa.authorizations == 1
 
 
-def one_row_by_address(accounts: Accounts) -> None:
-    port, host = accounts.shop.env["POSTGRES_PORT"], accounts.shop.env["POSTGRES_HOST"]
-    url = f"postgresql://postgres@{host}:{port}/shop"
-    accounts.write("b", WEBKASSA_SERVICE_NAME=row("a"), DATABASE_URL=url)
+ALONE: dict[str, tuple[str, dict[str, str], str]] = {  # a file, what it holds besides, what is said
+    "libpq's name": ("b", {"PGHOST": "db.example.kz"}, "PGHOST: is not an account's own"),
+    "proxy": ("b", {"HTTPS_PROXY": "http://proxy:3128"}, "HTTPS_PROXY: is not an account's own"),
+    "proxy in small": ("b", {"https_proxy": "http://p:1"}, "https_proxy: is not an account's own"),
+    "folder": ("b", {"WEBKASSA_ACCOUNTS_DIR": "/x"}, "WEBKASSA_ACCOUNTS_DIR: is not an account's"),
+    "misspelt": ("b", {"WEBKASSA_LOGINN": "x"}, "WEBKASSA_LOGINN: is not known; is WEBKASSA_LOGIN meant?"),
+    "another's word": ("b", {"WEBKASSA_URL": "x"}, "WEBKASSA_URL: is not known; is WEBKASSA_AUTH_URL meant?"),
+    "maybe a password": ("b", {"CanarySecret1": "x"}, "it holds a name that is no setting; not shown"),
+    "capital name": ("B2", {}, "the name of an account is a-z, 0-9, - and _, 40 at most"),
+    "dotted name": ("b.old", {}, "the name of an account is a-z, 0-9, - and _, 40 at most"),
+    "dash": ("-b", {}, "the name of an account is a-z, 0-9, - and _, 40 at most"),
+    "Cyrillic name": ("салон", {}, "the name of an account is a-z, 0-9, - and _, 40 at most"),
+    "name that is no text": ("b\udcff", {}, "the name of an account is a-z, 0-9, - and _, 40 at most"),
+    "long name": ("b" * 41, {}, "the name of an account is a-z, 0-9, - and _, 40 at most"),
+}  # fmt: skip
 
 
-def one_row_spelled_otherwise(accounts: Accounts) -> None:
-    url = "postgresql://postgres@db.example.kz/shop"
-    accounts.write("a", DATABASE_URL=url)
-    url = url.replace("db.example.kz", "DB.example.kz:5432")
-    accounts.write("b", WEBKASSA_SERVICE_NAME=row("a"), DATABASE_URL=url)
-
-
-def one_row_by_its_schema(accounts: Accounts) -> None:
-    accounts.write("b", WEBKASSA_SERVICE_NAME=row("a"), API_KEYS_TABLE="public.api_keys")
-
-
-def libpqs_name(accounts: Accounts) -> None:
-    accounts.write("b", PGHOST="db.example.kz")
-
-
-def proxy(accounts: Accounts) -> None:
-    accounts.write("b", HTTPS_PROXY="http://proxy.example.kz:3128")
-
-
-def small_proxy(accounts: Accounts) -> None:
-    accounts.write("b", https_proxy="http://proxy.example.kz:3128")
-
-
-def unknown_name(accounts: Accounts) -> None:
-    accounts.write("b", WEBKASSA_LOGINN="b@example.kz")
-
-
-def secret_file(accounts: Accounts) -> None:
-    accounts.write("b", WEBKASSA_PASSWORD="", WEBKASSA_PASSWORD_FILE="/run/secrets/b")
-
-
-def capital_name(accounts: Accounts) -> None:
-    accounts.write("B2")
-
-
-def dotted_name(accounts: Accounts) -> None:
-    accounts.write("b.old")
-
-
-def leading_dash(accounts: Accounts) -> None:
-    accounts.write("-b")
-
-
-def cyrillic_name(accounts: Accounts) -> None:
-    accounts.write("салон")
-
-
-def long_name(accounts: Accounts) -> None:
-    accounts.write("b" * 41)
+@pytest.mark.parametrize("case", ALONE)
+def test_a_wrong_file_stops_its_account_alone(shop: Shop, case: str) -> None:
+    file, settings, said = ALONE[case]
+    accounts = Accounts(shop, "a", "c")
+    login = {"WEBKASSA_LOGIN": "b@example.kz", "WEBKASSA_PASSWORD": "x"}
+    accounts.write(file, **login, **settings)
+    result = shop.run("update")
+    assert (result.code, accounts.renewed, shop.webkassa.authorizations) == (78, {"a", "c"}, 2)
+    assert said in result.err
+    assert "2 of 3 accounts: done; not done:" in result.err
+    assert "Canary" not in result.err
 
 
 def empty_folder(accounts: Accounts) -> None:
@@ -208,15 +229,13 @@ def no_folder(accounts: Accounts) -> None:
     accounts.folder.rename(accounts.folder.with_name("elsewhere"))
 
 
-@pytest.mark.parametrize("shard", ["0/1", "0/2", "1/2", "7/9"])
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        one_login, one_row, one_row_by_address, one_row_spelled_otherwise, one_row_by_its_schema, libpqs_name, proxy, small_proxy, unknown_name, secret_file,
-        capital_name, dotted_name, leading_dash, cyrillic_name, long_name, empty_folder, no_folder,
-    ],
-)  # fmt: skip
-def test_accounts_in_one_anothers_way_are_78_and_nothing_is_contacted(
+def wrong_base(accounts: Accounts) -> None:
+    accounts.shop.env["HEALTHCHECK_URL"] = "monitor at home"
+
+
+@pytest.mark.parametrize("spoil", [empty_folder, no_folder, wrong_base])
+@pytest.mark.parametrize("shard", ["0/1", "7/9"])
+def test_without_an_account_or_settings_for_all_nothing_is_contacted(
     shop: Shop, spoil: Any, shard: str
 ) -> None:
     accounts = Accounts(shop, "a", "b", "c")
@@ -230,14 +249,27 @@ def test_accounts_in_one_anothers_way_are_78_and_nothing_is_contacted(
 
 
 def test_what_is_wrong_with_many_files_is_said_at_once(shop: Shop) -> None:
-    accounts = Accounts(shop, "a", "b", "c", "d")
-    one_login(accounts)
-    accounts.write("c", PGHOST="db.example.kz")
+    accounts = Accounts(shop, "a", "b", "c", "d", "e")
+    accounts.write("b", WEBKASSA_LOGIN=login("a"))
+    accounts.write("c", PGHOST="db.example.kz", WEBKASSA_LOGINN="x", WEBKASSA_MAX_AGE="soon")
     accounts.write("d", WEBKASSA_SERVICE_NAME=row("a"))
-    result = shop.main("update")
-    assert result.code == 78
-    for said in ("a.env and b.env", "c.env: PGHOST", "a.env and d.env"):
-        assert said in result.err
+    accounts.file("e").write_bytes("WEBKASSA_LOGIN='кассир'".encode("cp1251"))
+    result = shop.run("update")
+    assert (result.code, shop.webkassa.calls) == (78, [])
+    for said in ("a.env: its login is the one of b.env", "a.env: its row is the one of d.env",
+                 "PGHOST: is not an", "WEBKASSA_LOGINN: is not known", "WEBKASSA_MAX_AGE: is not a",
+                 "e.env: is not UTF-8"):  # fmt: skip
+        assert said in result.err, said
+
+
+def test_files_that_are_no_account_are_named_once(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    for name in ("new-till.env.txt", "c.ENV", "d", "a.env~"):
+        (accounts.folder / name).write_text("WEBKASSA_LOGIN=x")
+    result = shop.run("update")
+    assert (result.code, accounts.renewed) == (0, {"a", "b"})
+    said = "no NAME.env, so no account: a.env~, c.ENV, d, new-till.env.txt\n"
+    assert (result.err.count(said), result.err.count("c.ENV")) == (1, 1)
 
 
 def test_what_an_editor_or_a_system_leaves_beside_the_files_is_no_account(shop: Shop) -> None:
@@ -246,16 +278,6 @@ def test_what_an_editor_or_a_system_leaves_beside_the_files_is_no_account(shop: 
     (accounts.folder / "._a.env").write_bytes(b"\0\5\x16\7")
     (accounts.folder / ".env").write_text("WEBKASSA_LOGIN=b@example.kz\n")
     assert (shop.run("update").code, accounts.renewed) == (0, {"a"})
-
-
-def test_a_password_in_a_line_of_its_own_is_not_shown(shop: Shop) -> None:
-    accounts = Accounts(shop, "a")
-    with accounts.file("a").open("a") as file:
-        file.write("CanarySecret1=x\n")
-    result = shop.run("update")
-    assert result.code == 78
-    assert "a.env: what is" in result.err
-    assert "Canary" not in result.err
 
 
 @pytest.mark.parametrize("command", ["update", "check", "status"])
@@ -861,10 +883,10 @@ def test_status_of_none_or_of_wrong_accounts_has_no_name_in_it(
     (empty, *_) = {*range(3)} - {shard("a", 3), shard("b", 3)}
     good = shop.run(*arguments, "--shard", f"{empty}/3")
     assert good.code == 0
-    one_login(accounts)
+    empty_folder(accounts)
     bad = shop.run(*arguments)
     assert bad.code == 3
-    assert "have one login" in bad.out
+    assert "holds no account" in bad.out
     assert "None" not in good.out + bad.out
 
 
