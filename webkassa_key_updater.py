@@ -235,6 +235,8 @@ def update(job: Job) -> Outcome:
 
 def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outcome | None:
     """Go through steps 2 to 6 on one connection; return what was done, None: once more."""
+    if not logins.has_waited:
+        job.report_wait(Message("PostgreSQL"), logins.current_deadline.left)
     with KeyStore(job, logins.current_deadline) as store:
         # 2. Lock, then look: all that is decided is decided on the row as it is under the lock
         create_missing_table(store)
@@ -279,30 +281,36 @@ def store_token(logins: LoginState, store: KeyStore, row: KeyRow, deadline: Dead
 def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcome | None:
     """Step 7: return None after a pause, to begin again from step 2, for as long as something is
     in hand; else return what `failure` leaves behind."""
-    over = logins.current_deadline.left < logins.pause + LoginState.LAST_TRY
+    left = logins.current_deadline.left
+    over = left <= (logins.pause + LoginState.LAST_TRY if logins.asked else 0)
+    is_busy = isinstance(failure, LockBusy)
+    is_waiting = is_busy or (logins.has_waited and isinstance(failure, StoreUnavailable))
     is_final = isinstance(failure, (WebkassaFailure, NoLoginLeft))
-    if isinstance(failure, LockBusy):
-        logins.has_waited = True
-    waits = logins.has_waited and isinstance(failure, StoreUnavailable)
-    if is_final or not (logins.asked or waits) or (over and logins.last_try):
+    if is_final or not (logins.asked or is_waiting):
+        return give_up(logins, failure)
+    if logins.last_try and (over or not logins.asked):
         return give_up(logins, failure)
     if over and logins.asked and not logins.token:
         return give_up(logins, failure)
     if over:  # perhaps the machine has slept: one try more, and with time
         logins.last_try = True
         logins.store_deadline = logins.lock_deadline = Deadline(KeyStore.COMMIT_TIME)
-    pause = logins.pause
-    if isinstance(failure, LockBusy):  # never growing: pauses that grow starve
+    if not is_busy:
+        pause, logins.pause = logins.pause, min(logins.pause * 2, 2.0)
+        why = str(failure) if isinstance(failure, Failure) else type(failure).__name__
+        log.debug(Message("Not stored yet: {why}", why=why))
+    else:  # never growing: pauses that grow starve
         pause = 0.1 if logins.token else KeyStore.LOCK_PAUSE * random.uniform(0.67, 1.33)
-        job.report_wait(Message("the lock held by {holder}", holder=failure.holder),
-                        logins.current_deadline.left)  # fmt: skip
-    else:
-        logins.pause = min(logins.pause * 2, 2.0)
-    why = str(failure) if isinstance(failure, Failure) else type(failure).__name__
-    log.debug(Message("Trying again in {seconds:.1f} s: {why}", seconds=pause, why=why))
-    if sleep_or_signal(pause, ignore_signals=bool(logins.token)):
-        return give_up(logins, failure)
-    return None
+        holder = getattr(failure, "holder", "")
+        what = Message("the lock held by {holder}", holder=holder)
+        job.report_wait(what, left)
+        if not logins.has_waited:
+            service = job.account.service
+            log.debug(Message("{service}: waiting for {what}.", service=service, what=what))
+        logins.has_waited = True
+    pause = pause if logins.asked or over else min(pause, left)
+    stopped = sleep_or_signal(pause, ignore_signals=bool(logins.token))
+    return give_up(logins, failure) if stopped else None
 
 
 class Outcome(NamedTuple):
@@ -505,7 +513,7 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
     if verdict == DEAD:
         return None
     if verdict == DOUBTED:
-        raise probe_refuses_every_key(row.key)
+        raise probe_refuses_every_key(row.key, logins.webkassa)
     if row.age is None and verdict != ALIVE:
         raise age_and_life_unknown(row, verdict)
     what = "Nothing to do: the key {key}; the probe says {verdict}."
@@ -1131,7 +1139,6 @@ class KeyStore:
         self.job, self.account, self.deadline, self.table = job, job.account, deadline, NO_TABLE
 
     def __enter__(self) -> KeyStore:
-        self.job.report_wait(Message("PostgreSQL"), self.deadline.left)
         self.connection = self.job.connect(self.account, self.deadline)
         self.connection.autocommit = True  # BEGIN and COMMIT are said here
         self.begin()
@@ -1206,7 +1213,8 @@ class KeyStore:
         times = [f"{name}::timestamptz" for name in (*self.table.times, "NULL")]
         select = SELECT_ROW.replace("{times}", ", ".join(times)).replace("{lock}", row_lock)
         try:
-            rows, _ = self.run(LOCK_TIMEOUT + select, {"limit": 1000})
+            limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
+            rows, _ = self.run(LOCK_TIMEOUT + select, {"limit": limit})
         except LockBusy:
             self.run("ROLLBACK")
             raise self.busy(0) from None
@@ -1552,6 +1560,7 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
     """Say what was stored, where, and in place of what; warn of what is odd about it."""
     webkassa, token, before = logins.webkassa, logins.token, logins.row_before_first_login
     odd = (
+        (before and before.beside, "The row is new in {table}, beside {beside!r}."),
         (not re.fullmatch("[0-9a-f]{32}", token.value), "The new key looks unlike the keys so far."),
         (logins.verdict == UNCLEAR, "Whether the new key works could not be probed."),
         (logins.login_outcome_unknown,
@@ -1560,7 +1569,6 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
          "Storing took more than one try; perhaps nobody was notified."),
         (webkassa.host != host_of(logins.account.auth_url), "Set WEBKASSA_AUTH_URL={url}"),
         (webkassa.host in TEST_HOSTS, "{host} is Webkassa's TEST system: its keys serve no shop."),
-        (before and before.beside, "The row is new in {table}, beside {beside!r}."),
     )  # fmt: skip
     facts = {"key": token.fingerprint, "host": webkassa.host, "url": webkassa.url,
              "table": table.shown, "old": describe_key(before or KeyRow()),
@@ -1570,7 +1578,7 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
         what = "Stored the new key {key} from {host} in {table} in place of {old}."
     warnings = [Message(text, **facts) for is_so, text in odd if is_so]
     if logins.against_probe or logins.verdict == DOUBTED:
-        fault = probe_refuses_every_key(token)
+        fault = probe_refuses_every_key(token, webkassa)
         if job.mode == ALWAYS:
             said = Message("{what} {why} {advice}", what=Message(what, **facts), why=fault.message,
                            advice=fault.advice)  # fmt: skip
@@ -1632,13 +1640,14 @@ def age_and_life_unknown(row: KeyRow, verdict: str) -> Failure:
     return WebkassaFailure(what, key=row.key.fingerprint)
 
 
-def probe_refuses_every_key(key: Secret) -> SettingsFault:
+def probe_refuses_every_key(key: Secret, webkassa: Webkassa) -> SettingsFault:
     """Say that a key is stored, but not proven."""
-    what = "The stored key {key} is not proven: the probe refuses every new key."
+    what = "The stored key {key} is not proven: the probe at {host} refuses every new key."
     advice = Message(
         "Set WEBKASSA_PROBE_URL=off, or ask Webkassa why RefUnits refuses it. Then run: `check`"
     )
-    return SettingsFault(what, key=key.fingerprint, advice=advice)
+    host = host_of(webkassa.probe_url)
+    return SettingsFault(what, key=key.fingerprint, host=host, advice=advice)
 
 
 DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"

@@ -94,10 +94,10 @@ def test_probe_host_of_its_own_is_blamed_for_its_own_word(shop: Shop) -> None:
     with Simulator() as other:
         url = f"{other.origin}/api/references/RefUnits"
         result = shop.main("update", WEBKASSA_PROBE_URL=url)
-        assert result.code == 76
-        assert f"127.0.0.1:{other.port} calls it dead" in result.err
+        assert result.code == 78
+        assert f"the probe at 127.0.0.1:{other.port} refuses every new key" in result.err
         assert "WEBKASSA_PROBE_URL" in result.err
-        assert f"127.0.0.1:{shop.webkassa.port} calls" not in result.err
+        assert f"127.0.0.1:{shop.webkassa.port} refuses" not in result.err
 
 
 @pytest.mark.parametrize("command", ["check", "status", "update"])

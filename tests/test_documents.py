@@ -132,7 +132,12 @@ def test_exit_codes_are_those_of_the_help(text: str) -> None:
 
 @BOTH
 def test_words_to_search_for_are_the_programs_own(text: str) -> None:
-    files = [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *ROOT.glob("systemd/*.sh")]
+    files = [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("*.sh"),
+        *ROOT.glob("systemd/*.sh"),
+        *ROOT.glob("systemd/*.py"),
+    ]
     source = "".join(file.read_text(encoding="utf-8") for file in files)
     source = re.sub(r'"\s+f?"', "", source)
     for phrase in phrases(text):

@@ -26,7 +26,8 @@ def refusing(shop: Shop) -> Shop:
 
 
 def files(shop: Shop) -> list[Path]:
-    return [path for path in (shop.home / "state").rglob("*") if path.is_file()]
+    found = (shop.home / "state").rglob("refused-*")
+    return [path for path in found if path.is_file()]
 
 
 def test_refused_login_is_not_sent_again(refusing: Shop) -> None:
@@ -252,7 +253,7 @@ def test_memory_that_cannot_be_written_counts_as_none(refusing: Shop, place: str
     refusing.webkassa.password = webkassa_simulator.PASSWORD
     assert refusing.main(*IF_NEEDED).code == 0
     assert refusing.holds_the_live_key
-    left = [path for path in state.rglob("*") if path.is_file() and path != state]
+    left = files(refusing)
     assert len(left) <= 1  # they do not gather
 
 
@@ -274,7 +275,7 @@ def test_a_database_that_only_the_role_or_a_service_names_has_a_memory_of_its_ow
 
     def memory(url: str) -> Path:
         account = program.read_account(shop.env | {"DATABASE_URL": url}, [])
-        return Path(program.Refusals(account).file)
+        return Path(program.Refusals(account).note.file)
 
     urls = [
         f"postgresql://{user}:x@db.example.kz/{more}"
