@@ -245,9 +245,12 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
         logins.webkassa.is_doubted = logins.probe_doubt.is_valid(row)
         reason = reason_to_stop(job, logins, row, store.table)
         if reason and store.in_transaction():
+            if logins.ended_by:  # the token is stored, or another's; what ended the logins is said
+                logins.token, logins.login_outcome_unknown = NO_KEY, True
+                raise logins.ended_by
             return reason
 
-        if not logins.token or logins.live_key_unknown:
+        if not logins.token or logins.live_key_unknown or logins.ended_by:
             # 3. Rehearse: the very statement that will store the token, with a stand-in
             log.debug(
                 Message("Rehearsing the write; then asking {host}.", host=logins.webkassa.host)
@@ -296,7 +299,9 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
         logins.last_try = True
         logins.store_deadline = logins.lock_deadline = Deadline(KeyStore.COMMIT_TIME)
     if not is_busy:
-        pause, logins.pause = logins.pause, min(logins.pause * 2, 2.0)
+        pause = logins.pause
+        if logins.asked:
+            logins.pause = min(logins.pause * 2, 2.0)
         why = str(failure) if isinstance(failure, Failure) else type(failure).__name__
         log.debug(Message("Not stored yet: {why}", why=why))
     else:  # never growing: pauses that grow starve
@@ -394,8 +399,10 @@ class LoginState:
         self.live_key_unknown = False  # nobody can tell whether ours or the stored key lives
         self.extra_login_sent = False  # for that reason
         self.called_dead = False  # the token in hand, by the probe
+        self.odd_reply = cast("Message | None", None)  # what stood beside the token
         self.against_probe = False  # it is to be stored all the same
         self.store_attempts, self.pause, self.last_try = 0, 0.25, False
+        self.ended_by = cast("Failure | None", None)  # what ended the logins with a token in hand
         self.has_waited = False  # for a lock that somebody else held
 
     @property
@@ -420,7 +427,7 @@ class LoginState:
         """Begin the time for all that is asked of Webkassa, unless it has begun."""
         if not self.asked:
             self.asked, self.login_deadline = True, Deadline(self.account.deadline)
-        self.store_deadline = Deadline(self.login_deadline.left + self.STORING_TIME)
+            self.store_deadline = Deadline(self.login_deadline.left + self.STORING_TIME)
 
     def start_login(self, row: KeyRow) -> None:
         """Note that a login is sent now, which kills the key in this row."""
@@ -443,9 +450,11 @@ class LoginState:
 def superseded_by_late_login(logins: LoginState) -> bool:
     """Say whether a login of ours that got no answer has killed the key that is stored now; raise
     WebkassaFailure where nobody can tell, for it may do so yet."""
-    if not logins.login_outcome_unknown or logins.against_probe:
+    if not logins.login_outcome_unknown:
         return False
     verdict = logins.probe(logins.token)
+    if verdict == DEAD and logins.against_probe:
+        verdict = DOUBTED
     if verdict == ALIVE:
         return False
     logins.note_stored()
@@ -463,12 +472,14 @@ def superseded_by_late_login(logins: LoginState) -> bool:
 
 def give_up(logins: LoginState, error: Exception) -> Outcome:
     """Return what a failed update leaves behind, for which the stored key may have to be probed."""
-    failure, key, verdict = as_failure(error), logins.row.key, ""
+    failure, key, verdict = as_failure(logins.ended_by or error), logins.row.key, ""
     if logins.asked and (logins.token or logins.login_outcome_unknown):
         before = logins.row_before_first_login
-        killed = logins.token and before and key == before.key
-        verdict = DEAD if killed or not key else logins.probe(key)
-    return describe_failure(failure, key, verdict, logins.token, logins.asked)
+        verdict = logins.probe(key) if key else DEAD
+        if verdict != ALIVE and logins.token and before and key == before.key:
+            verdict = DEAD  # our login has killed it
+    lost = NO_KEY if verdict == ALIVE else logins.token
+    return describe_failure(failure, key, verdict, lost, logins.asked)
 
 
 def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> Outcome | None:
@@ -511,6 +522,9 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
         return None
     verdict = probe_stored_key(logins, row)
     if verdict == DEAD:
+        if row.age is not None and row.age < 3600 and not logins.probe_doubt.can_remember():
+            what = "The probe calls the young key {key} dead, and no note of it can be kept."
+            raise WebkassaFailure(what, key=row.key.fingerprint)
         return None
     if verdict == DOUBTED:
         raise probe_refuses_every_key(row.key, logins.webkassa)
@@ -552,8 +566,11 @@ def reconcile_after_reconnect(
 def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
     """Steps 4 and 5. If they fail, store the token that is in hand, unless the row holds something
     better; raise the failure."""
-    if logins.extra_login_sent:
-        failure: Failure = NoLoginLeft("PostgreSQL was lost twice after a login.")
+    failure: Failure
+    if logins.ended_by:
+        failure = logins.ended_by
+    elif logins.live_key_unknown and logins.extra_login_sent:
+        failure = NoLoginLeft("PostgreSQL was lost twice after a login.")
     else:
         try:
             return log_in(job, logins, store, row)
@@ -563,10 +580,10 @@ def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -
         logins.refusals.remember(row)
     if logins.token and is_worse(logins, row):
         logins.against_probe = logins.probe(logins.token) == DEAD
-        with contextlib.suppress(Failure):
-            store_token(logins, store, row, Deadline(KeyStore.COMMIT_TIME))
-            logins.login_outcome_unknown = True
-            logins.note_stored()
+        logins.ended_by = failure  # step 7 goes on for the token in hand; then this is raised
+        store_token(logins, store, row, Deadline(KeyStore.COMMIT_TIME))
+        logins.login_outcome_unknown = True
+        logins.note_stored()
     raise failure
 
 
@@ -596,7 +613,7 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
         try:
             job.report_wait(Message("the answer of {host}", host=webkassa.host), deadline.left)
             token, odd = webkassa.authorize(deadline, store.in_transaction)
-            verdict = probe_until_alive(webkassa, token, store.in_transaction)
+            verdict = probe_until_alive(logins, token, store.in_transaction)
             if validate_token(logins, row, token, verdict, odd):
                 return
         except WebkassaFailure as failure:
@@ -617,15 +634,16 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
                 raise
 
 
-def probe_until_alive(webkassa: Webkassa, token: Secret, heartbeat: Callable[[], object]) -> str:
+def probe_until_alive(logins: LoginState, token: Secret, heartbeat: Callable[[], object]) -> str:
     """Return the probe's verdict on a new token; one that it calls dead is probed again after 1, 2
     and 4 s: the directory may lag."""
     for pause in (1, 2, 4):
-        verdict = webkassa.probe(token)
+        verdict = logins.probe(token)
         if verdict != DEAD:
             return verdict
-        sleep_or_signal(pause, heartbeat, ignore_signals=True)
-    return webkassa.probe(token)
+        heartbeat()
+        sleep_or_signal(pause, ignore_signals=True)
+    return logins.probe(token)
 
 
 def validate_token(
@@ -636,12 +654,13 @@ def validate_token(
     What stands beside a token (`odd`) is raised, unless the probe proves that the token lives and
     the stored key does not.
     """
-    if odd and not (verdict == ALIVE and logins.probe(row.key) == DEAD):
+    if odd and not (verdict == ALIVE and (not row.key or logins.probe(row.key) == DEAD)):
         if odd.retry:
             logins.take_token(token, verdict, row)
         raise odd
     is_second = logins.called_dead
     logins.take_token(token, verdict, row)
+    logins.odd_reply = odd.message if odd else None
     logins.called_dead = verdict == DEAD
     logins.against_probe = logins.called_dead and is_second
     return not logins.called_dead or is_second
@@ -782,7 +801,8 @@ def read_token(host: str, answer: Answer) -> tuple[Secret, WebkassaFailure | Non
 def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure | None:
     """Return the failure that an answer to Authorize tells, by its status and codes."""
     codes, status = answer.codes, answer.status
-    facts = {"host": host, "answer": answer.shown, "wait": answer.retry_after}
+    facts = {"host": host, "answer": answer.shown, "wait": answer.retry_after,
+             "invalid_token_reply": has_token}  # fmt: skip
     if codes & {BAD_LOGIN, NOT_AUTHORIZED} or (status in (401, 403) and answer.is_vendors):
         what = "{host} answers HTTP {answer}: login refused."
         return WebkassaFailure(what, **facts, code=LOGIN_REFUSED, retry=False)
@@ -803,7 +823,8 @@ def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure 
         return WebkassaFailure(what, **facts, code=NONSENSE, retry=has_token)
     if answer.errors:
         what = "{host} answers HTTP {answer}, with errors that have no code."
-        return WebkassaFailure(what, **facts, code=NONSENSE, may_have_logged_in=True)
+        facts |= {"may_have_logged_in": True, "invalid_token_reply": True}
+        return WebkassaFailure(what, **facts, code=NONSENSE)
     return None
 
 
@@ -863,7 +884,8 @@ def read_json(raw: Any, limit: int) -> Any:
         sock.settimeout(0)  # in which consumers would hold a dead key
         raw.read(1024)
         sock.settimeout(None)
-    return value or parse_json(decompress(content, limit)) or rescue_token(content)
+    plain = decompress(content, limit)
+    return value or parse_json(plain) or rescue_token(plain)
 
 
 def decompress(content: bytearray, limit: int) -> bytes | bytearray:
@@ -884,7 +906,7 @@ def parse_json(content: bytes | bytearray) -> Any:
     return None
 
 
-def rescue_token(content: bytearray) -> Any:
+def rescue_token(content: bytes | bytearray) -> Any:
     """Return an answer's JSON as far as its token can be read, whatever is missing or wrong."""
     token = re.search(rb'"Data"\s*:\s*\{\s*"Token"\s*:\s*"([!-~]{1,255}?)"', content)
     return {"Data": {"Token": token[1].decode()}} if token else None
@@ -951,7 +973,8 @@ class PromptResponse(http.client.HTTPResponse):
             self.length, self.chunked, self.will_close = None, False, True
             return
         if self.status < 200:
-            self.headers = self.msg = None  # type: ignore[assignment]  # so that it reads on
+            # So that it reads on
+            self.status = self.headers = self.msg = None  # type: ignore[assignment]
             self.begin()
             self.will_close = True
             return
@@ -1216,7 +1239,8 @@ class KeyStore:
             limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
             rows, _ = self.run(LOCK_TIMEOUT + select, {"limit": limit})
         except LockBusy:
-            self.run("ROLLBACK")
+            with contextlib.suppress(Failure):
+                self.run("ROLLBACK")
             raise self.busy(0) from None
         if len(rows) > 1:
             raise row_fault(self.table, self.account.service, len(rows), "")
@@ -1228,7 +1252,9 @@ class KeyStore:
 
     def busy(self, number: int) -> LockBusy:
         """Return a failure that names who holds the advisory lock of this number, or the table."""
-        ((holder,),), _ = self.run(LOCK_HOLDER, {"number": number})
+        holder = LockBusy.holder
+        with contextlib.suppress(Failure):  # who may not look waits all the same
+            ((holder,),), _ = self.run(LOCK_HOLDER, {"number": number})
         what = "The lock, the row or the table is held by {holder}."
         return LockBusy(what, holder=holder)
 
@@ -1242,7 +1268,7 @@ class KeyStore:
 
     def rehearse(self, row: KeyRow) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
-        plan, _ = self.run(LOCK_TIMEOUT + KEEP_TABLE_LOCK, deadline=self.deadline)
+        plan, _ = self.run(LOCK_TIMEOUT + KEEP_TABLE_LOCK, {"limit": 1000})
         if '"Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
@@ -1442,11 +1468,13 @@ class Note:
                 return dict(note)
         return {}
 
-    def write(self, life: float, **facts: str) -> None:
-        """`life`: for how many seconds it counts."""
+    def write(self, life: float, **facts: str) -> bool:
+        """`life`: for how many seconds it counts. Say whether it was written."""
         text = json.dumps({**facts, "time": time.time(), "life": life})
         with contextlib.suppress(Exception):
             run_with_deadline(Deadline(1), None, self.write_text, text)
+            return True
+        return False
 
     def write_text(self, text: str) -> None:
         self.file.parent.mkdir(0o700, parents=True, exist_ok=True)
@@ -1462,7 +1490,7 @@ class Refusals:
     """The last refused login of a row, by a salted fingerprint of all that it is made of: it is not
     sent again and again."""
 
-    LIFE = 86400.0  # seconds
+    LIFE = 86400  # seconds
 
     def __init__(self, account: Account) -> None:
         self.account = account
@@ -1497,7 +1525,7 @@ class Refusals:
 class ProbeDoubt:
     """A probe that refused every new key is not believed for a week."""
 
-    LIFE = 7 * 86400.0  # seconds
+    LIFE = 7 * 86400  # seconds
 
     def __init__(self, account: Account) -> None:
         parts = (account.auth_url, account.probe_url, account.api_key.fingerprint)
@@ -1508,6 +1536,12 @@ class ProbeDoubt:
         run may be killed between note and commit."""
         note = self.note.read()
         return bool(note) and note.get("before") != row.key.fingerprint
+
+    def can_remember(self) -> bool:
+        """Say whether a note would be kept; to be asked where there is none."""
+        written = self.note.write(0)
+        self.note.remove()
+        return written
 
     def remember(self, row: KeyRow) -> None:
         self.note.write(self.LIFE, before=row.key.fingerprint)
@@ -1577,6 +1611,9 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
     if before and before.key:
         what = "Stored the new key {key} from {host} in {table} in place of {old}."
     warnings = [Message(text, **facts) for is_so, text in odd if is_so]
+    if logins.odd_reply:
+        proven = "{reply} The token in it was stored: the probe says that it works."
+        warnings.append(Message(proven, reply=logins.odd_reply))
     if logins.against_probe or logins.verdict == DOUBTED:
         fault = probe_refuses_every_key(token, webkassa)
         if job.mode == ALWAYS:
@@ -2494,7 +2531,7 @@ class Command:
         except Exception as error:
             outcome = describe_failure(as_failure(error), NO_KEY, "", NO_KEY, asked=False)
         for warning in outcome.warnings:
-            log.warning(Message("{name}{what}", name=name, what=warning))
+            log.warning("%s%s", name, self.as_typed(warning))
         level = logging.ERROR if outcome.code else logging.INFO
         said = self.as_typed(outcome.message)
         log.log(level, "%s%s", name, said)

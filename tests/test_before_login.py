@@ -221,16 +221,41 @@ def test_who_waits_holds_no_connection(shop: Shop, held: str) -> None:
     assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
 
 
+def test_migration_is_waited_for_without_a_connection(shop: Shop) -> None:
+    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
+        cursor.execute("BEGIN; LOCK TABLE api_keys IN SHARE MODE")
+        process = shop.start()
+        for _ in range(2):
+            await_(lambda: shop.sql(UPDATERS))
+            await_(lambda: not shop.sql(UPDATERS))
+        cursor.execute("ROLLBACK")
+    assert shop.finish(process).code == 0
+    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
+
+
+def test_who_may_not_see_the_holder_of_a_lock_waits_all_the_same(keeper: Shop) -> None:
+    keeper.sql("REVOKE SELECT ON pg_locks FROM public")
+    try:
+        with keeper.lock_held():
+            process = keeper.start("update", "-v")
+            await_(lambda: keeper.has_said(process))
+        assert keeper.finish(process).code == 0
+    finally:
+        keeper.sql("GRANT SELECT ON pg_locks TO public")
+    assert keeper.holds_the_live_key
+
+
 def test_full_server_is_waited_out_by_who_waits(shop: Shop) -> None:
     """What refuses a connection meanwhile is no reason to give up."""
-    with Relay(("127.0.0.1", shop.server.port)) as relay, shop.lock_held():
-        process = shop.start("-v", POSTGRES_PORT=str(relay.port))
-        await_(lambda: shop.has_said(process))
-        relay.to_server = lambda link, data: link.cut()  # nobody is let in
-        known = len(relay.links)
-        await_(lambda: len(relay.links) > known + 1)
-        relay.to_server = lambda link, data: data
-    result = shop.finish(process)
+    with Relay(("127.0.0.1", shop.server.port)) as relay:
+        with shop.lock_held():
+            process = shop.start("-v", POSTGRES_PORT=str(relay.port))
+            await_(lambda: shop.has_said(process))
+            relay.to_server = lambda link, data: link.cut()  # nobody is let in
+            known = len(relay.links)
+            await_(lambda: len(relay.links) > known + 1)
+            relay.to_server = lambda link, data: data
+        result = shop.finish(process)
     assert (result.code, shop.webkassa.authorizations) == (0, 1)
     assert shop.holds_the_live_key
 

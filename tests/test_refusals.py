@@ -193,7 +193,7 @@ def test_memory_shows_nothing_of_the_credentials_and_differs_each_time(refusing:
             for start in range(0, len(secret) - 4, 4):
                 assert secret[start : start + 5] not in text
     first, second = (json.loads(text) for text in texts)
-    assert {name for name in first if first[name] == second[name]} == {"key"}
+    assert {name for name in first if first[name] == second[name]} == {"key", "life"}
     assert refusing.old_key not in texts[0]
 
 

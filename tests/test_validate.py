@@ -7,7 +7,7 @@ import time
 
 import pytest
 from world.shop import Shop
-from world.webkassa_simulator import Handler, answer, cut, errors, hang
+from world.webkassa_simulator import Behaviour, Handler, answer, cut, errors, hang
 
 
 @pytest.mark.parametrize("code", [2, 3])
@@ -134,3 +134,60 @@ def test_authorize_and_probe_share_one_connection(shop: Shop) -> None:
     """No connecting while consumers hold a dead key."""
     assert shop.run().code == 0
     assert len({call.client_port for call in shop.webkassa.calls}) == 1
+
+
+# A token in hand whose logins have ended -----------------------------------------------------------
+
+
+def test_token_in_hand_outlives_a_connection_lost_with_the_last_login(shop: Shop) -> None:
+    """The first token was called dead, the second login is refused, the connection is gone."""
+
+    def refuse(handler: Handler, good: bytes) -> None:
+        shop.kill_connections()
+        handler.send(200, json.dumps(errors(1)).encode())
+
+    shop.webkassa.verdict = lambda token: errors(2)
+    shop.webkassa.script.append(lambda handler, good: handler.send(200, good))
+    shop.webkassa.script.append(Behaviour(refuse, refuses=True))
+    assert shop.run().code == 77
+    assert shop.holds_the_live_key
+
+
+def test_probe_is_believed_again_once_it_has_called_a_key_alive(shop: Shop) -> None:
+    shop.webkassa.probe_script.extend([REFUSES_ALL] * 100)
+    assert shop.run().code == 78
+    shop.webkassa.probe_script.clear()
+    assert shop.run().code == 0
+    shop.webkassa.issue()  # somebody kills the key
+    assert shop.run("update", "--if-needed").code == 0
+    assert shop.holds_the_live_key
+
+
+def test_without_a_memory_nobody_logs_in_on_the_word_of_such_a_probe(shop: Shop) -> None:
+    """Each --if-needed would kill a young key that works."""
+    shop.webkassa.probe_script.extend([REFUSES_ALL] * 100)
+    shop.env["STATE_DIRECTORY"] = "/dev/null/x"
+    assert shop.run().code == 78
+    made = shop.webkassa.authorizations
+    assert shop.run("update", "--if-needed").code == 69
+    assert shop.webkassa.authorizations == made
+
+
+def test_key_that_is_called_alive_is_not_said_to_be_dead(shop: Shop) -> None:
+    """Each answer is a 503 with a token that is none; the row is left, and its key works."""
+    token = "0123456789abcdef" * 2
+    shop.webkassa.script.extend([answer(503, {"Data": {"Token": token}})] * 90)
+    result = shop.run(WEBKASSA_DEADLINE="10s")
+    assert result.code == 69
+    assert shop.webkassa.authorizations <= 3
+    assert shop.key == shop.webkassa.live
+    assert "is dead" not in result.err
+    assert "lost" not in result.err
+
+
+def test_first_key_counts_whatever_stands_beside_it(shop: Shop) -> None:
+    shop.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
+    shop.webkassa.script.extend([lambda handler, good: handler.send(503, good)] * 9)
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 1)
+    assert "HTTP 503" in result.err

@@ -185,6 +185,17 @@ def test_connection_of_an_answer_without_a_token_is_not_used_again(shop: Shop, r
     assert first != second == probe
 
 
+def test_interim_answer_and_then_none_may_have_been_a_login(shop: Shop) -> None:
+    def act(handler: Handler, good: bytes) -> None:
+        handler.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+        handler.hang_up()
+
+    shop.webkassa.script.append(act)
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 2)
+    assert shop.holds_the_live_key
+
+
 def test_late_body_of_a_head_answer_is_not_taken_for_the_probes(shop: Shop) -> None:
     """`check` reaches the host, then probes the stored key."""
     assert shop.run("check").code == 0
@@ -256,7 +267,15 @@ def test_answer_without_content_that_has_some_is_read(shop: Shop) -> None:
     assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
 
 
-@pytest.mark.parametrize("reply", [answer(200, b"<html>"), answer(204), answer(200, {})])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        answer(200, b"<html>"),
+        answer(204),
+        answer(200, {}),
+        answer(200, {"Errors": [{"Text": "x"}]}),
+    ],
+)
 def test_good_status_without_a_token_is_tried_three_times_at_most(shop: Shop, reply: Any) -> None:
     """Each may have been a login, whatever its bytes."""
     shop.webkassa.script.extend([reply] * 9)

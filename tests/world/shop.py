@@ -258,7 +258,7 @@ class Shop:
         for secret in {*secrets, *self.webkassa.issued}:
             assert secret not in result.out + result.err
         assert "Traceback" not in result.out + result.err
-        assert "A bug of this program" not in result.err
+        assert "A bug of this program" not in result.err, result.err
         return result
 
     def close(self) -> None:
