@@ -40,7 +40,7 @@ def missing() -> str:
     return f"needs {', '.join(lacking)}" if lacking else ""
 
 
-def await_(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def await_(condition: Callable[[], Any], seconds: float = 180) -> Any:
     """Wait until `condition` holds, and return what it gave."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -102,7 +102,7 @@ class Machine:
             stdin=subprocess.DEVNULL, stdout=self.console, stderr=self.console,
             env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
         )  # fmt: skip
-        await_(self.is_up, 60)
+        await_(self.is_up)
 
     def is_up(self) -> bool:
         # nspawn's first child is not the machine yet: it makes that, and ends

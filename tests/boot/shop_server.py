@@ -170,8 +170,8 @@ class Site:
     def fail_for_good(self) -> None:
         """Start an update, wait until retries have ended and the alert has been dealt with."""
         self.start()
-        await_(lambda: self.state() == "failed", 60)
-        await_(lambda: self.machine.show(ALERT, "ActiveState") in ("inactive", "failed"), 60)
+        await_(lambda: self.state() == "failed")
+        await_(lambda: self.machine.show(ALERT, "ActiveState") in ("inactive", "failed"))
         self.run("sh", "-c", "while systemctl list-jobs | grep -q webkassa; do sleep .1; done")
 
 

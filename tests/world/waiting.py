@@ -10,7 +10,7 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-def await_(condition: Callable[[], Value], seconds: float = 20, pause: float = 0.01) -> Value:
+def await_(condition: Callable[[], Value], seconds: float = 60, pause: float = 0.01) -> Value:
     """Wait until `condition` holds, and return what it gave."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
