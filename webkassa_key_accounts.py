@@ -266,7 +266,7 @@ class Places:
     it for full, and tries again until they have left; of those who wait the first one does."""
 
     OUT, TRYING, WAITING, IN = range(4)
-    PAUSE, LEAVING = 0.1, 1.0  # seconds between two tries; that a server may take to free a place
+    PAUSE, LEAVING = 0.1, 5.0  # seconds between two tries; that a server may take to free a place
 
     def __init__(self, accounts: list[tuple[str, Plan]]) -> None:
         self.states = mmap.mmap(-1, len(accounts) + 1)

@@ -2190,7 +2190,9 @@ def check(job: Job) -> Iterator[tuple[str, Message, int]]:
             with KeyStore(job, deadline) as store:
                 row = check_store(store, lines)
         except Failure as failure:
-            if isinstance(failure, LockBusy) and deadline.left > KeyStore.LOCK_PAUSE:
+            if (
+                isinstance(failure, LockBusy) and deadline.left > 1
+            ):  # a second is left for the last look
                 report_wait(
                     Message("the lock held by {holder}", holder=failure.holder), deadline.left
                 )

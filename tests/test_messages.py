@@ -336,9 +336,6 @@ CAUSES = {
     "vendor: no token three times": Cause(
         76, "no usable token", key="works, may die", script=[answer(200, {"Data": {}})] * 3
     ),
-    "new key is dead three times": Cause(
-        76, "calls it dead.*WEBKASSA_PROBE_URL", key="dead", probes=[answer(200, errors(2))] * 9
-    ),
 }  # fmt: skip
 
 KEY = {
