@@ -1099,7 +1099,7 @@ BEGIN = """
     SET LOCAL TimeZone = 'UTC';
     SET LOCAL statement_timeout = 0;
     SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
-"""  # the last since 17; a pooler may tell another version than the server's
+"""  # the last since 17: PgBouncer 1.18 may tell an earlier server's version (findings/)
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
 SELECT_ROW = """
     SELECT api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
