@@ -111,6 +111,13 @@ def test_a_reader_has_to_look_back_210_times_at_most() -> None:
     assert len(count_jumps.jumps(TEXT)) <= 210
 
 
+def test_the_manuals_name_the_line_down_to_which_it_is_to_be_read() -> None:
+    border = f"{line_of(f'^#.*{BORDER}'):,}"
+    assert f"down to line {border}," in (ROOT / "README.md").read_text(encoding="utf-8")
+    russian = (ROOT / "README.ru.md").read_text(encoding="utf-8")
+    assert f"до строки {border.replace(',', ' ')}," in russian
+
+
 def test_update_stands_above_the_border_and_the_command_line_below() -> None:
     assert line_of(r"^def update\(") < line_of(f"^#.*{BORDER}") < heading(COMMAND_LINE)
 
