@@ -1,5 +1,5 @@
 """Runs inside of the machine with a clock of its own (test_9_clock.py), as a unit: a shop's database,
-a Webkassa, and a clock that is set. Prints what was seen, as JSON, in its last line."""
+a Webkassa, and a clock that is set. Prints what was seen so far, as JSON, in a line."""
 
 from __future__ import annotations
 
@@ -35,9 +35,15 @@ def await_(condition: Any, seconds: float) -> bool:
     return True
 
 
+class Seen(dict[str, Any]):
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        print(json.dumps(self), flush=True)
+
+
 def main(real: int) -> None:
-    seen: dict[str, Any] = {}
-    server = Postgres("fsync=off")
+    seen = Seen()
+    server = Postgres("fsync=off", "shared_buffers=16MB")
     connection = psycopg2.connect(host="127.0.0.1", port=server.port, dbname="postgres",
                                   user="postgres", password=PASSWORD)  # fmt: skip
     connection.autocommit = True
@@ -80,7 +86,6 @@ def main(real: int) -> None:
         seen["renewed by the night"] = await_(lambda: webkassa.authorizations == 2, 120)
         seen["status in the morning"] = run("webkassa-key", "status")
     server.remove()
-    print(json.dumps(seen), flush=True)
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def test_a_russian_server_tells_the_truth(site: Site) -> None:
     site.fail_for_good()
     (alert,) = site.receiver.alerts
     assert re.search(
-        r": WEBKASSA CRITICAL - last run: failing since \w{3} 202\d-\d\d-\d\d [\d:]{8} \w+ \(code 77: .*\);"
+        r": WEBKASSA CRITICAL - last run: failing since \w{3} 202\d-\d\d-\d\d [\d:]{8} \+05 \(code 77: .*\);"
         r" key [0-9a-f]{8}, 24\.0 h old; the probe says alive$",
         alert["title"],
     )
