@@ -270,7 +270,7 @@ def look_at_timer(
         what, mend = "active, but without a next run", restart
     elif ours.longest and comes and comes - time.time() > ours.longest:
         # One restart goes on from the last run's time, which may lie in the future, too
-        what = f"its next run is as late as {when(comes)}: was this machine's clock ahead at its start?"
+        what = f"its next run is as late as {when(comes)} (was the clock ahead when this machine started?)"
         mend = f"{restart}; {restart}"
     else:
         what = f"enabled, active, next run {when(comes)}" if comes else "enabled, active"

@@ -91,7 +91,8 @@ def boot(root: Path) -> dict[str, Any]:
     (units / "webkassa-key-net.timer.d").mkdir(exist_ok=True)
     (units / "webkassa-key-net.timer.d/soon.conf").write_text(SOON)
     (units / "timers.target.wants/webkassa-key-net.timer").unlink()  # the story starts it
-    command = ["linux.uml", "root=/dev/root", "rootfstype=hostfs", f"rootflags={root}", "rw", "mem=1G",
+    # In a world of processes of its own: such a kernel, when it panics, kills by number
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "linux.uml", "root=/dev/root", "rootfstype=hostfs", f"rootflags={root}", "rw", "mem=1G",
                "con=null", "con0=null,fd:1", "init=/sbin/init", "systemd.unit=multi-user.target"]  # fmt: skip
     with (root / "console").open("w") as console:
         # A session of its own: a kernel that panics kills its whole group
