@@ -748,4 +748,9 @@ def main(arguments: list[str], server: Server) -> int:
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    sys.exit(main(sys.argv[1:], Server()))
+    code = main(sys.argv[1:], Server())
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads it (install.sh | head): the code is the truth all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
