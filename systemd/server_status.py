@@ -279,6 +279,12 @@ def look_at_timer(
     return Finding(OK, "timer", called(name, what))
 
 
+def say(*words: str, sep: str = " ", file: Any = None) -> None:
+    """Print, whether or not anybody reads it (install.sh | head): the code is the truth."""
+    with contextlib.suppress(OSError):
+        print(*words, sep=sep, file=file, flush=True)
+
+
 def prove_timers(server: Server) -> int:
     """Print when the next run is, and what is wrong with the timers that are enabled."""
     units, worst = show_units(*UNITS), OK
@@ -287,9 +293,9 @@ def prove_timers(server: Server) -> int:
             found = look_at_timer(server, name, units[name], units[timer.service])
             worst = min(worst, found.level, key=WORST_FIRST.index)
             if found.level != OK:
-                print(f"{found.what}\n-> {found.mend}")
+                say(f"{found.what}\n-> {found.mend}")
             elif name == TIMER:
-                print(f"Next run: {found.what.rpartition('next run ')[2]}")
+                say(f"Next run: {found.what.rpartition('next run ')[2]}")
     return EXIT_CODES[worst]
 
 
@@ -704,19 +710,19 @@ def print_screen(report: Report) -> None:
     colour = colours.get(level, "") if sys.stdout.isatty() else ""
     age = "" if report.age is None else f"|age={report.age}s;{AGES}"
     head = f"WEBKASSA {level}"
-    print(f"{colour}{head}{plain if colour else ''} - {report.summary.replace('|', '/')}{age}")
+    say(f"{colour}{head}{plain if colour else ''} - {report.summary.replace('|', '/')}{age}")
     shown = set[str]()
     for found in report.findings:
         what = "\n".join([found.what, *found.details[:SHOWN]])
         more = len(found.details) - SHOWN
         what += f"\nand {more} more: sudo webkassa-key status --json" if more > 0 else ""
         what = what.replace("|", "/").replace("\n", "\n" + 21 * " ")
-        print(f"{found.level:8}  {found.name:9}  {what}")
+        say(f"{found.level:8}  {found.name:9}  {what}")
         if found.mend and found.mend not in shown:  # the same for two faults is to be typed once
-            print(f"{'':21}-> {found.mend}")
+            say(f"{'':21}-> {found.mend}")
         shown.add(found.mend)
     if report.notes:
-        print("Last runs:", *lines_of(report.notes), sep="\n")
+        say("Last runs:", *lines_of(report.notes), sep="\n")
 
 
 def print_json(report: Report) -> None:
@@ -725,18 +731,18 @@ def print_json(report: Report) -> None:
     runs = [note._asdict() for note in report.notes]
     text = {"status": report.worst.level, "message": report.summary, "checks": checks,
             "runs": runs, "key": report.key}  # fmt: skip
-    print(json.dumps(text, indent=2))
+    say(json.dumps(text, indent=2))
 
 
 def main(arguments: list[str], server: Server) -> int:
     """Print what was asked for; return the exit code."""
     if arguments in (["-h"], ["--help"]):
-        print(str(__doc__).rstrip())
+        say(str(__doc__).rstrip())
         return 0
     if arguments == ["--timers"]:
         return prove_timers(server)
     if arguments not in ([], ["--json"]):
-        print(
+        say(
             f"check-status.sh: unknown arguments {' '.join(arguments)}; see --help", file=sys.stderr
         )
         return EXIT_CODES[UNKNOWN]
@@ -749,8 +755,6 @@ if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     code = main(sys.argv[1:], Server())
-    try:
-        sys.stdout.flush()
-    except OSError:  # nobody reads it (install.sh | head): the code is the truth all the same
+    with contextlib.suppress(OSError):  # the interpreter would try again at its end, and fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)

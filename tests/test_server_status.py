@@ -539,3 +539,13 @@ def test_without_any_python_it_is_critical(tmp_path: Path) -> None:
     done = start(path=str(tmp_path))
     assert done.returncode == 2
     assert done.stdout.startswith("WEBKASSA CRITICAL - code: no Python 3.10 or newer starts here")
+
+
+def test_nobody_reads_it_and_its_code_is_the_truth_all_the_same() -> None:
+    """install.sh | head -n 1 failed: its proof of the timers ended with 1."""
+    script = ROOT / "systemd/server_status.py"
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as closed:
+        done = subprocess.run([sys.executable, script, "--help"], stdout=closed)
+    assert done.returncode == 0
