@@ -286,8 +286,8 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
     in hand; else return what `failure` leaves behind."""
     left = logins.current_deadline.left
     over = left <= (logins.pause + LoginState.LAST_TRY if logins.asked else 0)
-    is_busy = isinstance(failure, LockBusy)
-    is_waiting = is_busy or (logins.has_waited and isinstance(failure, StoreUnavailable))
+    busy = failure if isinstance(failure, LockBusy) else None
+    is_waiting = busy or (logins.has_waited and isinstance(failure, StoreUnavailable))
     is_final = isinstance(failure, (WebkassaFailure, NoLoginLeft))
     if is_final or not (logins.asked or is_waiting):
         return give_up(logins, failure)
@@ -298,7 +298,7 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
     if over:  # perhaps the machine has slept: one try more, and with time
         logins.last_try = True
         logins.store_deadline = logins.lock_deadline = Deadline(KeyStore.COMMIT_TIME)
-    if not is_busy:
+    if not busy:
         pause = logins.pause
         if logins.asked:
             logins.pause = min(logins.pause * 2, 2.0)
@@ -306,8 +306,7 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
         log.debug(Message("Not stored yet: {why}", why=why))
     else:  # never growing: pauses that grow starve
         pause = 0.1 if logins.token else KeyStore.LOCK_PAUSE * random.uniform(0.67, 1.33)
-        holder = getattr(failure, "holder", "")
-        what = Message("the lock held by {holder}", holder=holder)
+        what = Message("the lock held by {holder}", holder=busy.holder)
         job.report_wait(what, left)
         if not logins.has_waited:
             service = job.account.service
@@ -1555,7 +1554,6 @@ class ProbeDoubt:
 # ---- What happened, in sentences of our own: the libraries' texts carry URLs, bodies and tokens
 
 NOW = Message("Run again now: `update`")
-THEN_CHECK = Message("Then run: `check`")
 CODES = {  # exit codes: in short, and what to do now
     69: (Message("Webkassa cannot be reached or is failing"), Message("Try again later: `update`")),
     70: (Message("a bug"), Message("Please report it. How the key stands: `status`")),
