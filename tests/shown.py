@@ -288,8 +288,7 @@ def masked(said: str, ports: dict[str, str], known: Any = ()) -> str:
     said = re.sub(r"127\.0\.0\.1:(?!5432)\d+", "127.0.0.1:1331", said)
     said = re.sub(r"(?<=\bport=)\d+", "5432", said)
     # Known ones in the order of their logins, else in the order of their sight
-    found = re.findall(r"\b[0-9a-f]{8}\b", said)
-    order = [*known] or [f for f in dict.fromkeys(found) if not f.isdigit()]
+    order = [*known] or dict.fromkeys(re.findall(r"\b[0-9a-f]{8}\b(?!-)", said))
     for one, shown in zip(order, itertools.cycle(FINGERPRINTS)):
         said = said.replace(one, shown)
     said = re.sub(r"\b0\.\d h old", "0.0 h old", said)  # a slow machine

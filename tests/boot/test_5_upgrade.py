@@ -46,7 +46,7 @@ STEPS = [
     "mv -T \"$HOME_DIR/.next\"",
     "mv -fT \"$SNAPSHOT/$name.new\"",
     "mv -fT \"$COMMAND.new\"",
-    "systemctl restart \"$unit\"",
+    "systemctl start \"$unit\"",
     "systemctl start \"$service\"",
     "rm -f \"$HOME_DIR/previous\"",
     "rm -rf \"$1\"",

@@ -65,10 +65,11 @@ def test_what_the_check_refuses_does_not_count(site: Site, north: Simulator) -> 
     before = base(site)
     wrong = account(site.webkassa) | {"WEBKASSA_LOGIN": webkassa_simulator.LOGIN.upper()}
     said = add(site, "again", **wrong)
-    assert "again.env and main.env have one login" in said
+    for one, other in (("again", "main"), ("main", "again")):
+        assert f"{one}.env: its login is the one of {other}.env, too" in said
     assert "Nothing was changed." in said
     assert "code 78\n" in said
-    assert "sudo webkassa-key check" in said
+    assert "sudo webkassa-key check --account again" in said
     assert 'main" is the account of' in add(site, "main", **account(north))
     assert base(site) == before
     assert "accounts" not in site.run("ls", "-A", CONFIG).stdout
@@ -192,7 +193,7 @@ def test_one_alert_names_the_accounts_that_failed_and_those_alone(
     assert "1 of 2 accounts: north\n" in alert["message"]
     assert "\nnorth: code 77, " in alert["message"]
     assert not re.search(r"main: code", alert["message"])
-    assert "accounts.d" not in alert["message"]  # the command knows it, and does not take it
+    assert "--accounts-dir" not in alert["message"]  # the command knows it, and does not take it
     typed, good = "sudo webkassa-key update --account north", site.webkassa.authorizations
     assert f"then run: {typed}\n" in alert["message"]
     assert site.paste(typed).returncode == 0

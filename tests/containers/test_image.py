@@ -16,8 +16,6 @@ from .engine import IMAGE, Engine
 
 pytestmark = pytest.mark.xdist_group("containers")  # one engine, one worker
 
-LOCK_WAITERS = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-
 
 def stop(salon: Salon) -> float:
     """Stop the container as Docker does; return how many seconds it took."""
@@ -164,8 +162,8 @@ def test_a_stop_while_waiting_for_the_lock_is_obeyed_at_once(salon: Salon) -> No
     salon.webkassa.script.append(hang())
     holder = salon.shop.start("update")
     await_(lambda: salon.webkassa.authorizations)
-    process = salon.start("update")
-    await_(lambda: salon.shop.sql(LOCK_WAITERS))
+    process = salon.start("update", "-v")
+    await_(lambda: salon.shop.has_said(process))
     assert stop(salon) < 5
     result = salon.shop.finish(process)
     holder.kill()
