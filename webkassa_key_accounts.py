@@ -92,8 +92,8 @@ def read_plan(path: Path, base: dict[str, str]) -> Plan:
             raise updater.settings_fault(faults)
         return Plan(updater.read_account(row | base | own, faults), monitor)
     except updater.SettingsFault as fault:
-        facts = {"file": path, "why": fault.message}
-        return Plan(updater.SettingsFault("{file}: {why}", **facts), monitor)
+        what = "{file}: {why}"
+        return Plan(updater.SettingsFault(what, file=path, why=fault.message), monitor)
 
 
 def find_foreign_names(account: str, own: Iterable[str]) -> Iterator[updater.Message]:

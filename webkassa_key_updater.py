@@ -159,10 +159,11 @@ class Message:
 class Failure(Exception):
     """A `message`, the exit `code`, `advice` on what to do now; all values are attributes."""
 
-    code, advice = 70, cast("Message | None", None)
+    code = 70
 
-    def __init__(self, text: str, **values: Any) -> None:
+    def __init__(self, text: str, advice: str = "", **values: Any) -> None:
         self.message = Message(text, **values)
+        self.advice = Message(advice, **values) if advice else None
         super().__init__(str(self.message))
         vars(self).update(values)
 
@@ -800,8 +801,8 @@ def read_token(host: str, answer: Answer) -> tuple[Secret, WebkassaFailure | Non
 def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure | None:
     """Return the failure that an answer to Authorize tells, by its status and codes."""
     codes, status = answer.codes, answer.status
-    facts = {"host": host, "answer": answer.shown, "wait": answer.retry_after,
-             "invalid_token_reply": has_token}  # fmt: skip
+    facts: dict[str, Any] = {"host": host, "answer": answer.shown, "wait": answer.retry_after}
+    facts["invalid_token_reply"] = has_token
     if codes & {BAD_LOGIN, NOT_AUTHORIZED} or (status in (401, 403) and answer.is_vendors):
         what = "{host} answers HTTP {answer}: login refused."
         return WebkassaFailure(what, **facts, code=LOGIN_REFUSED, retry=False)
@@ -1664,10 +1665,8 @@ def age_and_life_unknown(row: KeyRow, verdict: str) -> Failure:
     """Say that --if-needed knows neither the age of the key nor whether it works."""
     if verdict == OFF:
         what = "WEBKASSA_PROBE_URL is off, and the row of the key {key} holds no usable time of change."
-        advice = Message(
-            "Let the probe be on, or give the table a column updated_at. Then run: `check`"
-        )
-        return SettingsFault(what, key=row.key.fingerprint, advice=advice)
+        advice = "Let the probe be on, or give the table a column updated_at. Then run: `check`"
+        return SettingsFault(what, advice, key=row.key.fingerprint)
     what = (
         "Whether the stored key {key} works could not be probed, and its row holds no usable time"
         " of change."
@@ -1678,43 +1677,45 @@ def age_and_life_unknown(row: KeyRow, verdict: str) -> Failure:
 def probe_refuses_every_key(key: Secret, webkassa: Webkassa) -> SettingsFault:
     """Say that a key is stored, but not proven."""
     what = "The stored key {key} is not proven: the probe at {host} refuses every new key."
-    advice = Message(
+    advice = (
         "Set WEBKASSA_PROBE_URL=off, or ask Webkassa why RefUnits refuses it. Then run: `check`"
     )
-    host = host_of(webkassa.probe_url)
-    return SettingsFault(what, key=key.fingerprint, host=host, advice=advice)
+    return SettingsFault(what, advice, key=key.fingerprint, host=host_of(webkassa.probe_url))
 
 
 DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"
-CLOCK = Message("Is the clock of this machine right? Then run: `check`")
-HOST = Message("Is the host in the URL right? Then run: `check`")
-URL_OR_PROXY = Message("Is the URL right, is the proxy? Then run: `check`")
-FIX_IT = Message("Correct it, then run: `check`")
-OTHER_NAME = Message("The certificate of {host} has another name.")
-EMPTY_BUNDLE = Message("{host} cannot be asked: REQUESTS_CA_BUNDLE holds no certificate.")
+CLOCK = "Is the clock of this machine right? Then run: `check`"
+HOST = "Is the host in the URL right? Then run: `check`"
+URL_OR_PROXY = "Is the URL right, is the proxy? Then run: `check`"
+FIX_IT = "Correct it, then run: `check`"
+OTHER_NAME = "The certificate of {host} has another name."
+EMPTY_BUNDLE = "{host} cannot be asked: REQUESTS_CA_BUNDLE holds no certificate."
 NO_ANSWER = (  # what is seen in the error, what it means for the host, what to look at
-    ("verify_code 9", Message("The certificate of {host} is not valid yet."), CLOCK),
-    ("verify_code 10", Message("The certificate of {host} has expired."),
-     Message("Is the clock of this machine right? If so, the host's owner must renew the"
-             " certificate. Then run: `check`")),
+    ("verify_code 9", "The certificate of {host} is not valid yet.", CLOCK),
+    ("verify_code 10", "The certificate of {host} has expired.",
+     "Is the clock of this machine right? If so, the host's owner must renew the certificate."
+     " Then run: `check`"),
     ("verify_code 62", OTHER_NAME, HOST),
     ("verify_code 64", OTHER_NAME, HOST),
-    ("SSLCertVerificationError", Message("The certificate of {host} comes from an unknown issuer."),
-     Message("Does a proxy read along? Then its certificate belongs in REQUESTS_CA_BUNDLE."
-             " Then run: `check`")),
-    ("no proxy", Message("{host} cannot be reached through the proxy."), None),
-    ("gaierror", Message("{host} has a name that cannot be resolved."), None),
-    ("NewConnectionError",
-     Message("{host} refuses the connection, or there is no network."), None),
-    ("ConnectTimeoutError", Message("{host} accepts no connection."), None),
-    ("InvalidURL", Message("{host} cannot be asked: the URL of the proxy is wrong."), FIX_IT),
-    ("InvalidSchema", Message("{host} cannot be asked: SOCKS proxies do not serve."), FIX_IT),
-    ("reason WRONG_SIGNATURE_TYPE", Message("{host} needs weak TLS."),
-     Message("Set WEBKASSA_AUTH_URL={url} Then run: `check`", url=DEFAULT_AUTH_URL)),
-    ("reason WRONG_VERSION_NUMBER", Message("{host} speaks no TLS there."), URL_OR_PROXY),
-    ("reason UNSUPPORTED_PROTOCOL", Message("{host} speaks an old TLS only."), URL_OR_PROXY),
+    ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer.",
+     "Does a proxy read along? Then its certificate belongs in REQUESTS_CA_BUNDLE."
+     " Then run: `check`"),
+    ("no proxy", "{host} cannot be reached through the proxy.", ""),
+    ("gaierror", "{host} has a name that cannot be resolved.", ""),
+    ("NewConnectionError", "{host} refuses the connection, or there is no network.", ""),
+    ("ConnectTimeoutError", "{host} accepts no connection.", ""),
+    ("InvalidURL", "{host} cannot be asked: the URL of the proxy is wrong.", FIX_IT),
+    ("InvalidSchema", "{host} cannot be asked: SOCKS proxies do not serve.", FIX_IT),
+    ("reason WRONG_SIGNATURE_TYPE", "{host} needs weak TLS.",
+     "Set WEBKASSA_AUTH_URL={default} Then run: `check`"),
+    ("reason WRONG_VERSION_NUMBER", "{host} speaks no TLS there.", URL_OR_PROXY),
+    ("reason UNSUPPORTED_PROTOCOL", "{host} speaks an old TLS only.", URL_OR_PROXY),
     ("reason NO_CERTIFICATE_OR_CRL_FOUND", EMPTY_BUNDLE, FIX_IT),
     ("bare OSError", EMPTY_BUNDLE, FIX_IT),
+    ("TimeoutError", "{host} does not answer in time.", ""),
+    ("Timeout", "{host} does not answer in time.", ""),
+    ("SSLError", "{host} and this machine do not agree on TLS.", ""),
+    ("BaseException", "{host} broke the connection off.", ""),
 )  # fmt: skip
 
 
@@ -1722,15 +1723,11 @@ def no_answer(host: str, error: Exception, was_sent: bool) -> Failure:
     """Say why there is no answer to a request, of which at least a part `was_sent`, or nothing."""
     if isinstance(error, Failure):  # there is no thread for it
         return error
-    signs, facts = error_signs(error), {"host": host, "may_have_logged_in": was_sent}
-    for sign, what, advice in NO_ANSWER:
-        if sign in signs:
-            return WebkassaFailure(what.text, advice=advice, **facts)
-    if signs & {"TimeoutError", "Timeout"}:
-        return WebkassaFailure("{host} does not answer in time.", **facts)
-    if "SSLError" in signs:
-        return WebkassaFailure("{host} and this machine do not agree on TLS.", **facts)
-    return WebkassaFailure("{host} broke the connection off.", **facts)
+    signs = error_signs(error)
+    what, advice = next(words for sign, *words in NO_ANSWER if sign in signs)
+    return WebkassaFailure(
+        what, advice, host=host, may_have_logged_in=was_sent, default=DEFAULT_AUTH_URL
+    )
 
 
 def error_signs(error: BaseException | None) -> set[str]:
@@ -1771,15 +1768,16 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
             " database, TLS, no free place."
         )
     psql = "psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown))
-    advice = Message("To see why: {psql}\nThen run: `check`", psql=psql)
+    advice = "To see why: {psql}\nThen run: `check`"
     if not account.database:  # libpq's defaults may be meant, but seldom are
-        advice = Message(
+        advice = (
             "No database setting is set: is the # still before POSTGRES_HOST and the others?"
             "\nThen run: `check`"
         )
-    facts: dict[str, Any] = {"where": where or "at the default address", "port_is_open": is_open}
-    facts["is_rejected"] = is_open and not isinstance(error, TimeoutError)
-    return StoreUnavailable(what, **facts, advice=advice)
+    return StoreUnavailable(
+        what, advice, where=where or "at the default address", psql=psql, port_is_open=is_open,
+        is_rejected=is_open and not isinstance(error, TimeoutError),
+    )  # fmt: skip
 
 
 def port_open(at: str | tuple[str, int]) -> bool:
@@ -1801,27 +1799,23 @@ def database_failure(error: Exception, table: Table, account: Account) -> Failur
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
     if state == "55P03":
         return LockBusy("The lock, the row or the table is held by somebody.")
+    what, advice = {
+        "0A000": ("it is a view that cannot be locked? Set API_KEYS_TABLE to the table behind", ""),
+        "22001": ("a column is too short: {kinds}", ""),
+        READ_BACK_FAILED: ("a trigger or row-level security drops or changes the new key", ""),
+        "22P05": ("its encoding lacks characters of {service!r}", ""),
+        "25006": ("it is read-only for now, a standby or in a failover", ""),
+        "42501": ("a right is missing", "{grants}"),
+        "53100": ("its disk is full", "Make room on the disk of PostgreSQL, then run: `check`"),
+        "53300": ("it has no free connection", ""),
+    }.get(state, ("", ""))  # fmt: skip
     kinds = ", ".join(f"{n} is {table.columns.get(n, '?')[0]}" for n in ("service_name", "api_key"))
-    why, advice = {
-        "0A000": (Message("it is a view that cannot be locked? Set API_KEYS_TABLE to the table"
-                          " behind"), None),
-        "22001": (Message("a column is too short: {kinds}", kinds=kinds), None),
-        READ_BACK_FAILED:
-            (Message("a trigger or row-level security drops or changes the new key"), None),
-        "22P05": (Message("its encoding lacks characters of {service!r}", service=account.service),
-                  None),
-        "25006": (Message("it is read-only for now, a standby or in a failover"), None),
-        "42501": (Message("a right is missing"), describe_grants(table)),
-        "53100": (Message("its disk is full"),
-                  Message("Make room on the disk of PostgreSQL, then run: `check`")),
-        "53300": (Message("it has no free connection"), None),
-    }.get(state, (None, None))  # fmt: skip
-    shown = shown_error(error, state, table)
-    what = "{why} ({error})" if why else "{error}"
-    why = Message(what, why=why, error=shown)
+    facts = {"kinds": kinds, "service": account.service, "error": shown_error(error, state, table)}
+    why = Message("{what} ({error})" if what else "{error}", what=Message(what, **facts), **facts)
     if PASSING.match(state):
-        return StoreUnavailable("PostgreSQL cannot serve now: {why}.", why=why, advice=advice)
-    return WriteRefused("PostgreSQL refuses the write: {why}.", why=why, advice=advice)
+        return StoreUnavailable("PostgreSQL cannot serve now: {why}.", advice, why=why)
+    grants = describe_grants(table)
+    return WriteRefused("PostgreSQL refuses the write: {why}.", advice, why=why, grants=grants)
 
 
 def shown_error(error: Any, state: str, table: Table) -> str:
@@ -1861,8 +1855,7 @@ def table_fault(table: Table) -> WriteRefused | None:
     if table.found is False:
         what = "The table is not found by its name, but {table} is there."
         advice = "Set API_KEYS_TABLE={table}, or to a new one. If it may not be read: {grants}"
-        facts = {"table": table.short, "grants": describe_grants(table)}
-        return WriteRefused(what, **facts, advice=Message(advice, **facts))
+        return WriteRefused(what, advice, table=table.short, grants=describe_grants(table))
     missing = [name for name in ("service_name", "api_key") if name not in table.columns]
     if missing:
         what = "The table {table} has no column {column}."
@@ -1878,12 +1871,11 @@ def row_fault(table: Table, service: str, count: int, similar: str) -> WriteRefu
     """Say why the rows of a table cannot serve: `count` of the service, or none but a `similar`."""
     if count:
         what = "{table} has {count} rows of this service."
-        advice = Message("Delete all but one of them, then run: `check`")
-        return WriteRefused(what, table=table.shown, count=count, advice=advice)
+        advice = "Delete all but one of them, then run: `check`"
+        return WriteRefused(what, advice, table=table.shown, count=count)
     what = "{table} has no row {service!r}, but {similar!r}."
-    advice = Message("Set WEBKASSA_SERVICE_NAME to the row that consumers read. Then run: `check`")
-    facts = {"table": table.shown, "service": service, "similar": similar}
-    return WriteRefused(what, **facts, advice=advice)
+    advice = "Set WEBKASSA_SERVICE_NAME to the row that consumers read. Then run: `check`"
+    return WriteRefused(what, advice, table=table.shown, service=service, similar=similar)
 
 
 # ---- Settings: the environment, then the file; every fault at once, by its name
