@@ -269,6 +269,7 @@ class Places:
     PAUSE, LEAVING = 0.1, 5.0  # seconds between two tries; that a server may take to free a place
 
     def __init__(self, accounts: list[tuple[str, Plan]]) -> None:
+        self.connector = updater.Connector()
         self.states = mmap.mmap(-1, len(accounts) + 1)
         self.numbers = {name: number for number, (name, _) in enumerate(accounts)}
         self.servers = [server_of(plan.account) for _, plan in accounts]
@@ -308,7 +309,7 @@ class Places:
                 raise rejection
             if not rejection or (full.left and self.WAITING not in self.others(me, me)):
                 try:
-                    return updater.connect(account, deadline)
+                    return self.connector(account, deadline)
                 except updater.StoreUnavailable as failure:
                     if not failure.is_rejected:
                         raise
@@ -327,9 +328,7 @@ def longest_run(plan: Plan) -> float:
     spare = 60.0
     if isinstance(plan.account, updater.SettingsFault):
         return spare
-    return (
-        2 * (plan.account.deadline + updater.LoginState.STORING_TIME + updater.PROBE_TIME) + spare
-    )
+    return 2 * updater.LoginState.longest_hold(plan.account) + spare
 
 
 # ---- Command line: nothing above touches the environment or the terminal

@@ -47,8 +47,10 @@ import http.client
 import importlib.util
 import io
 import ipaddress
+import itertools
 import json
 import logging
+import math
 import os
 import queue
 import random
@@ -207,11 +209,19 @@ class Deadline:
 class KeyRow(NamedTuple):
     """The row of a service: its key, and its age by the database's clock."""
 
+    clock: float = 0.0  # the database's, in seconds, less this machine's monotonic one
     exists: bool = False
     key: Secret = NO_KEY
     age: float | None = None  # seconds; None: not known
+    age_from: str = "row"  # or "note": see `KeyAge`
+    row_age: float | None = None  # what its columns say
     changed: str | None = None  # UTC
     beside: str = ""  # where the row is missing: the name of another
+
+    @property
+    def now(self) -> float:
+        """The database's time, in seconds."""
+        return self.clock + time.monotonic()
 
 
 # ---- Update, the protocol: its order is the product
@@ -231,7 +241,11 @@ def update(job: Job) -> Outcome:
                 done = attempt(job, logins, shield)  # steps 2 to 6 on one connection
             except Exception as failure:  # not even a bug of ours may cost the token
                 done = retry_or_give_up(job, logins, failure)  # 7. Again
-        return done
+    if done.renewed:
+        logins.key_age.note_renewal(logins.row, logins.is_early)
+        if not logins.ended_by:
+            logins.refusals.forget()
+    return done
 
 
 def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outcome | None:
@@ -242,7 +256,8 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
         # 2. Lock, then look: all that is decided is decided on the row as it is under the lock
         create_missing_table(store)
         logins.note_first_look(store.read_row())
-        row = logins.row = store.lock_row()
+        row = logins.row = logins.key_age.correct(store.lock_row())
+        logins.key_age.note_first_sight(row)
         logins.webkassa.is_doubted = logins.probe_doubt.is_valid(row)
         reason = reason_to_stop(job, logins, row, store.table)
         if reason and store.in_transaction():
@@ -266,7 +281,6 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
 
         # 6. Store: write, deferred checks, read-back, NOTIFY and COMMIT in one message
         store_token(logins, store, row, logins.store_deadline)
-    logins.refusals.forget()
     if superseded_by_late_login(logins):
         return None
     return describe_stored(job, logins, store.table)
@@ -280,6 +294,7 @@ def store_token(logins: LoginState, store: KeyStore, row: KeyRow, deadline: Dead
     logins.store_attempts += 1
     notify = logins.store_attempts == 1  # a full queue of NOTIFY shows at the commit alone
     store.store(row, logins.token, deadline, notify)
+    logins.row, logins.renewed = row._replace(key=logins.token), True
 
 
 def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcome | None:
@@ -331,8 +346,8 @@ class Outcome(NamedTuple):
 
 class Job(NamedTuple):
     """What is asked for. `mode`: ALWAYS, IF_NEEDED, or the fingerprint of a key that a consumer was
-    told is dead; `report_wait(what, seconds)` hears of every wait; `connect` of this
-    module, or one that waits for a free place."""
+    told is dead; `report_wait(what, seconds)` hears of every wait; `connect` is a Connector, or waits
+    for a free place as well."""
 
     account: Account
     mode: str
@@ -385,8 +400,8 @@ class LoginState:
         self.account = account
         self.webkassa = Webkassa(account)
         self.refusals, self.probe_doubt = Refusals(account), ProbeDoubt(account)
-        longest = account.deadline + self.STORING_TIME + PROBE_TIME
-        self.lock_deadline = Deadline(longest)  # a healthy holder of the lock takes no longer
+        self.key_age, self.started = KeyAge(account), time.time()
+        self.lock_deadline = Deadline(self.longest_hold(account))
         self.asked, self.login_deadline = False, Deadline(0)  # for all that is asked of Webkassa
         self.store_deadline = Deadline(0)
         self.row = KeyRow()  # under the lock
@@ -402,8 +417,16 @@ class LoginState:
         self.odd_reply = cast("Message | None", None)  # what stood beside the token
         self.against_probe = False  # it is to be stored all the same
         self.store_attempts, self.pause, self.last_try = 0, 0.25, False
+        self.renewed = False  # the key in the row is one of ours
+        self.is_early = False  # a key younger than a minute is replaced, for it is dead
         self.ended_by = cast("Failure | None", None)  # what ended the logins with a token in hand
         self.has_waited = False  # for a lock that somebody else held
+
+    @classmethod
+    def longest_hold(cls, account: Account) -> float:
+        """Return seconds for which a healthy run may hold the lock: a token that came at the end is
+        probed four times, 7 s apart in all, and then stored."""
+        return account.deadline + 4 * PROBE_TIME + 7 + cls.STORING_TIME
 
     @property
     def current_deadline(self) -> Deadline:
@@ -413,8 +436,9 @@ class LoginState:
         return self.login_deadline if self.asked else self.lock_deadline
 
     def probe(self, key: Secret) -> str:
-        """Return the probe's verdict on a key; if it calls one alive, believe it from now on."""
-        verdict = self.webkassa.probe(key)
+        """Return the probe's verdict on a key; if it calls one alive, believe it from now on. Before
+        a login there is more time: consumers hold no key that a login of ours has killed."""
+        verdict = self.webkassa.probe(key, PROBE_TIME if self.asked else 2 * PROBE_TIME)
         if verdict == ALIVE and self.webkassa.is_doubted:
             self.webkassa.is_doubted = False
             self.probe_doubt.forget()
@@ -442,10 +466,6 @@ class LoginState:
         self.login_outcome_unknown |= failure.may_have_logged_in
         self.invalid_token_replies += failure.invalid_token_reply
 
-    def note_stored(self) -> None:
-        """The token is in the row; nothing is in hand any more."""
-        self.row, self.token = self.row._replace(key=self.token), NO_KEY
-
 
 def superseded_by_late_login(logins: LoginState) -> bool:
     """Say whether a login of ours that got no answer has killed the key that is stored now; raise
@@ -457,7 +477,7 @@ def superseded_by_late_login(logins: LoginState) -> bool:
         verdict = DOUBTED
     if verdict == ALIVE:
         return False
-    logins.note_stored()
+    logins.token = NO_KEY
     if verdict != DEAD:
         what = "Stored the new key {key}, but a login before it got no answer and may end it."
         raise WebkassaFailure(what, key=logins.row.key.fingerprint)
@@ -479,7 +499,8 @@ def give_up(logins: LoginState, error: Exception) -> Outcome:
         if verdict != ALIVE and logins.token and before and key == before.key:
             verdict = DEAD  # our login has killed it
     lost = NO_KEY if verdict == ALIVE else logins.token
-    return describe_failure(failure, key, verdict, lost, logins.asked)
+    outcome = describe_failure(failure, key, verdict, lost, logins.asked)
+    return outcome._replace(renewed=logins.renewed)
 
 
 def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> Outcome | None:
@@ -493,24 +514,42 @@ def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> O
     if changed and probe(key) == ALIVE:
         what = "Nothing to do: another updater has just stored the key {key}."
         return Outcome(0, Message(what, key=key.fingerprint), key)
-    if job.mode == ALWAYS:
-        return None
     reason = None
-    if job.mode == IF_NEEDED or not key:
+    if job.mode == IF_NEEDED or (job.mode != ALWAYS and not key):
         reason = reason_if_fresh(job.account, row, logins)
-    elif key.fingerprint != job.mode:
-        what = "Nothing to do: the key {asked} is no longer stored, but {key}."
-        reason = Message(what, asked=job.mode, key=describe_key(row))
-    elif row.age is not None and row.age < YOUNG:
-        what = "Nothing to do: the key {key} is younger than a minute."
-        reason = Message(what, key=key.fingerprint)
+    elif job.mode != ALWAYS:
+        reason = reason_if_not_this_key(job.mode, row, logins)
     if reason:
         return Outcome(0, reason, key)
-    logins.refusals.check(row)
+    waiting_since = logins.started if logins.has_waited else math.inf
+    if refusal := logins.refusals.find(row, waiting_since, job.mode == ALWAYS):
+        raise refusal
     return None
 
 
-YOUNG = 60.0  # seconds for which --if-key leaves a key alone
+def reason_if_not_this_key(asked: str, row: KeyRow, logins: LoginState) -> Message | None:
+    """Return a sentence if another key than the one that is `asked` for is stored, or if it is
+    younger than a minute and alive, else None: a consumer who was told that it is dead knows more
+    than a probe."""
+    if row.key.fingerprint != asked:
+        what = "Nothing to do: the key {asked} is no longer stored, but {key}."
+        return Message(what, asked=asked, key=describe_key(row))
+    if row.age is None or row.age >= YOUNG:
+        return None
+    verdict = probe_stored_key(logins, row)
+    logins.is_early = verdict == DEAD
+    if logins.is_early and not logins.key_age.was_early():
+        return None
+    if verdict != ALIVE:
+        what = "The key {key} is younger than a minute, and the probe says {verdict}."
+        advice = "Ask again in a minute."
+        raise StoreUnavailable(what, advice, key=row.key.fingerprint, verdict=verdict)
+    what = "Nothing to do: the key {key} is younger than a minute, and the probe says alive."
+    return Message(what, key=row.key.fingerprint)
+
+
+YOUNG = 60.0  # seconds for which a probe is asked before --if-key ends a key
+FULL_LIFE = 20 * 3600.0  # seconds; Webkassa promises about a day
 
 
 def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Message | None:
@@ -522,7 +561,7 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
         return None
     verdict = probe_stored_key(logins, row)
     if verdict == DEAD:
-        if row.age is not None and row.age < 3600 and not logins.probe_doubt.can_remember():
+        if row.age is not None and row.age < 3600 and not logins.probe_doubt.can_remember(row):
             what = "The probe calls the young key {key} dead, and no note of it can be kept."
             raise WebkassaFailure(what, key=row.key.fingerprint)
         return None
@@ -541,6 +580,9 @@ def probe_stored_key(logins: LoginState, row: KeyRow) -> str:
     if verdict == DEAD and row.age is not None and row.age < YOUNG:
         sleep_or_signal(1.0, ignore_signals=True)
         verdict = logins.probe(row.key)
+    if verdict == DEAD and row.age_from == "note" and (row.age or 0) < FULL_LIFE:
+        what = "{service}: the key {key} is dead already. Does somebody else use this login?"
+        log.warning(Message(what, service=logins.account.service, key=describe_key(row)))
     return verdict
 
 
@@ -576,14 +618,13 @@ def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -
             return log_in(job, logins, store, row)
         except WebkassaFailure as refusal:
             failure = refusal
-    if failure.code == LOGIN_REFUSED:
-        logins.refusals.remember(row)
+    if failure.code in (LOGIN_REFUSED, NONSENSE):
+        logins.refusals.remember(row, failure.code)
     if logins.token and is_worse(logins, row):
         logins.against_probe = logins.probe(logins.token) == DEAD
         logins.ended_by = failure  # step 7 goes on for the token in hand; then this is raised
         store_token(logins, store, row, Deadline(KeyStore.COMMIT_TIME))
-        logins.login_outcome_unknown = True
-        logins.note_stored()
+        logins.token, logins.login_outcome_unknown = NO_KEY, True
     raise failure
 
 
@@ -746,8 +787,8 @@ class Webkassa:
             return False
         return True
 
-    def probe(self, key: Secret) -> str:
-        """Ask a read-only directory with `key`, once, for 5 s at most; return a verdict.
+    def probe(self, key: Secret, seconds: float) -> str:
+        """Ask a read-only directory with `key`, once, for some seconds at most; return a verdict.
 
         Only codes 2 and 3 condemn a key. That the directory refuses a dead key is not verified, so
         ALIVE is weaker than DEAD. It never raises: a token in hand must still be stored.
@@ -756,7 +797,7 @@ class Webkassa:
             return OFF
         body = {"Token": key.value}
         try:
-            answer = self.post(self.probe_url, body, Deadline(PROBE_TIME), PROBE_LIMIT)
+            answer = self.post(self.probe_url, body, Deadline(seconds), PROBE_LIMIT)
         except Exception as error:
             log.debug(Message("Probe: {why}", why=as_failure(error).message))
             return UNCLEAR
@@ -861,7 +902,7 @@ def fetch_answer(
     asked through a proxy: what goes there may be in clear."""
     is_local = is_loopback(urlsplit(request.url).hostname or "")
     proxies = {} if is_local else requests.utils.get_environ_proxies(request.url)
-    connect, read = min(CONNECT_TIME, end.left), end.left + 1
+    connect, read = min(CONNECT_TIME, max(end.left / 5, 2.0)), end.left + 1  # for each address
     with session.send(
         session.prepare_request(request), stream=True, allow_redirects=False,
         proxies=proxies, verify=session.verify, timeout=(connect, read),
@@ -1107,6 +1148,7 @@ SELECT_ROW = """
     FROM (SELECT api_key, coalesce({times}) AS changed FROM {table}
           WHERE service_name = %(service)s {lock}) AS r
 """
+OTHER_TABLE = "SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
 OTHER_ROWS = """
     SELECT service_name::text, lower(btrim(service_name)) = lower(btrim(%(service)s))
     FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
@@ -1178,13 +1220,15 @@ class KeyStore:
         statements: str,
         values: Mapping[str, Any] | None = None,
         deadline: Deadline | None = None,
+        table: sql.Identifier | None = None,
     ) -> tuple[list[Any], str]:
         """Run statements in one message; return the rows and the command tag of the last."""
         deadline = self.connection.deadline = deadline or self.deadline.within(self.STATEMENT_TIME)
         # The server is to give up, and to say why, shortly before we do
         limit = max(int(deadline.left * 1000) - 500, 1)
         bounds = {"service": self.account.service, "oid": self.table.oid, "limit": limit}
-        query = sql.SQL(statements).format(table=self.table.identifier)
+        table = table or identify(self.table.schema, self.table.name)
+        query = sql.SQL(statements).format(table=table)
         try:
             with self.connection.cursor() as cursor:
                 cursor.execute(query, {**bounds, **(values or {})})
@@ -1199,8 +1243,8 @@ class KeyStore:
 
     def find_table(self, before: str = "") -> None:
         values = {"schema": self.account.schema or None, "name": self.account.table}
-        ((*found,),), _ = self.run(before + FIND_TABLE, values)
-        self.table = Table(*found)
+        ((clock, *found),), _ = self.run(before + FIND_TABLE, values)
+        self.table, self.clock = Table(*found), clock - time.monotonic()
 
     def read_row(self) -> KeyRow:
         """Return the row as it is now."""
@@ -1219,10 +1263,26 @@ class KeyStore:
         self.take_lock(f"{self.table.short}:{self.account.service}")
         row = self.select_row("FOR NO KEY UPDATE")
         others = [] if row.exists else other_rows(self)[:1]
-        for name, is_similar in others:
-            if is_similar:
-                raise row_fault(self.table, self.account.service, 0, name)
+        similar = next((name for name, is_similar in others if is_similar), "")
+        is_hidden = not row.exists and self.select_row("").exists
+        elsewhere = "" if self.account.schema else self.find_row_elsewhere(row)
+        if fault := row_fault(self.table, self.account.service, is_hidden, similar, elsewhere):
+            raise fault
         return row._replace(beside="".join(name for name, _ in others))
+
+    def find_row_elsewhere(self, row: KeyRow) -> str:
+        """Return another table of this name that consumers may read instead: one of the search path
+        that has such a row, too, or any that has one while ours has none. It waits for no lock."""
+        for schema, is_on_path in self.table.others:
+            look = "SAVEPOINT look; SET LOCAL lock_timeout = 1;" + OTHER_TABLE
+            try:
+                ((has_row,),), _ = self.run(look, table=identify(schema, self.table.name))
+            except Failure:
+                self.run("ROLLBACK TO SAVEPOINT look")
+                continue
+            if has_row and (is_on_path or not row.exists):
+                return f"{schema}.{self.table.name}"
+        return ""
 
     def take_lock(self, name: str) -> None:
         """Take an advisory lock until the transaction ends; raise LockBusy."""
@@ -1233,7 +1293,8 @@ class KeyStore:
             raise self.busy(number)
 
     def select_row(self, row_lock: str) -> KeyRow:
-        times = [f"{name}::timestamptz" for name in (*self.table.times, "NULL")]
+        clocked = [name for name in self.table.times if self.table.columns[name][0] != "date"]
+        times = [f"{name}::timestamptz" for name in (*clocked, "NULL")]
         select = SELECT_ROW.replace("{times}", ", ".join(times)).replace("{lock}", row_lock)
         try:
             limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
@@ -1243,12 +1304,16 @@ class KeyStore:
                 self.run("ROLLBACK")
             raise self.busy(0) from None
         if len(rows) > 1:
-            raise row_fault(self.table, self.account.service, len(rows), "")
-        if not rows:
-            return KeyRow()
-        key, changed, age = rows[0]
-        known = age if age is not None and age > -CLOCK_SLACK else None
-        return KeyRow(True, Secret(key or ""), known, changed)
+            what = "{table} has {count} rows of this service."
+            advice = "Delete all but one of them, then run: `check`"
+            raise WriteRefused(what, advice, table=self.table.shown, count=len(rows))
+        row = KeyRow(self.clock)
+        for key, changed, age in rows:
+            known = age if age is not None and age > -CLOCK_SLACK else None
+            row = row._replace(
+                exists=True, key=Secret(key or ""), age=known, row_age=age, changed=changed
+            )
+        return row
 
     def busy(self, number: int) -> LockBusy:
         """Return a failure that names who holds the advisory lock of this number, or the table."""
@@ -1340,23 +1405,42 @@ def wait_for_server(connection: Connection) -> None:
             raise TimeoutError
 
 
-def connect(account: Account, deadline: Deadline) -> Connection:
-    """Try hosts and their addresses one by one, for 5 s each: with a wait callback, libpq would
-    wait for the first of them only. Raise StoreUnavailable."""
-    psycopg2.extensions.set_wait_callback(wait_for_server)
-    parameters = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
-    for name, value in account.database.items():
-        if name not in ADDRESS:
-            parameters[name] = value.value if isinstance(value, Secret) else value
-    failures = []
-    for target in connect_targets(account.database, deadline):
-        end = deadline.within(CONNECT_TIME)
-        try:
-            dsn = psycopg2.extensions.make_dsn(**parameters | target)
-            return cast(Connection, run_with_deadline(end, None, Connection, dsn, end))
-        except (psycopg2.Error, UnicodeError, OSError) as error:
-            failures.append(connect_failure(account, target, error))
-    raise next((f for f in failures if f.port_is_open), failures[-1])
+class Connector:
+    """Connects to PostgreSQL. `known`: the address that let us in last, which is tried first: after
+    a login its name may be resolved no more."""
+
+    LONG_TIME = 20.0  # seconds, for a server that listens, but lets nobody in for now
+
+    def __init__(self) -> None:
+        self.known: list[dict[str, str]] = []
+
+    def __call__(self, account: Account, deadline: Deadline) -> Connection:
+        """Try hosts and their addresses one by one, for 5 s each: with a wait callback, libpq would
+        wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
+        psycopg2.extensions.set_wait_callback(wait_for_server)
+        parameters = {
+            "client_encoding": "UTF8",
+            "fallback_application_name": "webkassa_key_updater",
+        }
+        for name, value in account.database.items():
+            if name not in ADDRESS:
+                parameters[name] = value.value if isinstance(value, Secret) else value
+        failures, slow = list[StoreUnavailable](), list[dict[str, str]]()
+        targets = connect_targets(account.database, deadline)
+        for target in itertools.chain(self.known, targets, slow):
+            short = min(CONNECT_TIME, deadline.left / 2)
+            end = deadline.within(self.LONG_TIME if target in slow else short)
+            try:
+                dsn = psycopg2.extensions.make_dsn(**parameters | target)
+                connection = run_with_deadline(end, None, Connection, dsn, end)
+                self.known = [target]
+                return cast(Connection, connection)
+            except (psycopg2.Error, UnicodeError, OSError) as error:
+                failures.append(connect_failure(account, target, error))
+                is_slow = failures[-1].port_is_open and isinstance(error, TimeoutError)
+                if is_slow and target not in slow:
+                    slow.append(target)
+        raise next((f for f in failures if f.port_is_open), failures[-1])
 
 
 ADDRESS = ("host", "hostaddr", "port")
@@ -1371,7 +1455,7 @@ def connect_targets(database: Mapping[str, Any], deadline: Deadline) -> Iterator
         target = {name: value for name, value in zip(ADDRESS, values, strict=True) if value}
         found, host = [], target.get("host", "/")
         if "hostaddr" not in target and not host.startswith(("/", "@")) and not parse_address(host):
-            end, lookup = deadline.within(CONNECT_TIME), socket.getaddrinfo
+            end, lookup = Deadline(min(CONNECT_TIME, deadline.left / 2)), socket.getaddrinfo
             with contextlib.suppress(OSError):
                 found = run_with_deadline(end, None, lookup, host, 0, 0, socket.SOCK_STREAM)
         yield from [target | {"hostaddr": str(info[4][0])} for info in found] or [target]
@@ -1388,9 +1472,14 @@ PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
 
 FIND_TABLE = """
-    SELECT current_database()::text, current_user::text, oid, coalesce(nspname, %(schema)s,
-           current_schema(), 'public')::text, coalesce(relname, %(name)s)::text, found,
-           coalesce(columns, '{{}}'), coalesce(constraints, '[]')
+    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text,
+           current_user::text, oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text,
+           coalesce(relname, %(name)s)::text, found, coalesce(columns, '{{}}'),
+           coalesce(constraints, '[]'), (
+        SELECT coalesce(json_agg(json_build_array(nspname, nspname = ANY(current_schemas(false)))), '[]')
+        FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+        WHERE relkind IN ('r', 'p', 'v') AND relname = t.relname AND c.oid <> t.oid
+          AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT'))
     FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
                    THEN pg_table_is_visible(c.oid) ELSE nspname = %(schema)s END AS found,
@@ -1400,10 +1489,9 @@ FIND_TABLE = """
                 WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS columns,
                (SELECT json_agg(conname) FROM pg_constraint WHERE conrelid = c.oid) AS constraints
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-        WHERE relkind IN ('r', 'p', 'v', 'f') AND nspname !~ '^(pg_|information_schema$)'
-          AND lower(relname) = lower(%(name)s)
+        WHERE nspname !~ '^(pg_|information_schema$)' AND lower(relname) = lower(%(name)s)
           AND (%(schema)s IS NULL OR lower(nspname) = lower(%(schema)s))
-        ORDER BY found DESC LIMIT 1) AS t ON true
+        ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true
 """
 LOCK_HOLDER = """
     SELECT coalesce(string_agg(format('process %%s (%%s, %%s) since %%s UTC', pid, usename,
@@ -1427,6 +1515,7 @@ class Table(NamedTuple):
     found: bool | None
     columns: dict[str, list[str]]  # the type of each, and the category of that
     constraints: list[str]
+    others: list[tuple[str, bool]]  # of that name: schema, and whether it is on the search path
 
     @property
     def shown(self) -> str:
@@ -1437,42 +1526,46 @@ class Table(NamedTuple):
         return f"{self.schema}.{self.name}"
 
     @property
-    def identifier(self) -> sql.Identifier:
-        """Its quoted name, for `KeyStore.run`, where a % would start a placeholder."""
-        return sql.Identifier(self.schema.replace("%", "%%"), self.name.replace("%", "%%"))
-
-    @property
     def times(self) -> list[str]:
         """Its columns for the time of a change; an update sets the first."""
         return [n for n in ("updated_at", "created_at") if self.columns.get(n, "  ")[1] == "D"]
 
 
-NO_TABLE = Table("", "", None, "", "", None, {}, [])
+NO_TABLE = Table("", "", None, "", "", None, {}, [], [])
+
+
+def identify(schema: str, name: str) -> sql.Identifier:
+    """Return a quoted name, for `KeyStore.run`, where a % would start a placeholder."""
+    return sql.Identifier(schema.replace("%", "%%"), name.replace("%", "%%"))
 
 
 # ---- Memory between runs: notes in the state folder, read and written under the lock
 
 
 class Note:
-    """A small JSON file in the state folder, about what `parts` name. Each access has a second: a
-    folder that cannot be read or written, or does not answer, holds no notes."""
+    """A small JSON file in the state folder, about the row of an account, or about `parts`. Each
+    access has a second: a folder that cannot be read or written, or does not answer, holds none."""
 
-    def __init__(self, account: Account, kind: str, *parts: object) -> None:
-        name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    def __init__(self, account: Account, kind: str, *parts: str) -> None:
+        place = sorted((name, str(value)) for name, value in account.database.items())
+        about = parts or (account.service, account.schema, account.table, place)
+        name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         self.file = Path(account.state_folder) / f"{kind}-{name}.json"
 
-    def read(self) -> dict[str, Any]:
+    def read(self, life: float) -> dict[str, Any]:
+        """Return its facts, none if it is older than `life` seconds."""
         with contextlib.suppress(Exception):
             note = json.loads(run_with_deadline(Deadline(1), None, self.file.read_text))
-            if 0 <= time.time() - note["time"] < note["life"]:
+            if 0 <= time.time() - note["time"] < life:
                 return dict(note)
         return {}
 
-    def write(self, life: float, **facts: str) -> bool:
-        """`life`: for how many seconds it counts. Say whether it was written."""
-        text = json.dumps({**facts, "time": time.time(), "life": life})
+    def write(self, **facts: object) -> bool:
+        """Say whether it was written."""
         with contextlib.suppress(Exception):
-            run_with_deadline(Deadline(1), None, self.write_text, text)
+            run_with_deadline(
+                Deadline(1), None, self.write_text, json.dumps({"time": time.time()} | facts)
+            )
             return True
         return False
 
@@ -1486,16 +1579,49 @@ class Note:
             run_with_deadline(Deadline(1), None, self.file.unlink)
 
 
+class KeyAge:
+    """The age of the key, which is not the row's: applications touch their rows. Noted by the
+    database's clock when we stored a key, or first saw one."""
+
+    def __init__(self, account: Account) -> None:
+        self.note, self.max_age = Note(account, "key"), account.max_age
+        self.renewed = self.note.file.with_name(self.note.file.stem.replace("key", "renewed"))
+
+    def correct(self, row: KeyRow) -> KeyRow:
+        """Return the row with the age of its key, as far as it was noted."""
+        note = self.note.read(math.inf)
+        age = row.now - note.get("moment", math.inf)
+        if age < 0 or note.get("key") != row.key.fingerprint:
+            return row
+        if note.get("stored"):
+            return row._replace(age=age, age_from="note")
+        if age > (self.max_age if row.age is None else row.age):  # at least that old
+            return row._replace(age=age, age_from="note")
+        return row
+
+    def was_early(self) -> bool:
+        """Say whether within a minute a dead key as young as that was replaced: once is enough."""
+        return bool(self.note.read(YOUNG).get("early"))
+
+    def note_first_sight(self, row: KeyRow) -> None:
+        if row.key and self.note.read(math.inf).get("key") != row.key.fingerprint:
+            self.note.write(key=row.key.fingerprint, moment=row.now, stored=False)
+
+    def note_renewal(self, row: KeyRow, early: bool) -> None:
+        """Note that the key of this row was stored just now; the other file tells who watches it."""
+        self.note.write(key=row.key.fingerprint, moment=row.now, stored=True, early=early)
+        with contextlib.suppress(Exception):
+            run_with_deadline(Deadline(1), None, self.renewed.touch)
+
+
 class Refusals:
     """The last refused login of a row, by a salted fingerprint of all that it is made of: it is not
     sent again and again."""
 
-    LIFE = 86400  # seconds
+    LIFE, SHORT_LIFE = 86400, 60  # seconds; the second: of answers without a token
 
     def __init__(self, account: Account) -> None:
-        self.account = account
-        place = sorted((name, str(value)) for name, value in account.database.items())
-        self.note = Note(account, "refused", account.service, account.schema, account.table, place)
+        self.account, self.note = account, Note(account, "refused")
 
     def credential_hash(self, salt: str) -> str:
         """Return the fingerprint; it is slow to make, so that nobody tries passwords on it."""
@@ -1503,20 +1629,30 @@ class Refusals:
         text = json.dumps([self.account.auth_url, *(part.value for part in login)])
         return hashlib.pbkdf2_hmac("sha256", text.encode(), salt.encode(), 200_000).hex()
 
-    def check(self, row: KeyRow) -> None:
-        """Raise WebkassaFailure if this login was refused within a day, for the same stored key."""
-        note = self.note.read()
+    def find(
+        self, row: KeyRow, waiting_since: float = math.inf, always: bool = False
+    ) -> WebkassaFailure | None:
+        """Return the failure of this very login within a day, for the same stored key. `always`, and
+        an answer without a token: only where it failed while somebody waits for the lock."""
+        note = self.note.read(self.LIFE)
         if not note or note.get("key") != row.key.fingerprint:
-            return
-        if note.get("hash") == self.credential_hash(str(note.get("salt"))):
-            since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(note["time"]))
-            what = "Webkassa refused this login at {since}; it was not sent again."
-            raise WebkassaFailure(what, since=since, code=LOGIN_REFUSED)
+            return None
+        code, moment = note.get("code"), note["time"]
+        is_waiters = moment >= waiting_since and moment > time.time() - self.SHORT_LIFE
+        if not is_waiters and (always or code != LOGIN_REFUSED):
+            return None
+        if note.get("hash") != self.credential_hash(str(note.get("salt"))):
+            return None
+        what = "Webkassa refused this login at {since}; it was not sent again."
+        if code != LOGIN_REFUSED:
+            what = "Webkassa answered this login without a token at {since}; it was not sent again."
+        since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(moment))
+        return WebkassaFailure(what, since=since, code=code)
 
-    def remember(self, row: KeyRow) -> None:
+    def remember(self, row: KeyRow, code: int) -> None:
         salt = os.urandom(16).hex()
         hashed = self.credential_hash(salt)
-        self.note.write(self.LIFE, salt=salt, hash=hashed, key=row.key.fingerprint)
+        self.note.write(salt=salt, hash=hashed, key=row.key.fingerprint, code=code)
 
     def forget(self) -> None:
         self.note.remove()
@@ -1534,17 +1670,17 @@ class ProbeDoubt:
     def is_valid(self, row: KeyRow) -> bool:
         """Say whether there is such a note; not while the row holds the key from before it, since a
         run may be killed between note and commit."""
-        note = self.note.read()
+        note = self.note.read(self.LIFE)
         return bool(note) and note.get("before") != row.key.fingerprint
 
-    def can_remember(self) -> bool:
+    def can_remember(self, row: KeyRow) -> bool:
         """Say whether a note would be kept; to be asked where there is none."""
-        written = self.note.write(0)
-        self.note.remove()
+        written = self.remember(row)  # one that is not valid
+        self.forget()
         return written
 
-    def remember(self, row: KeyRow) -> None:
-        self.note.write(self.LIFE, before=row.key.fingerprint)
+    def remember(self, row: KeyRow) -> bool:
+        return self.note.write(before=row.key.fingerprint)
 
     def forget(self) -> None:
         self.note.remove()
@@ -1867,15 +2003,23 @@ def table_fault(table: Table) -> WriteRefused | None:
     return None
 
 
-def row_fault(table: Table, service: str, count: int, similar: str) -> WriteRefused:
-    """Say why the rows of a table cannot serve: `count` of the service, or none but a `similar`."""
-    if count:
-        what = "{table} has {count} rows of this service."
-        advice = "Delete all but one of them, then run: `check`"
-        return WriteRefused(what, advice, table=table.shown, count=count)
-    what = "{table} has no row {service!r}, but {similar!r}."
-    advice = "Set WEBKASSA_SERVICE_NAME to the row that consumers read. Then run: `check`"
-    return WriteRefused(what, advice, table=table.shown, service=service, similar=similar)
+def row_fault(
+    table: Table, service: str, is_hidden: bool, similar: str, elsewhere: str
+) -> WriteRefused | None:
+    """Say why the row of a table cannot serve, if so."""
+    what, advice = "", "Set API_KEYS_TABLE to the table that consumers read. Then run: `check`"
+    if is_hidden:
+        what = "{table} has a row {service!r} that may be seen, but not locked: row-level security?"
+        advice = ""
+    elif similar:
+        what = "{table} has no row {service!r}, but {similar!r}."
+        advice = "Set WEBKASSA_SERVICE_NAME to the row that consumers read. Then run: `check`"
+    elif elsewhere:
+        what = (
+            "{elsewhere} has a row {service!r}, too: which one do consumers read, that or {table}?"
+        )
+    facts = {"table": table.shown, "service": service, "similar": similar, "elsewhere": elsewhere}
+    return WriteRefused(what, advice, **facts) if what else None
 
 
 # ---- Settings: the environment, then the file; every fault at once, by its name
@@ -2193,7 +2337,7 @@ def check(job: Job) -> Iterator[tuple[str, Message, int]]:
     yield from lines
     yield check_host(account.ca_file, webkassa.url, "webkassa")
     if row:
-        verdict = webkassa.probe(row.key)
+        verdict = webkassa.probe(row.key, 2 * PROBE_TIME)
         level, what, advice = classify(row, verdict)
         good = verdict in (ALIVE, OFF) and level in ("OK", "UNKNOWN")
         line = "stored key: {what}. {advice}" if advice else "stored key: {what}"
@@ -2299,10 +2443,10 @@ def status(account: Account | SettingsFault) -> dict[str, Any]:
         if isinstance(account, SettingsFault):
             raise account
         facts["service"] = account.service
-        job = Job(account, IF_NEEDED, lambda what, seconds: None, connect)
+        job = Job(account, IF_NEEDED, lambda what, seconds: None, Connector())
         with KeyStore(job, Deadline(STATUS_TIME)) as store:
             row = store.read_row()
-        verdict = Webkassa(account).probe(row.key)
+        verdict = Webkassa(account).probe(row.key, STATUS_TIME)
         level, what, advice = classify(row, verdict)
         if advice:
             what = Message("{what}\n{advice}", what=what, advice=advice)
@@ -2464,7 +2608,7 @@ class Command:
         if self.options.command == "status":
             return self.print_status([status(account)])
         monitor = monitor_of(SettingsParser(values, []))
-        return self.do_one(account, monitor, Terminal().report_wait, connect)
+        return self.do_one(account, monitor, Terminal().report_wait, Connector())
 
     @property
     def settings_file(self) -> Path:

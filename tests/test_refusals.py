@@ -125,7 +125,7 @@ def test_memory_is_void_after_a_success(refusing: Shop) -> None:
     assert refusing.key == refusing.old_key
     assert files(refusing) == []
     refusing.webkassa.password = "changed"
-    refusing.sql("UPDATE api_keys SET updated_at = updated_at - interval '30 hours' WHERE id = 1")
+    refusing.let_key_age("30 hours")
     assert refusing.main(*IF_NEEDED).code == 77
     assert refusing.webkassa.authorizations == 3
 
@@ -156,7 +156,24 @@ def test_young_key_is_no_matter_for_the_memory(refusing: Shop) -> None:
 def test_only_a_refused_login_is_remembered(refusing: Shop) -> None:
     refusing.webkassa.script.append(webkassa_simulator.answer(404, b""))
     assert refusing.main(*IF_NEEDED).code == 76
-    assert files(refusing) == []
+    assert refusing.main(*IF_NEEDED).code == 77
+    assert refusing.webkassa.authorizations == 2
+
+
+@pytest.mark.parametrize("mode", ["update", "update --if-needed"])
+@pytest.mark.parametrize("cause", ["refused", "no token"])
+def test_who_waited_meanwhile_sends_a_failed_login_no_more(
+    refusing: Shop, mode: str, cause: str
+) -> None:
+    """Twenty at a vendor without tokens sent 60 logins in 12 s, six with a wrong password six."""
+    if cause == "no token":
+        refusing.webkassa.script += [webkassa_simulator.answer(200, {"Data": {}})] * 20
+    with refusing.lock_held():
+        runs = [refusing.start(*mode.split(), "-v") for _ in range(6)]
+        await_(lambda: refusing.has_said(*runs))
+    code, logins = {"refused": (77, 1), "no token": (76, 3)}[cause]
+    assert [refusing.finish(run).code for run in runs] == [code] * 6
+    assert refusing.webkassa.authorizations == logins
 
 
 # Where it lies -----------------------------------------------------------------------------------
@@ -176,8 +193,8 @@ def test_memory_lies_where_the_system_wants_it(refusing: Shop, where: str) -> No
         assert refusing.main(*IF_NEEDED, **env).code == 77
     assert refusing.webkassa.authorizations == 1
     found = [path for path in refusing.home.rglob("*") if path.is_file()]
-    assert len(found) == 1
-    assert refusing.home / folder in found[0].parents
+    assert {path.name.split("-")[0] for path in found} == {"refused", "key"}
+    assert all(refusing.home / folder in path.parents for path in found)
 
 
 def test_memory_shows_nothing_of_the_credentials_and_differs_each_time(refusing: Shop) -> None:
@@ -193,7 +210,7 @@ def test_memory_shows_nothing_of_the_credentials_and_differs_each_time(refusing:
             for start in range(0, len(secret) - 4, 4):
                 assert secret[start : start + 5] not in text
     first, second = (json.loads(text) for text in texts)
-    assert {name for name in first if first[name] == second[name]} == {"key", "life"}
+    assert {name for name in first if first[name] == second[name]} == {"key", "code"}
     assert refusing.old_key not in texts[0]
 
 

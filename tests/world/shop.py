@@ -8,6 +8,7 @@ import datetime
 import fcntl
 import hashlib
 import io
+import json
 import os
 import re
 import signal
@@ -196,6 +197,16 @@ class Shop:
     @property
     def holds_the_live_key(self) -> bool:
         return self.key == self.webkassa.live != self.old_key
+
+    def let_key_age(self, interval: str) -> None:
+        """Let the key be so much older, by its row and by the program's notes."""
+        self.sql(
+            "UPDATE api_keys SET updated_at = updated_at - %s::interval WHERE id = 1", interval
+        )
+        ((seconds,),) = self.sql("SELECT extract(epoch FROM %s::interval)::float8", interval)
+        for file in self.home.rglob("key-*.json"):
+            note = json.loads(file.read_text())
+            file.write_text(json.dumps(note | {"moment": note["moment"] - seconds}))
 
     @contextlib.contextmanager
     def lock_held(self, service: str = "Webkassa") -> Iterator[None]:

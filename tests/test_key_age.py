@@ -1,0 +1,144 @@
+"""The key's age is the key's, not the row's: applications touch their rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from world.shop import Shop, fingerprint, trigger
+from world.webkassa_simulator import ALIVE
+
+IF_NEEDED = ("update", "--if-needed")
+TOUCH = "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' WHERE id = 1"
+
+
+@pytest.fixture
+def touched(shop: Shop) -> Shop:
+    """A shop with a key of ours, whose row is touched at every sale."""
+    assert shop.main("update").code == 0
+    shop.webkassa.verdict = lambda token: ALIVE  # a probe would tell nothing
+    shop.webkassa.calls.clear()
+    return shop
+
+
+def note(shop: Shop) -> Path:
+    (file,) = shop.home.rglob("key-*.json")
+    return file
+
+
+@pytest.mark.parametrize(("age", "logins"), [("23 hours", 0), ("25 hours", 1)])
+def test_old_key_in_a_touched_row_is_renewed(touched: Shop, age: str, logins: int) -> None:
+    touched.let_key_age(age)
+    touched.sql(TOUCH)
+    assert touched.main(*IF_NEEDED).code == 0
+    assert touched.webkassa.authorizations == logins
+
+
+def test_consumer_gets_a_new_key_though_the_row_was_touched(touched: Shop) -> None:
+    """Seen: six answers "younger than a minute", no login, the shop stays down."""
+    touched.let_key_age("61 seconds")
+    touched.sql(TOUCH)
+    assert touched.main("update", "--if-key", fingerprint(touched.key)).code == 0
+    assert touched.webkassa.authorizations == 1
+
+
+BODIES = {
+    "keeps the old time": "NEW.updated_at := OLD.updated_at; RETURN NEW;",
+    "writes local time": "NEW.updated_at := now() AT TIME ZONE 'Asia/Almaty'; RETURN NEW;",
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_trigger_that_sets_another_time_makes_no_login_at_every_run(shop: Shop, body: str) -> None:
+    shop.sql(trigger(BODIES[body]))
+    for _ in range(3):
+        assert shop.main(*IF_NEEDED).code == 0
+    assert shop.webkassa.authorizations == 1
+    shop.let_key_age("25 hours")
+    assert shop.main(*IF_NEEDED).code == 0
+    assert shop.webkassa.authorizations == 2
+
+
+def test_date_is_no_time(shop: Shop) -> None:
+    """It made a key of a minute 17 h old."""
+    shop.sql("ALTER TABLE api_keys ALTER updated_at TYPE date, ALTER created_at TYPE date")
+    shop.sql("UPDATE api_keys SET updated_at = '2026-01-01' WHERE id = 1")
+    shop.webkassa.verdict = lambda token: ALIVE
+    assert shop.main(*IF_NEEDED).code == 0
+    assert shop.webkassa.authorizations == 0
+    assert shop.main("update").code == 0
+    assert shop.row()["updated_at"] > "2026-01-01"
+
+
+@pytest.mark.parametrize(("age", "logins"), [("23 hours", 0), ("25 hours", 1)])
+def test_key_of_somebody_else_is_as_old_as_it_was_seen(shop: Shop, age: str, logins: int) -> None:
+    shop.webkassa.verdict = lambda token: ALIVE
+    shop.sql(TOUCH)
+    assert shop.main(*IF_NEEDED).code == 0
+    shop.let_key_age(age)
+    shop.sql(TOUCH)
+    assert shop.main(*IF_NEEDED).code == 0
+    assert shop.webkassa.authorizations == logins
+
+
+def test_row_tells_the_age_of_a_key_that_was_seen_after_it(shop: Shop) -> None:
+    shop.sql("UPDATE api_keys SET updated_at = updated_at + interval '10 hours' WHERE id = 1")
+    shop.webkassa.verdict = lambda token: ALIVE
+    assert shop.main(*IF_NEEDED).code == 0  # 20 hours old
+    shop.sql("UPDATE api_keys SET updated_at = updated_at - interval '5 hours' WHERE id = 1")
+    assert shop.main(*IF_NEEDED).code == 0
+    assert shop.webkassa.authorizations == 1
+
+
+@pytest.mark.parametrize("flaw", ["another key", "the future", "no JSON", "missing", "not ours"])
+def test_where_no_note_fits_the_row_counts(touched: Shop, flaw: str) -> None:
+    touched.let_key_age("25 hours")
+    touched.sql(TOUCH)
+    file = note(touched)
+    told = json.loads(file.read_text())
+    if flaw == "another key":
+        told["key"] = "0badc0de"
+    elif flaw == "the future":
+        told["moment"] += 26 * 3600 + 600
+    elif flaw == "not ours":
+        del told["stored"], told["moment"]
+    file.write_text("{" if flaw == "no JSON" else json.dumps(told))
+    if flaw == "missing":
+        file.unlink()
+    assert touched.main(*IF_NEEDED).code == 0
+    assert touched.webkassa.authorizations == 0
+
+
+def test_state_folder_that_cannot_be_written_changes_nothing(shop: Shop) -> None:
+    shop.env["STATE_DIRECTORY"] = "/proc/nowhere"
+    for _ in range(2):
+        assert shop.main(*IF_NEEDED).code == 0
+    assert shop.webkassa.authorizations == 1
+
+
+def test_file_is_touched_when_a_key_was_renewed_and_then_alone(touched: Shop) -> None:
+    """Units and containers watch it: they read the key once, at their start."""
+    (file,) = touched.home.rglob("renewed-*")
+    os.utime(file, (1, 1))
+    assert touched.main(*IF_NEEDED).code == 0
+    touched.sql(TOUCH)
+    assert touched.main("check").code == touched.main("status").code == 0
+    assert file.stat().st_mtime == 1
+    assert touched.main("update").code == 0
+    assert file.stat().st_mtime > 1
+    assert [*touched.home.rglob("renewed-*")] == [file]
+
+
+def test_young_key_of_ours_that_is_dead_tells_of_a_stranger(shop: Shop) -> None:
+    """Two databases with one login end one another's keys: every run says so."""
+    assert shop.main("update").code == 0
+    shop.webkassa.issue()
+    result = shop.main(*IF_NEEDED)
+    assert result.code == 0
+    assert "WARNING: Webkassa: the key" in result.err
+    assert "is dead already. Does somebody else use this login?" in result.err
+    shop.let_key_age("22 hours")  # its life is about a day
+    shop.webkassa.live = None
+    assert "somebody else" not in shop.main(*IF_NEEDED).err
