@@ -1409,7 +1409,7 @@ class Connector:
     """Connects to PostgreSQL. `known`: the address that let us in last, which is tried first: after
     a login its name may be resolved no more."""
 
-    LONG_TIME = 20.0  # seconds, for a server that listens, but lets nobody in for now
+    LONG_TIME = 10.0  # seconds, for a server that listens, but lets nobody in for now
 
     def __init__(self) -> None:
         self.known: list[dict[str, str]] = []

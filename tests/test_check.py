@@ -131,7 +131,7 @@ def test_status_under_a_table_lock_takes_some_seconds(shop: Shop) -> None:
     with table_locked(shop):
         start = time.monotonic()
         result = shop.main("status")
-        assert time.monotonic() - start < 9
+        assert time.monotonic() - start < 40
     assert result.code == 3
     assert result.out.startswith("WEBKASSA UNKNOWN - ")
     assert "lock" in result.out

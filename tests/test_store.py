@@ -57,7 +57,7 @@ def test_key_that_cannot_be_stored_in_time_is_reported_lost(shop: Shop) -> None:
     shop.webkassa.on_issue = break_for_good
     start = time.monotonic()
     result = shop.run()
-    assert 3 <= time.monotonic() - start < 30, result.err
+    assert 3 <= time.monotonic() - start < 40, result.err
     assert (result.code, shop.webkassa.authorizations) == (73, 1), result.err
     assert f"{fingerprint(shop.webkassa.live)}, but it could not be stored" in result.err
     assert f"{fingerprint(shop.old_key)} is dead" in result.err

@@ -121,7 +121,7 @@ def test_probe_that_hangs_holds_the_key_back_for_5_s_at_most(shop: Shop) -> None
     shop.webkassa.probe_script.append(hang())
     start = time.monotonic()
     assert shop.run(WEBKASSA_DEADLINE="60s").code == 0
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 40
     assert (shop.webkassa.probes, shop.holds_the_live_key) == (1, True)
 
 
