@@ -1331,14 +1331,15 @@ class KeyStore:
             return False
         return bool(self.connection.info.transaction_status == IN_TRANSACTION)
 
-    def rehearse(self, row: KeyRow) -> None:
+    def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
         plan, _ = self.run(LOCK_TIMEOUT + KEEP_TABLE_LOCK, {"limit": 1000})
         if '"Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
         length = max(32, len(row.key.value))
-        stand_in = Secret(os.urandom(length).hex()[:length])
+        alike = os.urandom(length).hex()[:length]
+        stand_in = stand_in or Secret(alike.upper() if row.key.value.isupper() else alike)
         after = NOTIFY + "ROLLBACK TO SAVEPOINT rehearsal"
         self.write("SAVEPOINT rehearsal;", row, stand_in, after, self.deadline)
 
@@ -1529,6 +1530,12 @@ class Table(NamedTuple):
     def times(self) -> list[str]:
         """Its columns for the time of a change; an update sets the first."""
         return [n for n in ("updated_at", "created_at") if self.columns.get(n, "  ")[1] == "D"]
+
+    @property
+    def key_size(self) -> int:
+        """The characters that the key column holds; 0: any number."""
+        size = re.search(r"\((\d+)\)", self.columns["api_key"][0])
+        return int(size[1]) if size else 0
 
 
 NO_TABLE = Table("", "", None, "", "", None, {}, [], [])
@@ -1736,11 +1743,13 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
          "A login before it got no answer and may end it yet: look again soon."),
         (logins.store_attempts > 1,
          "Storing took more than one try; perhaps nobody was notified."),
+        (0 < table.key_size < 64,
+         "The column api_key holds {size} characters: a longer key could not be stored."),
         (webkassa.host != host_of(logins.account.auth_url), "Set WEBKASSA_AUTH_URL={url}"),
         (webkassa.host in TEST_HOSTS, "{host} is Webkassa's TEST system: its keys serve no shop."),
     )  # fmt: skip
     facts = {"key": token.fingerprint, "host": webkassa.host, "url": webkassa.url,
-             "table": table.shown, "old": describe_key(before or KeyRow()),
+             "size": table.key_size, "table": table.shown, "old": describe_key(before or KeyRow()),
              "beside": before and before.beside}  # fmt: skip
     what = "Stored the new key {key} from {host} in {table} where none was."
     if before and before.key:
@@ -1927,11 +1936,21 @@ def port_open(at: str | tuple[str, int]) -> bool:
     return False
 
 
+POOLER_REFUSALS = {  # its words are always English
+    "statement pooling mode": "PgBouncer allows no transactions (pool_mode = statement).",
+    "PQexec disallowed": "PgBouncer allows no simple queries (disable_pqexec).",
+}
+
+
 def database_failure(error: Exception, table: Table, account: Account) -> Failure:
     """Name an error by its SQLSTATE and by names that the catalog has: its text can carry a key,
     and so can a name that a trigger made up."""
     state = getattr(error, "pgcode", None)
-    if state is None:
+    if state is None:  # psycopg2 2.9 has none of a server that hangs up, as PgBouncer does
+        for words, what in POOLER_REFUSALS.items():
+            if words in str(error):
+                advice = "Connect to PostgreSQL itself. Then run: `check`"
+                return SettingsFault(what, advice)
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
     if state == "55P03":
         return LockBusy("The lock, the row or the table is held by somebody.")
@@ -2363,6 +2382,11 @@ def check_store(store: KeyStore, lines: list[tuple[str, Message, int]]) -> KeyRo
         done = Message("write: rehearsed and taken back (row)")
     lines.append(("ok", done, 0))
     lines += [("WARN", what, 0) for what in table_warnings(store)]
+    try:  # last, for a refusal ends the transaction
+        store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
+    except WriteRefused as refusal:
+        what = "table: a key of another form, with 64 characters, could not be stored: {why}"
+        lines.append(("WARN", Message(what, why=refusal.message), 0))
     return row
 
 
@@ -2391,10 +2415,6 @@ def table_warnings(store: KeyStore) -> Iterator[Message]:
     """Yield what an update gets along with, but a person should know of the table."""
     if not store.table.times:
         yield Message("table: it has no column updated_at or created_at, so no age is known")
-    size = re.search(r"\((\d+)\)", store.table.columns["api_key"][0])
-    if size and int(size[1]) < 64:
-        what = "table: api_key holds {size} characters; longer keys may come"
-        yield Message(what, size=size[1])
     for name, is_similar in other_rows(store):
         if is_similar:
             what = "table: beside the row there is {name!r}; do consumers read that one?"

@@ -9,6 +9,7 @@ import time
 
 import psycopg2.errors
 import pytest
+from world import pgbouncer
 from world.postgres import PASSWORD
 from world.relay import Relay
 from world.shop import UPDATERS, Shop, lock_number, trigger
@@ -153,6 +154,23 @@ UNWRITABLE = {
         "refuses",
     ),
 }
+
+
+POOLERS = {
+    "pool_mode = statement": "allows no transactions",
+    "disable_pqexec = 1": "allows no simple queries",
+}
+
+
+@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason="PgBouncer is not installed")
+@pytest.mark.parametrize("setting", POOLERS)
+def test_pooler_that_never_serves_is_a_fault_of_the_settings(shop: Shop, setting: str) -> None:
+    """It was called away: "when it is back", tried again for hours."""
+    with pgbouncer.PgBouncer(shop.server, setting) as pooler:
+        result = shop.run(POSTGRES_PORT=str(pooler.port))
+    assert (result.code, shop.webkassa.calls) == (78, [])
+    assert POOLERS[setting] in result.err
+    assert "Connect to PostgreSQL itself." in result.err
 
 
 FAR = {

@@ -30,8 +30,13 @@ WARNED = {
     "no times": ("table", "age", "ALTER TABLE api_keys DROP created_at, DROP updated_at"),
     "short column": (
         "table",
-        r"63 characters",
+        r"64 characters, could not be stored: .*22001",
         "ALTER TABLE api_keys ALTER api_key TYPE varchar(63)",
+    ),
+    "column for hex digits": (
+        "table",
+        r"64 characters, could not be stored: .*23514",
+        "ALTER TABLE api_keys ADD CHECK (api_key ~ '^[0-9a-f]{32}$') NOT VALID",
     ),
     "look-alike": (
         "table",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,22 @@ def run(shop: Shop, person: dict[str, str], *arguments: str, **env: str) -> Resu
         errors="backslashreplace", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     return shop.finish(process)
+
+
+def test_a_thousand_inherited_files_are_no_hindrance(shop: Shop) -> None:
+    """`select` knows no file above 1,023: it was "a bug of this program"."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("needs a hard limit of 2,000 files")
+    code = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (2000, 2000));"
+    code += "[os.set_inheritable(os.dup(1), True) for _ in range(1100)]; os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *shop.command("update")], env=shop.env, text=True,
+        encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    result = shop.finish(process)
+    assert (result.code, shop.webkassa.authorizations) == (0, 1), result.err
+    assert shop.holds_the_live_key
 
 
 def test_a_day_of_the_key_is_the_same_for_everybody(shop: Shop, person: dict[str, str]) -> None:

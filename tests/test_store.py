@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import time
 
@@ -29,6 +31,35 @@ def test_server_restarted_for_6_s_after_the_answer_loses_no_key(shop: Shop) -> N
     result = shop.run(WEBKASSA_DEADLINE="10s")  # which has 2 s left then; the storing has 60
     assert (result.code, shop.webkassa.authorizations) == (0, 1)
     assert shop.holds_the_live_key
+
+
+def test_key_is_stored_though_no_file_can_be_opened_any_more(shop: Shop) -> None:
+    """A codec was imported after the answer, which failed, and the token was thrown away."""
+
+    def forbid(token: str) -> None:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, 3))
+
+    shop.webkassa.on_issue = forbid
+    process = shop.start("update")
+    result = shop.finish(process)
+    assert (result.code, shop.webkassa.authorizations) == (0, 1), result.err
+    assert shop.holds_the_live_key
+
+
+def test_column_for_upper_case_keys_gets_one(shop: Shop) -> None:
+    """What is rehearsed is written like the key that is there."""
+    shop.sql("UPDATE api_keys SET api_key = upper(api_key) WHERE id = 1")
+    shop.sql("ALTER TABLE api_keys ADD CHECK (api_key = upper(api_key)) NOT VALID")
+    shop.webkassa.new_token = lambda: os.urandom(16).hex().upper()
+    assert shop.run().code == 0
+    assert shop.holds_the_live_key
+
+
+def test_short_column_is_told_of_before_a_longer_key_comes(shop: Shop) -> None:
+    shop.sql("ALTER TABLE api_keys ALTER api_key TYPE varchar(32)")
+    result = shop.run()
+    assert result.code == 0
+    assert "WARNING: Webkassa: The column api_key holds 32 characters: a longer" in result.err
 
 
 def test_write_refused_after_the_answer_is_tried_again(shop: Shop) -> None:
