@@ -219,6 +219,12 @@ class KeyRow(NamedTuple):
     beside: str = ""  # where the row is missing: the name of another
 
     @property
+    def is_touched(self) -> bool:
+        """Say whether the row was changed since its key was stored."""
+        differs = self.age is not None and abs((self.row_age or 0) - self.age) > 60
+        return self.age_from == "note" and self.row_age is not None and differs
+
+    @property
     def now(self) -> float:
         """The database's time, in seconds."""
         return self.clock + time.monotonic()
@@ -2356,9 +2362,13 @@ def check(job: Job) -> Iterator[tuple[str, Message, int]]:
     yield from lines
     yield check_host(account.ca_file, webkassa.url, "webkassa")
     if row:
-        verdict = webkassa.probe(row.key, 2 * PROBE_TIME)
-        level, what, advice = classify(row, verdict)
-        good = verdict in (ALIVE, OFF) and level in ("OK", "UNKNOWN")
+        row = KeyAge(account).correct(row)
+        verdict, refusal = look_at_key(account, row, 2 * PROBE_TIME)
+        if refusal:
+            said = Message("login: {why} {advice}", why=refusal.message, advice=advice_for(refusal))
+            yield "FAIL", said, refusal.code
+        level, what, advice = classify(row, verdict, None)
+        good = level in ("OK", "UNKNOWN") and not row.is_touched
         line = "stored key: {what}. {advice}" if advice else "stored key: {what}"
         yield "ok" if good else "WARN", Message(line, what=what, advice=advice), 0
     if account.healthcheck_url:
@@ -2438,22 +2448,49 @@ def check_host(ca_file: str, url: str, name: str) -> tuple[str, Message, int]:
     return "ok", Message("{name}: {host} answers", **facts), 0
 
 
-def classify(row: KeyRow, verdict: str) -> tuple[str, Message, Message | None]:
-    """Given a stored key and the probe's verdict, return a monitoring level, a sentence, and what
-    to do now."""
-    facts = {"key": describe_key(row), "verdict": verdict}
+def classify(
+    row: KeyRow, verdict: str, refusal: Failure | None
+) -> tuple[str, Message, Message | None]:
+    """Given a stored key, the probe's verdict and the refusal of a login that is remembered, return
+    a monitoring level, a sentence, and what to do now."""
+    facts: dict[str, Any] = {"key": describe_key(row), "verdict": verdict}
+    facts["hours"] = abs(row.row_age or 0) / 3600
     if not row.key:
         return "CRITICAL", Message("no key is stored"), NOW
     if verdict == DEAD:
         return "CRITICAL", Message("key {key}: it is dead", **facts), NOW
+    if refusal:
+        what = "{why} Stored is the key {key}; the probe says {verdict}"
+        if verdict == ALIVE and row.age is not None:
+            end = time.localtime(time.time() + 86400 - row.age)
+            facts["end"] = time.strftime("%Y-%m-%d %H:%M %Z", end)
+            what = "{why} The key {key}, works; Webkassa promises about a day, until {end}"
+        return "CRITICAL", Message(what, why=refusal.message, **facts), CODES[LOGIN_REFUSED][1]
     if row.age is None:
         what = "key {key}; the probe says {verdict}; its row holds no usable time of change"
-        return "UNKNOWN", Message(what, **facts), None
+        if row.row_age is None:
+            return "UNKNOWN", Message(what, **facts), None
+        what = "key {key}; the probe says {verdict}; its row's time is {hours:.1f} h in the future"
+        advice = Message("Does something write local time there? It has to be UTC.")
+        return "UNKNOWN", Message(what, **facts), advice
     if row.age > WARNING_AGE:
-        level = "CRITICAL" if row.age > CRITICAL_AGE else "WARNING"
+        is_sure = row.age > CRITICAL_AGE and not row.is_touched
         what = "key {key}: older than 25 h; the probe says {verdict}"
-        return level, Message(what, **facts), NOW
-    return "OK", Message("key {key}; the probe says {verdict}", **facts), None
+        if row.is_touched:
+            what = "key {key}: older than 25 h, its row {hours:.1f} h; the probe says {verdict}"
+        return "CRITICAL" if is_sure else "WARNING", Message(what, **facts), NOW
+    what = "key {key}; the probe says {verdict}"
+    if row.is_touched:
+        what = "key {key}, its row {hours:.1f} h; the probe says {verdict}"
+    if verdict == UNCLEAR:
+        return "WARNING", Message(what, **facts), Message("Look again in a minute: `status`")
+    if verdict == DOUBTED:
+        return (
+            "WARNING",
+            Message(what, **facts),
+            Message("Set WEBKASSA_PROBE_URL=off, or ask Webkassa why"),
+        )
+    return "OK", Message(what, **facts), None
 
 
 def status(account: Account | SettingsFault) -> dict[str, Any]:
@@ -2463,20 +2500,30 @@ def status(account: Account | SettingsFault) -> dict[str, Any]:
         if isinstance(account, SettingsFault):
             raise account
         facts["service"] = account.service
-        job = Job(account, IF_NEEDED, lambda what, seconds: None, Connector())
-        with KeyStore(job, Deadline(STATUS_TIME)) as store:
-            row = store.read_row()
-        verdict = Webkassa(account).probe(row.key, STATUS_TIME)
-        level, what, advice = classify(row, verdict)
+        job, deadline = (
+            Job(account, IF_NEEDED, lambda what, seconds: None, Connector()),
+            Deadline(STATUS_TIME),
+        )
+        with KeyStore(job, deadline) as store:
+            row = KeyAge(account).correct(store.read_row())
+        verdict, refusal = look_at_key(account, row, max(deadline.left, 2.0))
+        level, what, advice = classify(row, verdict, refusal)
         if advice:
             what = Message("{what}\n{advice}", what=what, advice=advice)
         age = None if row.age is None else round(row.age)
-        facts |= {"fingerprint": row.key.fingerprint, "age_seconds": age}
+        facts |= {"fingerprint": row.key.fingerprint, "age_seconds": age, "age_from": row.age_from}
         facts |= {"changed": row.changed, "probe": verdict}
     except Failure as failure:
         advice = advice_for(failure)
         level, what = "UNKNOWN", Message("{why}\n{advice}", why=failure.message, advice=advice)
     return facts | {"status": level, "message": what}
+
+
+def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Failure | None]:
+    """Return the probe's verdict on a stored key, and the refusal of a login that is remembered."""
+    webkassa = Webkassa(account)
+    webkassa.is_doubted = ProbeDoubt(account).is_valid(row)
+    return webkassa.probe(row.key, seconds), Refusals(account).find(row)
 
 
 # ---- Command line: nothing above touches the environment or the terminal

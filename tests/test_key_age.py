@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from world.shop import Shop, fingerprint, trigger
-from world.webkassa_simulator import ALIVE
+from world.webkassa_simulator import ALIVE, DEAD
 
 IF_NEEDED = ("update", "--if-needed")
 TOUCH = "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' WHERE id = 1"
@@ -42,6 +42,34 @@ def test_consumer_gets_a_new_key_though_the_row_was_touched(touched: Shop) -> No
     touched.sql(TOUCH)
     assert touched.main("update", "--if-key", fingerprint(touched.key)).code == 0
     assert touched.webkassa.authorizations == 1
+
+
+def test_status_and_check_say_where_the_age_is_from(touched: Shop) -> None:
+    touched.let_key_age("3 hours")
+    touched.sql(TOUCH)
+    status = json.loads(touched.main("status", "--json").out)
+    assert (status["status"], status["accounts"][0]["age_from"]) == ("OK", "note")
+    assert status["accounts"][0]["age_seconds"] == pytest.approx(3 * 3600, abs=600)
+    assert ", 3.0 h old, its row 0.0 h; the probe says alive" in status["message"]
+    assert "WARN  stored key: key" in touched.main("check").out
+
+
+@pytest.mark.parametrize(("age", "dead", "code"), [("72 hours", False, 1), ("1 hour", True, 2)])
+def test_old_note_beside_a_young_row_is_a_warning(
+    touched: Shop, age: str, dead: bool, code: int
+) -> None:
+    """Somebody may have stored the same key again."""
+    touched.let_key_age(age)
+    touched.sql(TOUCH)
+    touched.webkassa.verdict = lambda token: DEAD if dead else ALIVE
+    assert touched.main("status").code == code
+
+
+def test_time_in_the_future_is_told_with_its_cure(shop: Shop) -> None:
+    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'Asia/Almaty' WHERE id = 1")
+    result = shop.main("status")
+    assert (result.code, "its row's time is 5.0 h in the future" in result.out) == (3, True)
+    assert "Does something write local time there? It has to be UTC." in result.out
 
 
 BODIES = {

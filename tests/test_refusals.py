@@ -278,10 +278,27 @@ def test_check_and_status_neither_ask_nor_forget(refusing: Shop) -> None:
     refusing.main(*IF_NEEDED)
     (before,) = files(refusing)
     text = before.read_text()
-    assert refusing.main("check").code == 0
-    assert refusing.main("status").code == 1
+    assert refusing.main("check").code == 77
+    assert refusing.main("status").code == 2
     assert refusing.webkassa.authorizations == 1
     assert before.read_text() == text
+
+
+def test_check_and_status_know_of_a_refused_login(refusing: Shop) -> None:
+    """check said "ok" six times with the wrong password."""
+    refusing.main("update")
+    refusing.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' WHERE id = 1")
+    check, status = refusing.main("check"), refusing.main("status")
+    refused = r"Webkassa refused this login at [-\d]+ [:\d]+ UTC; it was not sent again\."
+    assert re.search(rf"^FAIL  login: {refused} Correct WEBKASSA_LOGIN", check.out, re.MULTILINE)
+    assert (check.code, status.code) == (77, 2)
+    works = (
+        r"The key \w+, 0\.0 h old, works; Webkassa promises about a day, until [-\d]+ [:\d]+ \S+"
+    )
+    assert re.search(rf"^WEBKASSA CRITICAL - {refused} {works}\|age=", status.out)
+    assert "Correct WEBKASSA_LOGIN" in status.out
+    refusing.sql("ALTER TABLE api_keys DROP updated_at, DROP created_at")
+    assert "promises" not in refusing.main("status").out  # its age is not known
 
 
 def test_a_database_that_only_the_role_or_a_service_names_has_a_memory_of_its_own(
