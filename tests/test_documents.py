@@ -350,8 +350,9 @@ def asked_at_a_socket(shop: Shop) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("example", ["psycopg2", "SQLAlchemy"])
-def test_consumer_of_the_manual_gets_through_a_dead_key(shop: Shop, example: str) -> None:
-    """The stored key is dead; the example's own code meets code 2, heals and reads afresh."""
+def test_five_consumers_of_the_manual_get_through_a_dead_key(shop: Shop, example: str) -> None:
+    """The stored key is dead; the example's own code meets code 2, heals and reads afresh: five
+    receipts at once, one login."""
     shop.webkassa.live = None
     scheme = "postgresql+psycopg2" if example == "SQLAlchemy" else "postgresql"
     url = f"{scheme}://postgres:@127.0.0.1:{shop.server.port}/shop"
@@ -371,8 +372,14 @@ assert answer["Data"], answer
     with asked_at_a_socket(shop) as socket:
         path.write_text(test.replace("/run/webkassa-key/renew.sock", socket), encoding="utf-8")
         env = shop.env | {"PGPASSWORD": PASSWORD}
-        run = subprocess.run([sys.executable, str(path)], env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+        runs = [
+            subprocess.Popen(
+                [sys.executable, str(path)], env=env, stderr=subprocess.PIPE, text=True
+            )
+            for _ in range(5)
+        ]
+        said = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0] * 5, said
     assert shop.webkassa.authorizations == 1
     assert shop.holds_the_live_key
 

@@ -6,6 +6,7 @@ bounded (RANDOM_FAULTS_SECONDS); what was not played this time is played another
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import Any
@@ -16,26 +17,39 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from world.nursery import Process
 from world.relay import CutAtCommit, Link, Relay, as_it_is
-from world.shop import Result, Shop
+from world.shop import Result, Shop, fingerprint
 from world.waiting import await_
 from world.webkassa_simulator import (
     UNCLEAR,
+    Handler,
     Simulator,
     answer,
     cut,
     errors,
+    interim,
     late,
     respelled,
     same_token,
     slow,
+    unfinished_chunks,
     wrong_length,
 )
 
 TIME = float(os.environ.get("RANDOM_FAULTS_SECONDS", "25"))
-CODES = {0, 69, 73, 75, 76}  # 73: a token that could not be stored; no other setting is wrong
+# 73: a token that could not be stored, 78: one that no probe calls alive; no other setting is wrong
+CODES = {0, 69, 73, 75, 76, 78}
 WISHES = [(), ("--if-needed",)]
 LATE = 0.6  # seconds
+
+
+def beside_an_error(handler: Handler, good: bytes) -> None:
+    handler.send(200, json.dumps(json.loads(good) | errors(7)).encode())
+
+
 AUTHORIZE = {
+    "a token beside an error": lambda: beside_an_error,
+    "an interim answer first": lambda: interim(seconds=0.3),
+    "chunks without an end": unfinished_chunks,
     "good": lambda: slow(0),
     "slow": lambda: slow(0.5),
     "failing": lambda: answer(503),
@@ -52,6 +66,7 @@ PROBE = {
     "slow": lambda: slow(0.4),
     "unclear": lambda: answer(200, UNCLEAR),
     "dead": lambda: answer(200, errors(2)),
+    "the API key is missing": lambda: answer(401, errors(3)),
 }
 
 
@@ -106,6 +121,17 @@ class World(RuleBasedStateMachine):
     def two_updaters_start(self, wishes: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
         for wish in wishes:
             self.an_updater_starts(wish)
+
+    @rule()
+    def a_consumer_asks_for_another_key(self) -> None:
+        if self.shop.key:
+            self.an_updater_starts(("--if-key", fingerprint(self.shop.key)))
+
+    @rule()
+    def an_application_touches_the_row(self) -> None:
+        self.shop.sql(
+            "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' WHERE service_name = 'Webkassa'"
+        )
 
     @rule()
     def one_reaches_webkassa(self) -> None:
