@@ -22,9 +22,11 @@ def definitions(tree: ast.Module) -> dict[str, int]:
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found[node.name] = node.lineno
-        for target in ast.walk(node) if isinstance(node, (ast.Assign, ast.AnnAssign)) else ():
-            if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store):
-                found[target.id] = target.lineno
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+        for target in targets:  # not all that is stored to: a comprehension has variables
+            names = [part for part in ast.walk(target) if isinstance(part, ast.Name)]
+            found |= {name.id: name.lineno for name in names}
     return found
 
 

@@ -111,6 +111,11 @@ def test_a_reader_has_to_look_back_210_times_at_most() -> None:
     assert len(count_jumps.jumps(TEXT)) <= 210
 
 
+def test_variable_of_a_comprehension_is_no_definition_of_the_module() -> None:
+    tree = ast.parse("A, B = {n: n for n in ()}, 1\nC: int = 2")
+    assert count_jumps.definitions(tree) == {"A": 1, "B": 1, "C": 2}
+
+
 def test_the_manuals_name_the_line_down_to_which_it_is_to_be_read() -> None:
     border = f"{line_of(f'^#.*{BORDER}'):,}"
     assert f"down to line {border}," in (ROOT / "README.md").read_text(encoding="utf-8")
