@@ -78,29 +78,26 @@ def find_twins(plans: Mapping[str, Plan]) -> dict[str, list[updater.Message]]:
 
 
 def read_plan(path: Path, base: dict[str, str]) -> Plan:
-    faults: list[updater.Message] = []
-    own = updater.read_env_file(path, faults)
-    is_read = bool(own) or not faults
-    faults += find_foreign_names(path.stem, own)
-    updater.read_secret_files(own, faults)
+    faults, own = list[updater.Message](), dict[str, str]()
     row = {"WEBKASSA_SERVICE_NAME": f"Webkassa:{path.stem}"}
-    if any(name.startswith("POSTGRES_") for name in own):  # a database of its own
-        row["DATABASE_URL"] = own["DATABASE_URL"] = own.get("DATABASE_URL", "")
-    monitor = updater.monitor_of(updater.SettingsParser(own, []))
+    account: updater.Account | updater.SettingsFault
     try:
-        if not is_read:
-            raise updater.settings_fault(faults)
-        return Plan(updater.read_account(row | base | own, faults), monitor)
+        own = updater.read_env_file(path, faults)
+        faults += find_foreign_names(path.stem, own)
+        updater.read_secret_files(own, faults)
+        if any(name.startswith("POSTGRES_") for name in own):  # a database of its own
+            row["DATABASE_URL"] = own["DATABASE_URL"] = own.get("DATABASE_URL", "")
+        account = updater.read_account(row | base | own, faults)
     except updater.SettingsFault as fault:
-        what = "{file}: {why}"
-        return Plan(updater.SettingsFault(what, file=path, why=fault.message), monitor)
+        account = updater.SettingsFault("{file}: {why}", file=path, why=fault.message)
+    return Plan(account, updater.monitor_of(own, []))
 
 
 def find_foreign_names(account: str, own: Iterable[str]) -> Iterator[updater.Message]:
     """Yield what is wrong with the name of an account, and with the names in its file."""
     if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", account):
         yield updater.Message("the name of an account is a-z, 0-9, - and _, 40 at most")
-    for name in sorted({*own} - updater.NAMES - {f"{name}_FILE" for name in updater.IN_FILES}):
+    for name in sorted({*own} - updater.NAMES):
         near, what = updater.nearest_setting(name), "{name}: is not known; is {near} meant?"
         if not re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.IGNORECASE):
             what = "it holds a name that is no setting; not shown, since it may be a password"
@@ -336,7 +333,7 @@ def longest_run(plan: Plan) -> float:
 
 def do_many(command: updater.Command, values: dict[str, str], faults: list[updater.Message]) -> int:
     """Do the command for every account of its folder; return the exit code."""
-    monitor = updater.monitor_of(updater.SettingsParser(values, faults))
+    monitor = updater.monitor_of(values, faults)
     if faults:
         raise updater.settings_fault(faults)
     everyone = read_accounts(command.folder, values)

@@ -1701,6 +1701,273 @@ class ProbeDoubt:
 
 # ---- Below here nothing changes a key
 
+# ---- Settings: the environment, then the file; every fault at once, by its name
+
+
+def read_account(values: Mapping[str, str], faults: list[Message]) -> Account:
+    """Return the account that the settings describe; raise SettingsFault with all that is wrong."""
+    read = SettingsParser(values, faults)
+    auth_url = read.url("WEBKASSA_AUTH_URL", DEFAULT_AUTH_URL)
+    if not re.fullmatch(r"https?://[^/]+(/[^?]*)?/api/(v\d+/)?Authorize", auth_url, re.IGNORECASE):
+        read.fault("WEBKASSA_AUTH_URL", "{name}: must end in /api/Authorize or /api/v4/Authorize")
+    probe_url = re.sub("Authorize$", "references/RefUnits", auth_url, flags=re.IGNORECASE)
+    if values.get("WEBKASSA_PROBE_URL", "").lower() == "off":
+        probe_url = ""
+    elif "WEBKASSA_PROBE_URL" in read.values:
+        probe_url = read.url("WEBKASSA_PROBE_URL")
+        if probe_url and not urlsplit(probe_url).path:
+            read.fault("WEBKASSA_PROBE_URL", '{name}: is neither a full URL nor "off"')
+    api_key = read.text("WEBKASSA_API_KEY")
+    if "/v4/" in auth_url and not api_key:
+        read.fault("WEBKASSA_API_KEY", "{name}: is not set, but /v4/ in WEBKASSA_AUTH_URL needs it")
+    if not re.fullmatch("[!-~]*", api_key):
+        read.fault("WEBKASSA_API_KEY", "{name}: must be printable ASCII without spaces")
+    table, part = read.text("API_KEYS_TABLE", "api_keys"), r"""(?![ "'`])[^.:/@]+(?<![ "'`])"""
+    if not re.fullmatch(rf"{part}(\.{part})?", table):
+        read.fault("API_KEYS_TABLE", "{name}: is neither a table nor schema.table")
+    ca_file = values.get("REQUESTS_CA_BUNDLE", "")
+    if ca_file and not os.access(ca_file, os.R_OK):
+        read.fault("REQUESTS_CA_BUNDLE", "{name}: there is no such file, or it cannot be read")
+    home = values.get("HOME") or os.path.expanduser("~")
+    state = f"{values.get('XDG_STATE_HOME') or f'{home}/.local/state'}/webkassa-key-updater"
+    account = Account(
+        login=Secret(read.text("WEBKASSA_LOGIN", required=True)),
+        password=Secret(read.text("WEBKASSA_PASSWORD", required=True, any_end=True)),
+        auth_url=auth_url, api_key=Secret(api_key), probe_url=probe_url,
+        service=read.text("WEBKASSA_SERVICE_NAME", "Webkassa"),
+        max_age=read.duration("WEBKASSA_MAX_AGE", "24h", 1, 366 * 86400),
+        deadline=read.duration("WEBKASSA_DEADLINE", "120s", 10, 300), ca_file=ca_file,
+        database=read_database(read), schema=table.rpartition(".")[0], table=table.split(".")[-1],
+        state_folder=values.get("STATE_DIRECTORY", "").split(":")[0] or state,
+        healthcheck_url=monitor_of(values, faults),
+    )  # fmt: skip
+    if faults:
+        raise settings_fault(faults)
+    return account
+
+
+def monitor_of(values: Mapping[str, str], faults: list[Message]) -> Secret:
+    return Secret(SettingsParser(values, faults).url("HEALTHCHECK_URL", plain_http=True))
+
+
+def settings_fault(faults: list[Message]) -> SettingsFault:
+    listed = list({str(fault): fault for fault in faults}.values())
+    return SettingsFault("The settings are wrong:{faults}", faults=listed)
+
+
+def read_database(read: SettingsParser) -> dict[str, str | Secret]:
+    """Return libpq's parameters: of DATABASE_URL, or else of POSTGRES_*, and of PG*."""
+    by_url = "DATABASE_URL" in read.values
+    given = parse_database_url(read) if by_url else {}
+    names = dict.fromkeys(given, "DATABASE_URL")
+    has_file = "service" in given or "PGSERVICE" in read.values  # which says the rest
+    ours, theirs = {} if by_url else POSTGRES, {"PGSERVICE": "service"} if has_file else LIBPQ
+    for name, parameter in (ours | theirs).items():
+        if parameter not in given and name in read.values:
+            given[parameter], names[parameter] = read.text(name, any_end=True), name
+    for parameter in ("host", "user", "dbname"):
+        for value in given.get(parameter, "").split(","):
+            is_odd = re.search("[:/@;&=]", value) and not value.startswith(("/", "@"))
+            if is_odd and not parse_address(value):
+                what = "{name}: holds a character that belongs to a URL; not shown here"
+                read.fault(names[parameter], what)
+    for port in given.get("port", "1").split(","):
+        if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
+            read.fault(names["port"], "{name}: the port is no number from 1 to 65535")
+    return {n: Secret(v) if n in ("password", "sslpassword") else v for n, v in given.items()}
+
+
+def parse_database_url(read: SettingsParser) -> dict[str, str]:
+    """Return libpq's parameters of a URL as SQLAlchemy, Heroku and libpq spell it."""
+    url = re.sub(r"^(postgres(?:ql)?)\+\w+:", r"\1:", read.text("DATABASE_URL", any_end=True))
+    if re.match(r"[^:]+://([^/?]*@[^/?]*@|[^/?]*/[^?]*@)", url):  # it would end up in the host
+        read.fault("DATABASE_URL", "{name}: @, / and : of the password must be percent-encoded")
+        return {}
+    with contextlib.suppress(psycopg2.Error, UnicodeError):
+        return dict(psycopg2.extensions.parse_dsn(url))
+    read.fault("DATABASE_URL", "{name}: is not a connection string that libpq understands")
+    for name in re.findall(r"[?&]([A-Za-z_]{1,30})=", url):
+        try:
+            psycopg2.extensions.parse_dsn(f"postgresql:///?{name}=1")
+        except psycopg2.Error:
+            what = "{name}: libpq does not know its parameter {parameter}: take it out"
+            if name == "schema":
+                what = "{name}: libpq does not know its parameter schema: set API_KEYS_TABLE=schema.table"
+            read.fault("DATABASE_URL", what, parameter=name)
+    return {}
+
+
+class SettingsParser:
+    """Reads settings of all kinds from a mapping of names to texts, and collects their faults."""
+
+    HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode: control, format, surrogate, separators
+    PLACEHOLDER = re.compile(r"<.+>|(.*/)?your[ _-].+|change[ _-]?me|x{3,}|\*{3,}|\.{3}|.+//user:password@.+",
+                             re.IGNORECASE)  # fmt: skip
+    QUOTES = "\"'`\u201c\u201d\u201e\u201f\u00ab\u00bb\u2018\u2019"
+
+    def __init__(self, values: Mapping[str, str], faults: list[Message]) -> None:
+        self.values, self.faults = {n: value for n, value in values.items() if value}, faults
+
+    def fault(self, name: str, what: str, **facts: object) -> None:
+        """Add a fault; `what` is a sentence about {name}."""
+        self.faults.append(Message(what, name=name, **facts))
+
+    def text(
+        self, name: str, default: str = "", required: bool = False, any_end: bool = False
+    ) -> str:
+        """Return any text. A quote or a blank at an end is an oversight, but not of a password."""
+        value = self.values.get(name, default)
+        hidden = [ord(c) for c in value if unicodedata.category(c) in self.HIDDEN]
+        what = first_that_holds(
+            (required and not value, "{name}: is not set"),
+            (self.PLACEHOLDER.fullmatch(value), "{name}: is still a placeholder"),
+            (hidden, "{name}: contains the invisible character U+{codes[0]:04X}"),
+            (not any_end and value != value.strip().strip(self.QUOTES),
+             "{name}: has a quote or a blank at its beginning or end"),
+        )  # fmt: skip
+        if what:
+            self.fault(name, what, codes=hidden)
+        return value
+
+    def url(self, name: str, default: str = "", plain_http: bool = False) -> str:
+        """Return a URL; what can be put right is: https://, double slashes and /api/api."""
+        text = self.text(name, default)
+        try:
+            parts = urlsplit(text if "://" in text else f"https://{text}")
+            host, _ = parts.hostname or "", parts.port
+        except ValueError:
+            parts, host = urlsplit(""), ""
+        plain_http = parts.scheme == "http" and (plain_http or is_loopback(host))
+        what = first_that_holds(
+            (not host or not re.fullmatch("[!-~]+", parts.netloc),
+             "{name}: is no URL, or its host is not plain ASCII"),
+            ("@" in parts.netloc, "{name}: must not carry a login or password"),
+            (parts.scheme != "https" and not plain_http,
+             "{name}: must be https (http only to this very machine)"),
+        )  # fmt: skip
+        if text and what:
+            self.fault(name, what)
+        if not text or what:
+            return default
+        path = re.sub("/{2,}", "/", parts.path).rstrip("/")
+        path = re.sub(r"^(/api)+(?=/|$)", "/api", path, flags=re.IGNORECASE)
+        return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+    def duration(self, name: str, default: str, shortest: int, longest: int) -> float:
+        """Return seconds."""
+        match = re.fullmatch(r"(\d{1,7})([smhd]?)", self.text(name, default), re.ASCII)
+        unit = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+        seconds = int(match[1]) * unit[match[2]] if match else 0
+        if not shortest <= seconds <= longest:
+            what = "{name}: is not a duration like {default}, from {shortest}s to {longest}s"
+            facts = {"default": default, "shortest": shortest, "longest": longest}
+            self.fault(name, what, **facts)
+        return seconds
+
+
+def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
+    """Parse a settings file with python-dotenv, without interpolation; add what is wrong with it
+    to `faults`: a line by its number, never by its text. Raise SettingsFault if it is unreadable."""
+    try:
+        text = read_text(path)
+    except SettingsFault as fault:
+        raise settings_fault([Message("{file}: {why}", file=path, why=fault.message)]) from None
+    values: dict[str, str] = {}
+    for binding in dotenv.parser.parse_stream(io.StringIO(text)):
+        source, key = binding.original.string, binding.key or ""
+        line = binding.original.line + source[: len(source) - len(source.lstrip())].count("\n")
+        if binding.error or "=" in key or (key and binding.value is None):
+            faults.append(Message("{file}: line {line} is not NAME=value", file=path, line=line))
+        elif key and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
+            what = "{file}: line {line}: its name has a character that belongs in no name"
+            faults.append(Message(what, file=path, line=line))
+        elif binding.value:
+            values[key] = binding.value
+    return values
+
+
+def read_secret_files(values: dict[str, str], faults: list[Message]) -> None:
+    """Put into `values` what the files named by NAME_FILE hold, but for a newline at the end."""
+    for name in sorted(IN_FILES):
+        file = values.get(f"{name}_FILE")
+        if file and name in values:
+            faults.append(
+                Message("{name}_FILE: is set, and so is {name}: which counts?", name=name)
+            )
+        if file:
+            try:
+                values[name] = read_text(Path(file), 65536).removesuffix("\n")
+            except SettingsFault as fault:
+                faults.append(Message("{name}_FILE: its file {why}", name=name, why=fault.message))
+
+
+def read_text(path: Path, limit: int = 2**24) -> str:
+    """Return the text of a file; raise SettingsFault, with what is wrong about it."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > limit:
+            raise SettingsFault("is no regular file (a folder, a pipe?), or too long")
+        text = path.read_bytes().decode("utf-8-sig")
+        if "\0" in text:
+            raise UnicodeError
+        return text
+    except UnicodeError:
+        raise SettingsFault("is not UTF-8 text; save it as UTF-8") from None
+    except FileNotFoundError:
+        raise SettingsFault("does not exist") from None
+    except OSError as error:
+        raise SettingsFault("cannot be read ({why})", why=error.strerror) from None
+
+
+def find_unknown_names(path: Path, file: Iterable[str], values: Iterable[str]) -> Iterator[Message]:
+    """Of names in a file that look like ours and are none, yield those that seem to decide which
+    host or database is used; warn of the others."""
+    for name in sorted({*file} - NAMES - OTHER_NAMES):
+        near = nearest_setting(name)
+        what = "{name}: is not known; is {near} meant?" if near else "{name}: is not known"
+        fault = Message(what, name=name, near=near)
+        if name.startswith(PREFIXES) and near in ALIASES.keys() - values:
+            yield fault
+        elif name.startswith(PREFIXES):
+            log.warning(Message("{file}: {what}", file=path, what=fault))
+
+
+def nearest_setting(name: str) -> str:
+    """Return the setting that an unknown name may mean, or ""."""
+    meant = [ours for ours, others in ALIASES.items() if re.fullmatch(others, name)]
+    return [*meant, *difflib.get_close_matches(name, NAMES, 1, 0.5), ""][0]
+
+
+ALIASES = {  # what others call a setting that decides which host or which database is used
+    "WEBKASSA_AUTH_URL": "WEBKASSA_(BASE_|API_|AUTHORIZE_|LOGIN_)?(URL|HOST|DOMAIN|ENDPOINT)",
+    "POSTGRES_HOST": "POSTGRES_(SERVER|HOSTNAME|ADDRESS)",
+    "POSTGRES_PORT": "POSTGRES_PORTS",
+    "POSTGRES_DB": "POSTGRES_(DATABASE|NAME|DBNAME|DB_NAME|DATABASE_NAME)",
+    "POSTGRES_USER": "POSTGRES_(USERNAME|LOGIN|ROLE)",
+    "DATABASE_URL": "(POSTGRES|WEBKASSA)_(URL|URI|DSN|DATABASE_URL)",
+    "API_KEYS_TABLE": "API_KEYS?_(.*_)?TABLE.*",
+}
+POSTGRES = {  # settings and libpq's parameters; then its own variables, and the same
+    "POSTGRES_HOST": "host", "POSTGRES_PORT": "port", "POSTGRES_DB": "dbname",
+    "POSTGRES_USER": "user", "POSTGRES_PASSWORD": "password",
+}  # fmt: skip
+LIBPQ = {"PGDATABASE": "dbname"} | {
+    f"PG{parameter.upper().replace('_', '')}": parameter
+    for parameter in (
+        "host", "hostaddr", "port", "user", "password", "passfile", "options", "sslmode",
+        "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding", "target_session_attrs",
+        "service",
+    )
+}  # fmt: skip
+# Of one of many accounts: never inherited; of all: may be in a file that NAME_FILE names
+OWN = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_SERVICE_NAME", "HEALTHCHECK_URL"}
+IN_FILES = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY", "POSTGRES_PASSWORD",
+            "DATABASE_URL", "HEALTHCHECK_URL"}  # fmt: skip
+NAMES = {*OWN, *IN_FILES, *(f"{name}_FILE" for name in IN_FILES), *POSTGRES, "WEBKASSA_AUTH_URL",
+         "WEBKASSA_PROBE_URL", "WEBKASSA_MAX_AGE", "WEBKASSA_DEADLINE", "API_KEYS_TABLE"}  # fmt: skip
+OTHER_NAMES = {"WEBKASSA_ACCOUNTS_DIR", "WEBKASSA_KEY_COMMAND"}  # of a run, not of an account
+PREFIXES = ("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")  # of all
+
+
 # ---- What happened, in sentences of our own: the libraries' texts carry URLs, bodies and tokens
 
 NOW = Message("Run again now: `update`")
@@ -2047,288 +2314,9 @@ def row_fault(
     return WriteRefused(what, advice, **facts) if what else None
 
 
-# ---- Settings: the environment, then the file; every fault at once, by its name
-
-POSTGRES = {  # settings and libpq's parameters; then its own variables, and the same
-    "POSTGRES_HOST": "host", "POSTGRES_PORT": "port", "POSTGRES_DB": "dbname",
-    "POSTGRES_USER": "user", "POSTGRES_PASSWORD": "password",
-}  # fmt: skip
-LIBPQ = {
-    f"PG{parameter.upper().replace('_', '').replace('DBNAME', 'DATABASE')}": parameter
-    for parameter in (
-        "host", "hostaddr", "port", "dbname", "user", "password", "passfile", "options", "sslmode",
-        "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding", "target_session_attrs",
-        "service",
-    )
-}  # fmt: skip
-# Of one of many accounts: never inherited; of all: may be in a file that NAME_FILE names
-OWN = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_SERVICE_NAME", "HEALTHCHECK_URL"}
-IN_FILES = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY", "POSTGRES_PASSWORD",
-            "DATABASE_URL", "HEALTHCHECK_URL"}  # fmt: skip
-NAMES = {*OWN, *IN_FILES, *POSTGRES, "WEBKASSA_AUTH_URL", "WEBKASSA_PROBE_URL", "WEBKASSA_MAX_AGE",
-         "WEBKASSA_DEADLINE", "API_KEYS_TABLE"}  # fmt: skip
-OTHER_NAMES = {"WEBKASSA_ACCOUNTS_DIR", "WEBKASSA_KEY_COMMAND"}  # of a run, not of an account
-PREFIXES = ("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")  # of all
-ALIASES = {  # what others call a setting that decides which host or which database is used
-    "WEBKASSA_AUTH_URL": "WEBKASSA_(BASE_|API_|AUTHORIZE_|LOGIN_)?(URL|HOST|DOMAIN|ENDPOINT)",
-    "POSTGRES_HOST": "POSTGRES_(SERVER|HOSTNAME|ADDRESS)",
-    "POSTGRES_PORT": "POSTGRES_PORTS",
-    "POSTGRES_DB": "POSTGRES_(DATABASE|NAME|DBNAME|DB_NAME|DATABASE_NAME)",
-    "POSTGRES_USER": "POSTGRES_(USERNAME|LOGIN|ROLE)",
-    "DATABASE_URL": "(POSTGRES|WEBKASSA)_(URL|URI|DSN|DATABASE_URL)",
-    "API_KEYS_TABLE": "API_KEYS?_(.*_)?TABLE.*",
-}
-QUOTES = {*"\"'`\u201c\u201d\u201e\u201f\u00ab\u00bb\u2018\u2019"}
-HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode: control, format, surrogate, separators
-PLACEHOLDER = re.compile(r"<.+>|(.*/)?your[ _-].+|change[ _-]?me|x{3,}|\*{3,}|\.{3}|.+//user:password@.+",
-                         re.IGNORECASE)  # fmt: skip
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def read_text(path: Path, limit: int = 2**24) -> str:
-    """Return the text of a file; raise SettingsFault, with what is wrong about it."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > limit:
-            raise SettingsFault("is no regular file (a folder, a pipe?), or too long")
-        text = path.read_bytes().decode("utf-8-sig")
-        if "\0" in text:
-            raise UnicodeError
-        return text
-    except UnicodeError:
-        raise SettingsFault("is not UTF-8 text; save it as UTF-8") from None
-    except FileNotFoundError:
-        raise SettingsFault("does not exist") from None
-    except OSError as error:
-        raise SettingsFault("cannot be read ({why})", why=error.strerror) from None
-
-
-def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
-    """Parse a settings file with python-dotenv, without interpolation; add what is wrong with it
-    to `faults`: a line by its number, never by its text."""
-    values: dict[str, str] = {}
-    try:
-        text = read_text(path)
-    except SettingsFault as fault:
-        faults.append(Message("{file}: {why}", file=path, why=fault.message))
-        return values
-    for binding in dotenv.parser.parse_stream(io.StringIO(text)):
-        source, key = binding.original.string, binding.key or ""
-        line = binding.original.line + source[: len(source) - len(source.lstrip())].count("\n")
-        if binding.error or "=" in key or (key and binding.value is None):
-            faults.append(Message("{file}: line {line} is not NAME=value", file=path, line=line))
-        elif key and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", key):
-            what = "{file}: line {line}: its name has a character that belongs in no name"
-            faults.append(Message(what, file=path, line=line))
-        elif binding.value:
-            values[key] = binding.value
-    return values
-
-
-def read_secret_files(values: dict[str, str], faults: list[Message]) -> None:
-    """Put into `values` what the files named by NAME_FILE hold, but for a newline at the end."""
-    for name in sorted(IN_FILES):
-        file = values.get(f"{name}_FILE")
-        if file and name in values:
-            what = "{name}_FILE: is set, and so is {name}: which one counts?"
-            faults.append(Message(what, name=name))
-        if file:
-            try:
-                values[name] = read_text(Path(file), 65536).removesuffix("\n")
-            except SettingsFault as fault:
-                faults.append(Message("{name}_FILE: its file {why}", name=name, why=fault.message))
-
-
-def find_unknown_names(
-    path: Path, file: Iterable[str], values: Iterable[str], faults: list[Message]
-) -> None:
-    """Warn of names of the file that look like ours and are none. It is a fault where one seems to
-    decide which host or which database is used."""
-    for name in sorted({*file} - NAMES - OTHER_NAMES - {f"{name}_FILE" for name in IN_FILES}):
-        if name.startswith(PREFIXES):
-            near = nearest_setting(name)
-            what = Message("{name}: is not known", name=name)
-            if near:
-                what = Message("{name}: is not known; is {near} meant?", name=name, near=near)
-            if near in ALIASES and near not in values:
-                faults.append(what)
-            else:
-                log.warning(Message("{file}: {what}", file=path, what=what))
-
-
-def nearest_setting(name: str) -> str:
-    """Return the setting that an unknown name may mean, or ""."""
-    meant = [ours for ours, others in ALIASES.items() if re.fullmatch(others, name)]
-    return [*meant, *difflib.get_close_matches(name, NAMES, 1, 0.5), ""][0]
-
-
-class SettingsParser:
-    """Reads settings of all kinds from a mapping of names to texts, and collects their faults."""
-
-    def __init__(self, values: Mapping[str, str], faults: list[Message]) -> None:
-        self.values, self.faults = {n: value for n, value in values.items() if value}, faults
-
-    def fault(self, name: str, what: str, **values: object) -> None:
-        """Add a fault; `what` is a sentence about {name}."""
-        self.faults.append(Message(what, name=name, **values))
-
-    def text(self, name: str, default: str = "", required: bool = False) -> str:
-        """Return any text, as of a password."""
-        value = self.values.get(name, default)
-        hidden = [c for c in value if unicodedata.category(c) in HIDDEN]
-        if required and not value:
-            self.fault(name, "{name}: is not set")
-        elif PLACEHOLDER.fullmatch(value):
-            self.fault(name, "{name}: is still a placeholder")
-        elif hidden:
-            self.fault(
-                name, "{name}: contains the invisible character U+{code:04X}", code=ord(hidden[0])
-            )
-        return value
-
-    def name(self, name: str, default: str = "", required: bool = False) -> str:
-        """Return a text in which quotes or blanks at an end are an oversight."""
-        value = self.text(name, default, required)
-        if value != value.strip() or QUOTES & {value[:1], value[-1:]}:
-            self.fault(name, "{name}: has a quote or a blank at its beginning or end")
-        return value
-
-    def url(self, name: str, default: str = "", plain_http: bool = False) -> str:
-        """Return a URL, or "", with what is safe to put right put right: https://, double slashes
-        and /api/api."""
-        text = self.name(name, default)
-        try:
-            parts = urlsplit(text if "://" in text else f"https://{text}")
-            host, _ = parts.hostname or "", parts.port
-        except ValueError:
-            self.fault(name, "{name}: is not a URL")
-            return default
-        what, http = "", parts.scheme == "http" and (plain_http or is_loopback(host))
-        if text and (not host or not re.fullmatch("[!-~]+", parts.netloc)):
-            what = "{name}: has no host, or one that is not plain ASCII"
-        elif "@" in parts.netloc:
-            what = "{name}: must not carry a login or password"
-        elif parts.scheme != "https" and not http:
-            what = "{name}: must be https (http only to this very machine)"
-        if what:
-            self.fault(name, what)
-            return default
-        path = re.sub("/{2,}", "/", parts.path).rstrip("/")
-        path = re.sub(r"^(/api)+(?=/|$)", "/api", path, flags=re.IGNORECASE)
-        return text and urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
-
-    def duration(self, name: str, default: str, shortest: int, longest: int) -> float:
-        """Return seconds."""
-        match = re.fullmatch(r"(\d{1,7})([smhd]?)", self.text(name, default), re.ASCII)
-        seconds = int(match[1]) * UNITS[match[2]] if match else 0
-        if not shortest <= seconds <= longest:
-            what = "{name}: is not a duration like {default}, from {shortest}s to {longest}s"
-            self.fault(name, what, default=default, shortest=shortest, longest=longest)
-        return seconds
-
-
-def read_account(values: Mapping[str, str], faults: list[Message]) -> Account:
-    """Given all settings by name, and the faults known so far, return the account they describe;
-    raise SettingsFault with all that is wrong."""
-    read = SettingsParser(values, faults)
-    auth_url = read.url("WEBKASSA_AUTH_URL", DEFAULT_AUTH_URL)
-    api_key = read.name("WEBKASSA_API_KEY")
-    probe_url = re.sub("Authorize$", "references/RefUnits", auth_url, flags=re.IGNORECASE)
-    if "WEBKASSA_PROBE_URL" in read.values:
-        probe_off = read.values["WEBKASSA_PROBE_URL"].lower() == "off"
-        probe_url = "" if probe_off else read.url("WEBKASSA_PROBE_URL")
-        if probe_url and not urlsplit(probe_url).path:
-            read.fault("WEBKASSA_PROBE_URL", '{name}: is neither a full URL nor "off"')
-    path, query = urlsplit(auth_url).path, urlsplit(auth_url).query
-    if query or not re.fullmatch(r"(/.*)?/api/(v\d+/)?Authorize", path, re.IGNORECASE):
-        read.fault("WEBKASSA_AUTH_URL", "{name}: must end in /api/Authorize or /api/v4/Authorize")
-    if "/v4/" in path and not api_key:
-        read.fault(
-            "WEBKASSA_API_KEY", "{name}: is not set, and WEBKASSA_AUTH_URL has /v4/, which needs it"
-        )
-    if not re.fullmatch("[!-~]*", api_key):
-        read.fault("WEBKASSA_API_KEY", "{name}: must be printable ASCII without spaces")
-    table = read.name("API_KEYS_TABLE", "api_keys").split(".")
-    if (
-        len(table) > 2
-        or not all(table)
-        or any(t != t.strip(" \"'`") or re.search("[:/@]", t) for t in table)
-    ):
-        read.fault("API_KEYS_TABLE", "{name}: is neither a table nor schema.table")
-    ca_file = values.get("REQUESTS_CA_BUNDLE", "")
-    if ca_file and not os.access(ca_file, os.R_OK):
-        read.fault("REQUESTS_CA_BUNDLE", "{name}: there is no such file, or it cannot be read")
-    home = values.get("HOME") or os.path.expanduser("~")
-    state = f"{values.get('XDG_STATE_HOME') or f'{home}/.local/state'}/webkassa-key-updater"
-    account = Account(
-        login=Secret(read.name("WEBKASSA_LOGIN", required=True)),
-        password=Secret(read.text("WEBKASSA_PASSWORD", required=True)),
-        auth_url=auth_url, api_key=Secret(api_key), probe_url=probe_url,
-        service=read.name("WEBKASSA_SERVICE_NAME", "Webkassa"),
-        max_age=read.duration("WEBKASSA_MAX_AGE", "24h", 1, 366 * 86400),
-        deadline=read.duration("WEBKASSA_DEADLINE", "120s", 10, 300),
-        database=read_database(read), schema="".join(table[:-1]), table=table[-1], ca_file=ca_file,
-        state_folder=values.get("STATE_DIRECTORY", "").split(":")[0] or state,
-        healthcheck_url=monitor_of(read),
-    )  # fmt: skip
-    if faults:
-        raise settings_fault(faults)
-    return account
-
-
-def monitor_of(read: SettingsParser) -> Secret:
-    return Secret(read.url("HEALTHCHECK_URL", plain_http=True))
-
-
-def settings_fault(faults: list[Message]) -> SettingsFault:
-    listed = list({str(fault): fault for fault in faults}.values())
-    return SettingsFault("The settings are wrong:{faults}", faults=listed)
-
-
-def read_database(read: SettingsParser) -> dict[str, str | Secret]:
-    """Return libpq's parameters: of DATABASE_URL, or else of POSTGRES_*, and of PG*."""
-    by_url = "DATABASE_URL" in read.values
-    given = parse_database_url(read) if by_url else {}
-    names = dict.fromkeys(given, "DATABASE_URL")
-    has_file = "service" in given or "PGSERVICE" in read.values  # which says the rest
-    ours, theirs = {} if by_url else POSTGRES, {"PGSERVICE": "service"} if has_file else LIBPQ
-    for name, parameter in (ours | theirs).items():
-        if parameter not in given and name in read.values:
-            given[parameter], names[parameter] = read.text(name), name
-    for parameter in ("host", "user", "dbname"):
-        if any(map(looks_like_url, given.get(parameter, "").split(","))):
-            read.fault(
-                names[parameter], "{name}: holds a character that belongs to a URL; not shown here"
-            )
-    for port in given.get("port", "1").split(","):
-        if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
-            read.fault(names["port"], "{name}: the port is no number from 1 to 65535")
-    return {n: Secret(v) if n in ("password", "sslpassword") else v for n, v in given.items()}
-
-
-def looks_like_url(name: str) -> bool:
-    """Say whether a host, user or database may be a URL or a password in the wrong line."""
-    odd = re.search("[:/@;&=]", name) and not name.startswith(("/", "@"))
-    return bool(odd) and not parse_address(name)
-
-
-def parse_database_url(read: SettingsParser) -> dict[str, str]:
-    """Return libpq's parameters of a URL as SQLAlchemy, Heroku and libpq spell it."""
-    url = re.sub(r"^(postgres(?:ql)?)\+\w+:", r"\1:", read.text("DATABASE_URL"))  # with a driver
-    if re.match(r"[^:]+://([^/?]*@[^/?]*@|[^/?]*/[^?]*@)", url):  # it would end up in the host
-        read.fault("DATABASE_URL", "{name}: @, / and : of the password must be percent-encoded")
-        return {}
-    with contextlib.suppress(psycopg2.Error, UnicodeError):
-        return dict(psycopg2.extensions.parse_dsn(url))
-    read.fault("DATABASE_URL", "{name}: is not a connection string that libpq understands")
-    for name in re.findall(r"[?&]([A-Za-z_]{1,30})=", url):
-        try:
-            psycopg2.extensions.parse_dsn(f"postgresql:///?{name}=1")
-        except psycopg2.Error:
-            what = "{name}: libpq does not know its parameter {parameter}: take it out"
-            if name == "schema":
-                what = "{name}: libpq does not know its parameter schema: set API_KEYS_TABLE=schema.table"
-            read.fault("DATABASE_URL", what, parameter=name)
-    return {}
+def first_that_holds(*cases: tuple[object, str]) -> str:
+    """Return the sentence of the first case whose condition holds, or ""."""
+    return next((sentence for holds, sentence in cases if holds), "")
 
 
 # ---- Check and status: they never authorize
@@ -2674,7 +2662,7 @@ class Command:
             account = fault
         if self.options.command == "status":
             return self.print_status([status(account)])
-        monitor = monitor_of(SettingsParser(values, []))
+        monitor = monitor_of(values, [])
         return self.do_one(account, monitor, Terminal().report_wait, Connector())
 
     @property
@@ -2689,10 +2677,8 @@ class Command:
         path = self.settings_file
         if self.options.env_file or os.path.exists(path):
             from_file = read_env_file(path, faults)
-        if faults and not from_file:
-            raise settings_fault(faults)
         values = from_file | {name: value for name, value in os.environ.items() if value}
-        find_unknown_names(path, from_file, values, faults)
+        faults += find_unknown_names(path, from_file, values)
         for name in os.environ.keys() - values.keys():
             del os.environ[name]
         os.environ.update(values)
