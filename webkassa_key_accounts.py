@@ -398,7 +398,11 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
         what = "{name}: {code}, {reason}"
         if command.is_update and reason and code == updater.Failure.code:
             what = "{name}: {code}, {reason}. Its stored key may be dead. {advice}"
-        facts = {"name": name, "code": code, "reason": reason or updater.CODES[code][0]}
+        facts = {
+            "name": name,
+            "code": code,
+            "reason": reason or updater.Message(updater.CODES[code][0]),
+        }
         line = updater.Message(what, **facts, advice=updater.NOW)
         lines += "\n  " + command.as_typed(line, name)
     counts = {"good": len(pool.codes) - len(bad), "count": len(pool.codes)}

@@ -1970,46 +1970,15 @@ PREFIXES = ("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")  # of all
 
 # ---- What happened, in sentences of our own: the libraries' texts carry URLs, bodies and tokens
 
-NOW = Message("Run again now: `update`")
-CODES = {  # exit codes: in short, and what to do now
-    69: (Message("Webkassa cannot be reached or is failing"), Message("Try again later: `update`")),
-    70: (Message("a bug"), Message("Please report it. How the key stands: `status`")),
-    73: (Message("the database refuses the write"), Message("Fix the table, then run: `check`")),
-    75: (Message("no database, or no lock"), Message("When it is back, run: `update`")),
-    76: (Message("an answer that makes no sense"),
-         Message("Look at WEBKASSA_AUTH_URL, then run: `check`")),
-    77: (Message("login refused"),
-         Message("Correct WEBKASSA_LOGIN, WEBKASSA_PASSWORD or WEBKASSA_API_KEY, then run: `update`")),
-    78: (Message("the settings are wrong"), Message("Correct them, then run: `check`")),
-}  # fmt: skip
-
-
-def advice_for(failure: Failure) -> Message:
-    return failure.advice or CODES[failure.code][1]
-
-
-def as_failure(error: Exception) -> Failure:
-    """Return a Failure as it is; of any other exception say where it struck, not what it says: that
-    can carry secrets."""
-    if isinstance(error, Failure):
-        return error
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{type(error).__name__} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
-    return Failure("A bug of this program: {where}.", where=where)
-
-
-def describe_key(row: KeyRow) -> Message:
-    """Return fingerprint and age of a stored key, for a person."""
-    if row.age is None:
-        return Message("{key}", key=row.key.fingerprint)
-    return Message("{key}, {hours:.1f} h old", key=row.key.fingerprint, hours=row.age / 3600)
-
 
 def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
     """Say what was stored, where, and in place of what; warn of what is odd about it."""
-    webkassa, token, before = logins.webkassa, logins.token, logins.row_before_first_login
+    webkassa, token = logins.webkassa, logins.token
+    before = logins.row_before_first_login or KeyRow()
+    doubt = probe_refuses_every_key(token, webkassa)
+    is_doubted = logins.against_probe or logins.verdict == DOUBTED
     odd = (
-        (before and before.beside, "The row is new in {table}, beside {beside!r}."),
+        (before.beside, "The row is new in {table}, beside {beside!r}."),
         (not re.fullmatch("[0-9a-f]{32}", token.value), "The new key looks unlike the keys so far."),
         (logins.verdict == UNCLEAR, "Whether the new key works could not be probed."),
         (logins.login_outcome_unknown,
@@ -2020,121 +1989,72 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
          "The column api_key holds {size} characters: a longer key could not be stored."),
         (webkassa.host != host_of(logins.account.auth_url), "Set WEBKASSA_AUTH_URL={url}"),
         (webkassa.host in TEST_HOSTS, "{host} is Webkassa's TEST system: its keys serve no shop."),
+        (logins.odd_reply, "{reply} The token in it was stored: the probe says that it works."),
+        (is_doubted and job.mode != ALWAYS, "{why} {advice}"),
     )  # fmt: skip
     facts = {"key": token.fingerprint, "host": webkassa.host, "url": webkassa.url,
-             "size": table.key_size, "table": table.shown, "old": describe_key(before or KeyRow()),
-             "beside": before and before.beside}  # fmt: skip
+             "size": table.key_size, "table": table.shown, "old": describe_key(before),
+             "beside": before.beside, "reply": logins.odd_reply, "why": doubt.message,
+             "advice": doubt.advice}  # fmt: skip
     what = "Stored the new key {key} from {host} in {table} where none was."
-    if before and before.key:
+    if before.key:
         what = "Stored the new key {key} from {host} in {table} in place of {old}."
     warnings = [Message(text, **facts) for is_so, text in odd if is_so]
-    if logins.odd_reply:
-        proven = "{reply} The token in it was stored: the probe says that it works."
-        warnings.append(Message(proven, reply=logins.odd_reply))
-    if logins.against_probe or logins.verdict == DOUBTED:
-        fault = probe_refuses_every_key(token, webkassa)
-        if job.mode == ALWAYS:
-            said = Message("{what} {why} {advice}", what=Message(what, **facts), why=fault.message,
-                           advice=fault.advice)  # fmt: skip
-            return Outcome(fault.code, said, token, True, UNCLEAR, warnings)
-        warnings.append(Message("{why} {advice}", why=fault.message, advice=fault.advice))
+    if is_doubted and job.mode == ALWAYS:
+        said = Message("{what} {why} {advice}", what=Message(what, **facts), **facts)
+        return Outcome(doubt.code, said, token, True, UNCLEAR, warnings)
     return Outcome(0, Message(what, **facts), token, True, logins.verdict, warnings)
-
-
-TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
 
 
 def describe_failure(
     failure: Failure, key: Secret, verdict: str, lost: Secret, asked: bool
 ) -> Outcome:
-    """Say why an update failed, how the stored key stands, and what to do now.
-
-    `verdict` is a probe's word on `key`, the stored one, "" where no login can have killed it;
-    `lost` is a token that could not be stored.
-    """
-    advice = advice_for(failure)
-    now = failure.advice or (NOW if failure.code in (69, 75, 76) else advice)
-    state = "The stored key {key} is as it was. {advice}"
-    if not asked:
-        state = "Nothing was asked of Webkassa; the stored key is as it was. {advice}"
-    elif not key:
-        state = "No key is stored. {now}"
-    elif verdict == DEAD:
-        state = "The stored key {key} is dead. {now}"
-    elif verdict == ALIVE:
-        state = (
-            "The stored key {key} still works, but the login just sent may still end it."
-            " Look again in some minutes: `status`"
-        )
-    elif verdict:
-        state = "The stored key {key} may be dead. {now}"
+    """Say why an update failed, how the stored `key` stands, and what to do now. `verdict`: a
+    probe's word on it, "" where no login can have killed it; `lost`: a token that was not stored."""
+    now = advice = advice_for(failure)
     if lost:
         now = Message("Fix it. Run again now: `update`")
-    said = Message(state, key=key.fingerprint, advice=advice, now=now)
+    elif not failure.advice and failure.code in (69, 75, 76):
+        now = NOW
+    what = first_that_holds(
+        (not asked, "Nothing was asked of Webkassa; the stored key is as it was. {advice}"),
+        (not key, "No key is stored. {now}"),
+        (verdict == DEAD, "The stored key {key} is dead. {now}"),
+        (verdict == ALIVE, "The stored key {key} still works, but the login just sent may still"
+         " end it. Look again in some minutes: `status`"),
+        (verdict, "The stored key {key} may be dead. {now}"),
+        (True, "The stored key {key} is as it was. {advice}"),
+    )  # fmt: skip
+    state = Message(what, key=key.fingerprint, advice=advice, now=now)
     if lost:
         what = "Webkassa gave the key {lost}, but it could not be stored and is lost. {state}"
-        said = Message(what, lost=lost.fingerprint, state=said)
+        state = Message(what, lost=lost.fingerprint, state=state)
     what = "{why}\n{state}" if "\n" in str(failure) else "{why} {state}"
-    said = Message(what, why=failure.message, state=said)
+    said = Message(what, why=failure.message, state=state)
     return Outcome(failure.code, said, key, verdict=verdict)
 
 
 def age_and_life_unknown(row: KeyRow, verdict: str) -> Failure:
     """Say that --if-needed knows neither the age of the key nor whether it works."""
+    key = row.key.fingerprint
     if verdict == OFF:
         what = "WEBKASSA_PROBE_URL is off, and the row of the key {key} holds no usable time of change."
         advice = "Let the probe be on, or give the table a column updated_at. Then run: `check`"
-        return SettingsFault(what, advice, key=row.key.fingerprint)
-    what = (
-        "Whether the stored key {key} works could not be probed, and its row holds no usable time"
-        " of change."
-    )
-    return WebkassaFailure(what, key=row.key.fingerprint)
+        return SettingsFault(what, advice, key=key)
+    what = "Whether the stored key {key} works could not be probed, and its row holds no usable time of change."
+    return WebkassaFailure(what, key=key)
 
 
 def probe_refuses_every_key(key: Secret, webkassa: Webkassa) -> SettingsFault:
     """Say that a key is stored, but not proven."""
     what = "The stored key {key} is not proven: the probe at {host} refuses every new key."
-    advice = (
-        "Set WEBKASSA_PROBE_URL=off, or ask Webkassa why RefUnits refuses it. Then run: `check`"
-    )
-    return SettingsFault(what, advice, key=key.fingerprint, host=host_of(webkassa.probe_url))
+    host = host_of(webkassa.probe_url)
+    return SettingsFault(what, NOT_BELIEVED, key=key.fingerprint, host=host)
 
 
-DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"
-CLOCK = "Is the clock of this machine right? Then run: `check`"
-HOST = "Is the host in the URL right? Then run: `check`"
-URL_OR_PROXY = "Is the URL right, is the proxy? Then run: `check`"
-FIX_IT = "Correct it, then run: `check`"
-OTHER_NAME = "The certificate of {host} has another name."
-EMPTY_BUNDLE = "{host} cannot be asked: REQUESTS_CA_BUNDLE holds no certificate."
-NO_ANSWER = (  # what is seen in the error, what it means for the host, what to look at
-    ("verify_code 9", "The certificate of {host} is not valid yet.", CLOCK),
-    ("verify_code 10", "The certificate of {host} has expired.",
-     "Is the clock of this machine right? If so, the host's owner must renew the certificate."
-     " Then run: `check`"),
-    ("verify_code 62", OTHER_NAME, HOST),
-    ("verify_code 64", OTHER_NAME, HOST),
-    ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer.",
-     "Does a proxy read along? Then its certificate belongs in REQUESTS_CA_BUNDLE."
-     " Then run: `check`"),
-    ("no proxy", "{host} cannot be reached through the proxy.", ""),
-    ("gaierror", "{host} has a name that cannot be resolved.", ""),
-    ("NewConnectionError", "{host} refuses the connection, or there is no network.", ""),
-    ("ConnectTimeoutError", "{host} accepts no connection.", ""),
-    ("InvalidURL", "{host} cannot be asked: the URL of the proxy is wrong.", FIX_IT),
-    ("InvalidSchema", "{host} cannot be asked: SOCKS proxies do not serve.", FIX_IT),
-    ("reason WRONG_SIGNATURE_TYPE", "{host} needs weak TLS.",
-     "Set WEBKASSA_AUTH_URL={default} Then run: `check`"),
-    ("reason WRONG_VERSION_NUMBER", "{host} speaks no TLS there.", URL_OR_PROXY),
-    ("reason UNSUPPORTED_PROTOCOL", "{host} speaks an old TLS only.", URL_OR_PROXY),
-    ("reason NO_CERTIFICATE_OR_CRL_FOUND", EMPTY_BUNDLE, FIX_IT),
-    ("bare OSError", EMPTY_BUNDLE, FIX_IT),
-    ("TimeoutError", "{host} does not answer in time.", ""),
-    ("Timeout", "{host} does not answer in time.", ""),
-    ("SSLError", "{host} and this machine do not agree on TLS.", ""),
-    ("BaseException", "{host} broke the connection off.", ""),
-)  # fmt: skip
+NOT_BELIEVED = (
+    "Set WEBKASSA_PROBE_URL=off, or ask Webkassa why RefUnits refuses it. Then run: `check`"
+)
 
 
 def no_answer(host: str, error: Exception, was_sent: bool) -> Failure:
@@ -2142,10 +2062,9 @@ def no_answer(host: str, error: Exception, was_sent: bool) -> Failure:
     if isinstance(error, Failure):  # there is no thread for it
         return error
     signs = error_signs(error)
-    what, advice = next(words for sign, *words in NO_ANSWER if sign in signs)
-    return WebkassaFailure(
-        what, advice, host=host, may_have_logged_in=was_sent, default=DEFAULT_AUTH_URL
-    )
+    what, advice = next(words for seen, *words in NO_ANSWER if signs & {*seen.split(" or ")})
+    facts = {"host": host, "default": DEFAULT_AUTH_URL}
+    return WebkassaFailure(what, advice, **facts, may_have_logged_in=was_sent)
 
 
 def error_signs(error: BaseException | None) -> set[str]:
@@ -2163,49 +2082,74 @@ def error_signs(error: BaseException | None) -> set[str]:
     return signs
 
 
+URL_OR_PROXY = "Is the URL right, is the proxy? Then run: `check`"
+FIX_IT = "Correct it, then run: `check`"
+NO_ANSWER = (  # what is seen in the error, what it means for the host, what to look at
+    ("verify_code 9", "The certificate of {host} is not valid yet.",
+     "Is the clock of this machine right? Then run: `check`"),
+    ("verify_code 10", "The certificate of {host} has expired.",
+     "Is the clock of this machine right? If so, the host's owner must renew the certificate."
+     " Then run: `check`"),
+    ("verify_code 62 or verify_code 64", "The certificate of {host} has another name.",
+     "Is the host in the URL right? Then run: `check`"),
+    ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer.",
+     "Does a proxy read along? Then its certificate belongs in REQUESTS_CA_BUNDLE."
+     " Then run: `check`"),
+    ("no proxy", "{host} cannot be reached through the proxy.", ""),
+    ("gaierror", "{host} has a name that cannot be resolved.", ""),
+    ("NewConnectionError", "{host} refuses the connection, or there is no network.", ""),
+    ("ConnectTimeoutError", "{host} accepts no connection.", ""),
+    ("InvalidURL", "{host} cannot be asked: the URL of the proxy is wrong.", FIX_IT),
+    ("InvalidSchema", "{host} cannot be asked: SOCKS proxies do not serve.", FIX_IT),
+    ("reason WRONG_SIGNATURE_TYPE", "{host} needs weak TLS.",
+     "Set WEBKASSA_AUTH_URL={default} Then run: `check`"),
+    ("reason WRONG_VERSION_NUMBER", "{host} speaks no TLS there.", URL_OR_PROXY),
+    ("reason UNSUPPORTED_PROTOCOL", "{host} speaks an old TLS only.", URL_OR_PROXY),
+    ("reason NO_CERTIFICATE_OR_CRL_FOUND or bare OSError",
+     "{host} cannot be asked: REQUESTS_CA_BUNDLE holds no certificate.", FIX_IT),
+    ("TimeoutError or Timeout", "{host} does not answer in time.", ""),
+    ("SSLError", "{host} and this machine do not agree on TLS.", ""),
+    ("BaseException", "{host} broke the connection off.", ""),
+)  # fmt: skip
+DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"
+
+
 def connect_failure(account: Account, target: dict[str, str], error: Exception) -> StoreUnavailable:
     """Say why PostgreSQL cannot be reached. Its own words follow the server's language, so whether
     somebody listens is tried again: `port_is_open`."""
     shown = {n: v for n, v in {**account.database, **target}.items() if isinstance(v, str)}
     names = ("service", "host", "port", "dbname", "user")
     where = " ".join(f"{name}={shown[name]}" for name in names if name in shown)
-    at = target.get("hostaddr") or target.get("host") or "/var/run/postgresql"  # psycopg2-binary's
-    port, is_socket = int(target.get("port", 5432)), at.startswith(("/", "@"))
-    place = f"{at}/.s.PGSQL.{port}".replace("@", "\0", 1) if is_socket else (at, port)
-    is_name = not is_socket and not parse_address(at)
-    is_open = not is_name and port_open(place)
-    if is_name:
-        what = "PostgreSQL ({where}) has a name that cannot be resolved."
-    elif not is_open:
-        what = "PostgreSQL ({where}) cannot be reached: connection refused or timed out."
-    elif isinstance(error, TimeoutError):
-        what = "PostgreSQL ({where}) accepts the connection, but does not answer."
-    else:
-        what = (
-            "PostgreSQL ({where}) is there, but the connection is rejected: role, password,"
-            " database, TLS, no free place."
-        )
-    psql = "psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown))
+    default = "/var/run/postgresql"  # of psycopg2-binary
+    host = target.get("hostaddr") or target.get("host") or default
+    is_name = not host.startswith(("/", "@")) and not parse_address(host)
+    is_open = not is_name and port_open(host, int(target.get("port", 5432)))
+    is_silent = isinstance(error, TimeoutError)
+    what = first_that_holds(
+        (is_name, "PostgreSQL ({where}) has a name that cannot be resolved."),
+        (not is_open, "PostgreSQL ({where}) cannot be reached: connection refused or timed out."),
+        (is_silent, "PostgreSQL ({where}) accepts the connection, but does not answer."),
+        (True, "PostgreSQL ({where}) is there, but the connection is rejected: role, password,"
+         " database, TLS, no free place."),
+    )  # fmt: skip
     advice = "To see why: {psql}\nThen run: `check`"
     if not account.database:  # libpq's defaults may be meant, but seldom are
-        advice = (
-            "No database setting is set: is the # still before POSTGRES_HOST and the others?"
-            "\nThen run: `check`"
-        )
+        advice = "No database is set: is the # still before POSTGRES_HOST?\nThen run: `check`"
     return StoreUnavailable(
-        what, advice, where=where or "at the default address", psql=psql, port_is_open=is_open,
-        is_rejected=is_open and not isinstance(error, TimeoutError),
+        what, advice, where=where or "at the default address", port_is_open=is_open,
+        psql="psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown)),
+        is_rejected=is_open and not is_silent,
     )  # fmt: skip
 
 
-def port_open(at: str | tuple[str, int]) -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as file:
-        if isinstance(at, str):
-            file.settimeout(2)
-            file.connect(at)
-        else:
-            socket.create_connection(at, 2).close()
-        return True
+def port_open(host: str, port: int) -> bool:
+    """Say whether somebody listens at an address, or at the socket in a folder."""
+    kind, place = socket.AF_INET6 if ":" in host else socket.AF_INET, cast(Any, (host, port))
+    if host.startswith(("/", "@")):
+        kind, place = socket.AF_UNIX, f"{host}/.s.PGSQL.{port}".replace("@", "\0", 1)
+    with contextlib.suppress(OSError), socket.socket(kind) as visitor:
+        visitor.settimeout(2)
+        return visitor.connect_ex(place) == 0
     return False
 
 
@@ -2259,18 +2203,15 @@ def shown_error(error: Any, state: str, table: Table) -> str:
 
 def describe_grants(table: Table) -> Message:
     """Say what the table's role needs, as its owner types it."""
-    role, schema, name = map(quote_name, (table.role, table.schema, table.name))
-    facts = {"role": role, "schema": schema, "name": name}
     what = (
-        "As its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nThen run: `check`"
+        "As the table's owner run:\n  GRANT USAGE ON SCHEMA {schema} TO {role};\n"
+        "  GRANT SELECT, INSERT, UPDATE ON {schema}.{name} TO {role};\n"
+        "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`"
     )
-    if table.found is not None:
-        what = (
-            "As the table's owner run:\n  GRANT USAGE ON SCHEMA {schema} TO {role};\n"
-            "  GRANT SELECT, INSERT, UPDATE ON {schema}.{name} TO {role};\n"
-            "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`"
-        )
-    return Message(what, **facts)
+    if table.found is None:
+        what = "As its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nThen run: `check`"
+    role, schema, name = map(quote_name, (table.role, table.schema, table.name))
+    return Message(what, role=role, schema=schema, name=name)
 
 
 def quote_name(name: str) -> str:
@@ -2280,19 +2221,18 @@ def quote_name(name: str) -> str:
 
 def table_fault(table: Table) -> WriteRefused | None:
     """Say why a table cannot serve, if so."""
+    missing = [name for name in ("service_name", "api_key") if name not in table.columns]
+    kind, category = table.columns.get("api_key", ["", ""])
+    facts = {"table": table.short, "column": "".join(missing[:1]), "kind": kind}
     if table.found is False:
         what = "The table is not found by its name, but {table} is there."
         advice = "Set API_KEYS_TABLE={table}, or to a new one. If it may not be read: {grants}"
-        return WriteRefused(what, advice, table=table.short, grants=describe_grants(table))
-    missing = [name for name in ("service_name", "api_key") if name not in table.columns]
-    if missing:
-        what = "The table {table} has no column {column}."
-        return WriteRefused(what, table=table.short, column=missing[0])
-    kind, category = table.columns["api_key"]
-    if category != "S":
-        what = "The column api_key of {table} must be text, but it is {kind}."
-        return WriteRefused(what, table=table.short, kind=kind)
-    return None
+        return WriteRefused(what, advice, **facts, grants=describe_grants(table))
+    what = first_that_holds(
+        (missing, "The table {table} has no column {column}."),
+        (category != "S", "The column api_key of {table} must be text, but it is {kind}."),
+    )
+    return WriteRefused(what, **facts) if what else None
 
 
 def row_fault(
@@ -2314,9 +2254,42 @@ def row_fault(
     return WriteRefused(what, advice, **facts) if what else None
 
 
+def as_failure(error: Exception) -> Failure:
+    """Return a Failure as it is; of any other exception say where it struck, not what it says: that
+    can carry secrets."""
+    if isinstance(error, Failure):
+        return error
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{type(error).__name__} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
+    return Failure("A bug of this program: {where}.", where=where)
+
+
+def describe_key(row: KeyRow) -> Message:
+    """Return fingerprint and age of a stored key, for a person."""
+    what = "{key}" if row.age is None else "{key}, {hours:.1f} h old"
+    return Message(what, key=row.key.fingerprint, hours=(row.age or 0) / 3600)
+
+
 def first_that_holds(*cases: tuple[object, str]) -> str:
     """Return the sentence of the first case whose condition holds, or ""."""
     return next((sentence for holds, sentence in cases if holds), "")
+
+
+def advice_for(failure: Failure) -> Message:
+    return failure.advice or Message(CODES[failure.code][1])
+
+
+NOW = Message("Run again now: `update`")
+CODES = {  # exit codes: in short, and what to do now
+    69: ("Webkassa cannot be reached or is failing", "Try again later: `update`"),
+    70: ("a bug", "Please report it. How the key stands: `status`"),
+    73: ("the database refuses the write", "Fix the table, then run: `check`"),
+    75: ("no database, or no lock", "When it is back, run: `update`"),
+    76: ("an answer that makes no sense", "Look at WEBKASSA_AUTH_URL, then run: `check`"),
+    77: ("login refused",
+         "Correct WEBKASSA_LOGIN, WEBKASSA_PASSWORD or WEBKASSA_API_KEY, then run: `update`"),
+    78: ("the settings are wrong", "Correct them, then run: `check`"),
+}  # fmt: skip
 
 
 # ---- Check and status: they never authorize
@@ -2436,49 +2409,43 @@ def check_host(ca_file: str, url: str, name: str) -> tuple[str, Message, int]:
     return "ok", Message("{name}: {host} answers", **facts), 0
 
 
+TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
+
+
 def classify(
     row: KeyRow, verdict: str, refusal: Failure | None
 ) -> tuple[str, Message, Message | None]:
     """Given a stored key, the probe's verdict and the refusal of a login that is remembered, return
     a monitoring level, a sentence, and what to do now."""
-    facts: dict[str, Any] = {"key": describe_key(row), "verdict": verdict}
-    facts["hours"] = abs(row.row_age or 0) / 3600
-    if not row.key:
-        return "CRITICAL", Message("no key is stored"), NOW
-    if verdict == DEAD:
-        return "CRITICAL", Message("key {key}: it is dead", **facts), NOW
-    if refusal:
-        what = "{why} Stored is the key {key}; the probe says {verdict}"
-        if verdict == ALIVE and row.age is not None:
-            end = time.localtime(time.time() + 86400 - row.age)
-            facts["end"] = time.strftime("%Y-%m-%d %H:%M %Z", end)
-            what = "{why} The key {key}, works; Webkassa promises about a day, until {end}"
-        return "CRITICAL", Message(what, why=refusal.message, **facts), CODES[LOGIN_REFUSED][1]
-    if row.age is None:
-        what = "key {key}; the probe says {verdict}; its row holds no usable time of change"
-        if row.row_age is None:
-            return "UNKNOWN", Message(what, **facts), None
-        what = "key {key}; the probe says {verdict}; its row's time is {hours:.1f} h in the future"
-        advice = Message("Does something write local time there? It has to be UTC.")
-        return "UNKNOWN", Message(what, **facts), advice
-    if row.age > WARNING_AGE:
-        is_sure = row.age > CRITICAL_AGE and not row.is_touched
-        what = "key {key}: older than 25 h; the probe says {verdict}"
-        if row.is_touched:
-            what = "key {key}: older than 25 h, its row {hours:.1f} h; the probe says {verdict}"
-        return "CRITICAL" if is_sure else "WARNING", Message(what, **facts), NOW
-    what = "key {key}; the probe says {verdict}"
-    if row.is_touched:
-        what = "key {key}, its row {hours:.1f} h; the probe says {verdict}"
-    if verdict == UNCLEAR:
-        return "WARNING", Message(what, **facts), Message("Look again in a minute: `status`")
-    if verdict == DOUBTED:
-        return (
-            "WARNING",
-            Message(what, **facts),
-            Message("Set WEBKASSA_PROBE_URL=off, or ask Webkassa why"),
-        )
-    return "OK", Message(what, **facts), None
+    age, row_age, is_touched = row.age or 0, row.row_age or 0, row.is_touched
+    end = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(time.time() + 86400 - age))
+    facts = {"key": describe_key(row), "verdict": verdict, "hours": abs(row_age) / 3600,
+             "why": refusal and refusal.message, "end": end}  # fmt: skip
+    correct, settle = Message(CODES[LOGIN_REFUSED][1]), Message(NOT_BELIEVED)
+    old = "key {key}: older than 25 h; the probe says {verdict}"
+    good = "key {key}; the probe says {verdict}"
+    cases = (
+        (not row.key, "CRITICAL", "no key is stored", NOW),
+        (verdict == DEAD, "CRITICAL", "key {key}: it is dead", NOW),
+        (refusal and verdict == ALIVE and row.age is not None, "CRITICAL",
+         "{why} The key {key}, works; Webkassa promises about a day, until {end}", correct),
+        (refusal, "CRITICAL", "{why} Stored is the key {key}; the probe says {verdict}", correct),
+        (row.age is None and row_age < 0, "UNKNOWN",
+         "key {key}; the probe says {verdict}; its row's time is {hours:.1f} h in the future",
+         Message("Does something write local time there? It has to be UTC.")),
+        (row.age is None, "UNKNOWN",
+         "key {key}; the probe says {verdict}; its row holds no usable time of change", None),
+        (age > WARNING_AGE and is_touched, "WARNING",
+         "key {key}: older than 25 h, its row {hours:.1f} h; the probe says {verdict}", NOW),
+        (age > CRITICAL_AGE, "CRITICAL", old, NOW),
+        (age > WARNING_AGE, "WARNING", old, NOW),
+        (verdict == DOUBTED, "WARNING", good, settle),
+        (verdict == UNCLEAR, "WARNING", good, Message("Look again in a minute: `status`")),
+        (is_touched, "OK", "key {key}, its row {hours:.1f} h; the probe says {verdict}", None),
+        (True, "OK", good, None),
+    )  # fmt: skip
+    _, level, what, advice = next(case for case in cases if case[0])
+    return level, Message(what, **facts), advice
 
 
 def status(account: Account | SettingsFault) -> dict[str, Any]:
@@ -2488,10 +2455,8 @@ def status(account: Account | SettingsFault) -> dict[str, Any]:
         if isinstance(account, SettingsFault):
             raise account
         facts["service"] = account.service
-        job, deadline = (
-            Job(account, IF_NEEDED, lambda what, seconds: None, Connector()),
-            Deadline(STATUS_TIME),
-        )
+        job = Job(account, IF_NEEDED, lambda what, seconds: None, Connector())
+        deadline = Deadline(STATUS_TIME)
         with KeyStore(job, deadline) as store:
             row = KeyAge(account).correct(store.read_row())
         verdict, refusal = look_at_key(account, row, max(deadline.left, 2.0))

@@ -225,9 +225,7 @@ def test_no_setting_of_the_database_at_all_is_named() -> None:
     account = webkassa_key_updater.read_account(settings, [])
     failure = webkassa_key_updater.connect_failure(account, {}, OSError())  # whoever listens here
     assert "at the default address" in str(failure)
-    assert str(failure.advice).startswith(
-        "No database setting is set: is the # still before POSTGRES_"
-    )
+    assert str(failure.advice).startswith("No database is set: is the # still before POSTGRES_")
     assert "psql" not in str(failure.advice)
     assert str(failure.advice).endswith("\nThen run: `check`")
 
