@@ -21,7 +21,27 @@
 # installed, what was there is as it was; 2 wrong usage; others: installed, but the check or the
 # first update failed with this code, see webkassa_key_updater.py --help
 set -euo pipefail
-umask 022 # the service's user must read the code; the settings get their mode from install -m
+umask 022 # the service's user must read the code; the settings get their mode from systemd-tmpfiles
+
+# The steps in their order, and what undoes each: should one fail or be interrupted, what stands on
+# the right is run for it and for all before it, from the last to the first
+readonly STEPS=(
+    'examine_places               -'
+    'put_back_what_was_cut_short  -'
+    'look_for_others              -'
+    'build_release                remove_new_release'
+    'make_users_and_folders       -' # users stay, as with packages
+    'place_settings               remove_new_settings'
+    'stage_units                  -' # the stage goes in any case
+    'verify_units                 -'
+    'check_release                -'
+    'take_snapshot                -'
+    'take_others_over             renew_as_before'
+    'switch_release               switch_back'
+    'start_timers                 -'
+    'run_first_update             stop_runs'
+    'prove_timers                 -'
+)
 
 SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 readonly SOURCE
@@ -29,52 +49,49 @@ readonly SOURCE
 . "$SOURCE/systemd/common.sh"
 # shellcheck source=systemd/others.sh
 . "$SOURCE/systemd/others.sh"
+# shellcheck source=systemd/take_over.sh
+. "$SOURCE/systemd/take_over.sh"
+# shellcheck source=systemd/add_account.sh
+. "$SOURCE/systemd/add_account.sh"
 
 readonly SNAPSHOT=$UNIT_DIR/.webkassa-key-updater # the units that a new release replaces
+readonly STAGE=/run/trial-of-webkassa-key-updater-$$ # no name of ours: it has drop-ins of its own
+readonly TRIAL=${STAGE##*/}
 readonly BACKUPS=/var/backups
 readonly APPRISE='apprise>=1.8,<3'
 readonly TIME_ZONE=Asia/Almaty
-readonly SPACE=250 # MiB that a release may need
+readonly SPACE=250 FILES=8000 # MiB and files that a release may need, with alerts
 
-new_account='' env_file='' with_alerts='' with_heal='' take_over='' no_run=''
-python='' release='' earlier='' earlier_runs='' others='' backup='' stage='' code=0 died='' placed=''
-# What is to be undone: nothing; looking: the same, nothing was done yet; building: the new release;
-# switching: all
-phase=nothing
+declare -A options=() # by their names, without the dashes
+python='' release='' earlier='' earlier_runs='' others='' backup=''
+code=0 died='' placed=''
+undo=()    # what is to be undone, the last step first
+remains='' # what there is when it was not installed
 
 main() {
     parse_options "$@"
     examine_machine
     take_lock || die "Another install.sh or uninstall.sh is at work. Wait for its end, then run this again."
-    phase=looking
     trap leave EXIT
     trap '' PIPE # who pipes the output into head gets an installation all the same
     trap 'exit 130' INT
     trap 'exit 129' HUP
     trap 'exit 143' TERM
-    if [[ $new_account ]]; then
-        add_account 9>&-
+    if wants account; then
+        add_account "${options[account]}" "${options[env-file]}" 9>&-
     else
         install_all 9>&-
     fi
 }
 
 install_all() {
-    examine_places
-    put_back_what_was_cut_short
-    look_for_others
-    phase=building
-    build_release
-    add_users
-    place_settings
-    stage_units
-    verify_units
-    check_release
-    take_release_into_use
-    start_timers
-    run_first_update
-    prove_timers
-    phase=nothing
+    local step
+    remains='the key, and what renews it, are as they were.'
+    for step in "${STEPS[@]}"; do
+        [[ $step == *' -' ]] || undo=("${step##* }" "${undo[@]}") # first: it may be interrupted
+        "${step%% *}"
+    done
+    undo=() remains=''
     remove_earlier_releases
     conclude
 }
@@ -82,32 +99,29 @@ install_all() {
 parse_options() {
     while (($#)); do
         case $1 in
-            --env-file)
-                (($# > 1)) || die "--env-file needs a file; see --help" 2
-                env_file=$2
+            --env-file | --account)
+                [[ ${2-} ]] || die "$1 needs a value; see --help" 2
+                options[${1#--}]=$2
                 shift
                 ;;
-            --account)
-                [[ ${2-} =~ ^[a-z0-9][a-z0-9_-]{0,39}$ ]] ||
-                    die "--account needs a name of a-z, 0-9, - and _, at most 40; see --help" 2
-                new_account=$2
-                shift
-                ;;
-            --with-alerts) with_alerts=yes ;;
-            --with-heal) with_heal=yes ;;
-            --take-over) take_over=yes ;;
-            --no-run) no_run=yes ;;
+            --with-alerts | --with-heal | --take-over | --no-run) options[${1#--}]=yes ;;
             -h | --help) print_help "${BASH_SOURCE[0]}" && exit ;;
             *) die "unknown option $1; see --help" 2 ;;
         esac
         shift
     done
-    [[ -z $env_file || -f $env_file && -r $env_file ]] || die "$env_file cannot be read." 2
-    if [[ $new_account ]]; then
-        [[ $env_file ]] || die "--account needs --env-file, too; see --help" 2
-        [[ -z $with_alerts$with_heal$take_over ]] ||
-            die "--account goes with --env-file and --no-run alone; see --help" 2
-    fi
+    local file=${options[env-file]-} name=${options[account]-}
+    [[ -z $file || -f $file && -r $file ]] || die "$file cannot be read." 2
+    wants account || return 0
+    [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,39}$ ]] ||
+        die "--account needs a name of a-z, 0-9, - and _, at most 40; see --help" 2
+    wants env-file || die "--account needs --env-file, too; see --help" 2
+    [[ -z ${options[with-alerts]-}${options[with-heal]-}${options[take-over]-} ]] ||
+        die "--account goes with --env-file and --no-run alone; see --help" 2
+}
+
+wants() { # name of an option
+    [[ ${options[$1]-} ]]
 }
 
 die() { # message, exit code (1)
@@ -118,37 +132,28 @@ die() { # message, exit code (1)
 
 # The one way out: undo what is half done
 leave() {
-    local code=$?
+    local code=$? step
     trap '' INT HUP TERM
     trap - EXIT
     set +e
     if ((code > 128)) && [[ -z $died ]]; then
         say "install.sh: interrupted."
     elif ((code)) && [[ -z $died ]]; then
-        say "install.sh: a step failed, see above. $(disk_full)"
+        say "install.sh: a step failed, see above."
         code=1
     fi
-    [[ $phase != switching ]] || put_everything_back
-    if [[ $phase == @(building|switching) ]]; then
-        drop_release "$release"
-        # Else the next try would keep what may have been the fault
-        [[ -z $placed ]] || rm -f "$SETTINGS"
-        rmdir "$CONFIG_DIR" 2> /dev/null
-    fi
-    [[ $phase != @(looking|building) ]] ||
-        say "This version was not installed: the key, and what renews it, are as they were."
-    [[ -z $stage ]] || rm -rf "$stage" "/run/systemd/system/${stage##*/}.service.d"
-    rm -rf "$SNAPSHOT" "$COMMAND.new" "$SETTINGS.new" "$ACCOUNTS.new"
+    for step in "${undo[@]}"; do
+        "$step"
+    done
+    [[ -z $remains ]] || say "This version was not installed: $remains"
+    rm -rf "$SNAPSHOT" "$STAGE" "/run/systemd/system/$TRIAL.service.d" \
+        "$COMMAND.new" "$SETTINGS.new" "$ACCOUNTS.new"
     exit "$code"
 }
 
-disk_full() {
-    local place free
-    for place in /opt /etc "$UNIT_DIR" "$CONFIG_DIR" "${TMPDIR:-/tmp}" /var; do
-        free=$(df --output=avail --block-size=1M "$place" 2> /dev/null | tail -n 1)
-        free=${free//[^0-9]/}
-        ((${free:-9} > 4)) || printf 'The disk of %s is full. ' "$place"
-    done
+again() { # this very command, with options of ours
+    printf 'sudo %q%s' "$0" "${1:+ $1}"
+    ! wants env-file || printf ' --env-file %q' "${options[env-file]}"
 }
 
 examine_machine() {
@@ -163,22 +168,15 @@ Without systemd see \"cron\" in README.md"
     find_python
 }
 
-# A Python in a home (pyenv, conda) is out of the service's sight; one that is not root's may change
-readonly FITS='import os, sys
-binary = os.path.realpath(sys.executable)
-home = os.path.realpath(sys.base_prefix).startswith(("/root/", "/home/"))
-known = os.stat(binary)
-sys.exit(home or known.st_uid != 0 or bool(known.st_mode & 0o22) or sys.version_info < (3, 10))'
-
 find_python() {
-    local name names version
+    local name names version result
     mapfile -t names < <(type -aP python3 python3.{14,13,12,11,10})
     for name in "${names[@]}"; do
-        if "$name" -I -c "$FITS" 2> /dev/null; then
-            version=$("$name" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-            "$name" -I -c 'import ensurepip, venv' 2> /dev/null ||
-                die "Python $version lacks venv. Run: $(installer "python$version-venv" \
-                    "python$version" "python${version/./}")"
+        result=0
+        version=$("$name" -I "$SOURCE/systemd/python_fits.py" 2> /dev/null) || result=$?
+        ((result != 3)) || die "Python $version lacks venv. Run: $(installer "python$version-venv" \
+            "python$version" "python${version/./}")"
+        if ((result == 0)); then
             python=$name
             return
         fi
@@ -188,31 +186,24 @@ $(installer 'python3 python3-venv' python3.12 python312)"
 }
 
 installer() { # names of a package at Debian, Red Hat, SUSE
-    if command -v apt-get > /dev/null; then
-        say "sudo apt-get install $1"
-    elif command -v dnf > /dev/null; then
-        say "sudo dnf install $2"
-    elif command -v zypper > /dev/null; then
-        say "sudo zypper install $3"
-    else
-        say "your package manager, for: $1"
-    fi
+    local tool name=$1
+    for tool in apt-get dnf zypper; do
+        ! command -v "$tool" > /dev/null || { say "sudo $tool install $1" && return; }
+        shift
+    done
+    say "your package manager, for: $name"
 }
 
 # Root will run what lies there: nobody else may be able to change it
 examine_places() {
-    local place found free
+    local place found
     for place in /opt "$UNIT_DIR" "${COMMAND%/*}" "${COMMAND_LINK%/*}" "$(dirname "$CONFIG_DIR")"; do
         while [[ $place != / ]]; do
             must_be_roots "$place"
             place=$(dirname "$(readlink -f "$place")")
         done
     done
-    [[ ! -L $HOME_DIR ]] || die "$HOME_DIR is a link, and not of this installer: move it away."
-    [[ ! -L $CONFIG_DIR ]] || die "$CONFIG_DIR is a link: make it a folder (the files in it may be links)."
-    if [[ -e $HOME_DIR && ! -f $HOME_MARK ]] && ! rmdir "$HOME_DIR" 2> /dev/null; then
-        die "$HOME_DIR is not of this installer: move it away."
-    fi
+    must_be_ours
     for place in "$HOME_DIR" "$CONFIG_DIR" "$UNIT_DIR"/webkassa-key-*.d; do
         [[ ! -e $place ]] || must_be_roots "$place"
     done
@@ -220,24 +211,26 @@ examine_places() {
         \( ! -uid 0 -o ! -type l -perm /022 \) -print -quit 2> /dev/null) || true
     [[ -z $found ]] || die "$found can be changed by others than root. Run: \
 sudo chown -h root:root $(printf '%q' "$found"); sudo chmod go-w $(printf '%q' "$found")"
-    for place in "$COMMAND" "$COMMAND_LINK"; do
-        is_our_command "$place" || [[ ! -e $place && ! -L $place ]] || die "$place is not of this installer: move it away."
-    done
-    if [[ -e $CURRENT && ! -L $CURRENT ]] || [[ -L $RELEASES ]]; then
-        die "$HOME_DIR is not as the installer made it: move it away."
+    must_have_room
+    [[ -L $CURRENT ]] || return 0
+    earlier=$RELEASES/$(basename "$(readlink "$CURRENT")")
+    # In the first releases the module lay beside its venv
+    if runs "$earlier" || "$earlier/venv/bin/python" -I "$earlier/webkassa_key_updater.py" --version &> /dev/null; then
+        earlier_runs=yes
     fi
+}
+
+must_have_room() {
+    local place free files
+    for place in /opt /etc "$UNIT_DIR" "$CONFIG_DIR" "${COMMAND%/*}" "${COMMAND_LINK%/*}" /var "${TMPDIR:-/tmp}"; do
+        [[ -d $place ]] || continue
+        [[ -w $place ]] || die "$place is read-only. To see why: findmnt --target $place"
+        read -r free files < <(df --output=avail,iavail --block-size=1M "$place" | tail -n 1)
+        [[ $place != /opt ]] || free=$((free - SPACE)) files=$((files - FILES))
+        ((free > 4)) || die "The disk of $place is full${place/#\/opt/: $SPACE MiB are needed}."
+    done
     if [[ $(findmnt --noheadings --output=OPTIONS --target /opt) == *noexec* ]]; then
         die "/opt is mounted \"noexec\": Python's libraries could not be loaded from there. Run: sudo mount -o remount,exec /opt"
-    fi
-    free=$(df --output=avail --block-size=1M /opt | tail -n 1)
-    free=${free//[^0-9]/}
-    ((${free:-9999} > SPACE)) || die "The disk of /opt is full: $free MiB are free, $SPACE are needed."
-    if [[ -L $CURRENT ]]; then
-        earlier=$RELEASES/$(basename "$(readlink "$CURRENT")")
-        # In the first releases the module lay beside its venv
-        if runs "$earlier" || "$earlier/venv/bin/python" -I "$earlier/webkassa_key_updater.py" --version &> /dev/null; then
-            earlier_runs=yes
-        fi
     fi
 }
 
@@ -257,57 +250,28 @@ sudo chown root:root $(printf '%q' "$folder"); sudo chmod go-w $(printf '%q' "$f
     [[ -d $folder ]] || die "$1 is no folder: move it away."
 }
 
+must_be_ours() {
+    local place
+    [[ ! -L $HOME_DIR ]] || die "$HOME_DIR is a link, and not of this installer: move it away."
+    [[ ! -L $CONFIG_DIR ]] || die "$CONFIG_DIR is a link: make it a folder (the files in it may be links)."
+    if [[ -e $HOME_DIR && ! -f $HOME_MARK ]] && ! rmdir "$HOME_DIR" 2> /dev/null; then
+        die "$HOME_DIR is not of this installer: move it away."
+    fi
+    for place in "$COMMAND" "$COMMAND_LINK"; do
+        is_our_command "$place" || [[ ! -e $place && ! -L $place ]] || die "$place is not of this installer: move it away."
+    done
+    if [[ -e $CURRENT && ! -L $CURRENT ]] || [[ -L $RELEASES ]]; then
+        die "$HOME_DIR is not as the installer made it: move it away."
+    fi
+}
+
 put_back_what_was_cut_short() {
     rm -rf "$SNAPSHOT" /run/trial-of-webkassa-key-updater-* \
         /run/systemd/system/trial-of-webkassa-key-updater-*.service.d
-    if [[ -L $CUT_SHORT ]]; then
-        backup=$(readlink "$CUT_SHORT")
-        say "An earlier take-over was cut short. Putting back what it moved to $backup"
-        if [[ ! -L $HOME_DIR/previous ]]; then
-            forget_units
-        fi
-        if ! put_others_back; then
-            phase=nothing
-            die "Not all could be put back, so perhaps nothing renews the key now. Run: \
-sudo $backup/put-back.sh --force"
-        fi
-        backup=''
-    fi
-}
-
-look_for_others() {
-    local kind path remark
-    others=$(find_others)
-    [[ $others ]] || return 0
-    say "This machine renews the key in other ways, too; each login kills the key before it:"
-    while IFS=$'\t' read -r kind path remark; do
-        say "  $kind  $path  ($remark)"
-    done <<< "$others"
-    if [[ $others == *$'look\t'* || $'\n'$others == *$'\n'look$'\t'* ]]; then
-        say "What is called \"look\" does more than renew the key. It is never touched: look at it yourself, and
-take the renewing out of it."
-    fi
-    others=$(grep --invert-match $'^look\t' <<< "$others") || return 0
-    if [[ -z $take_over ]]; then
-        # Units of our names would be overwritten; other things a running installation lives with
-        if [[ $earlier && $others != *"has the name of one of ours"* ]]; then
-            say "They stay at work beside this updater. To move them to a folder in $BACKUPS: sudo $0 --take-over"
-            others=''
-            return 0
-        fi
-        die "To move exactly these (but not what is called \"look\") to a \
-folder in $BACKUPS and install: sudo $0 --take-over$([[ -z $env_file ]] || printf ' --env-file %q' "$env_file")"
-    fi
-    mkdir -p "$BACKUPS"
-    must_be_roots "$BACKUPS"
-    refuse_during_a_run
-}
-
-refuse_during_a_run() {
-    local busy
-    busy=$(at_work "$others")
-    [[ -z $busy ]] || die "${busy//$'\n'/, } is at work: it may have logged in, and the key is \
-not stored yet. Run this again when it has ended."
+    [[ -L $CUT_SHORT ]] || return 0
+    say "An earlier take-over was cut short. Putting back what it moved to $(readlink "$CUT_SHORT")"
+    [[ -L $HOME_DIR/previous ]] || forget_units
+    put_others_back || exit
 }
 
 build_release() {
@@ -328,10 +292,15 @@ build_release() {
     make_venv "$release/venv" --requirement "$SOURCE/requirements.txt"
     add_program
     chmod -R u=rwX,go=rX "$release"
-    if [[ $with_alerts || -e $CURRENT/alerts ]]; then
+    if wants with-alerts || [[ -e $CURRENT/alerts ]]; then
         make_venv "$release/alerts" "$APPRISE" # an alert of a broken venv must not need that venv
     fi
     runs "$release" || die "The new version does not start: $(version "$release" 2>&1 | tail -n 1)"
+}
+
+remove_new_release() {
+    drop_release "$release"
+    drop_home
 }
 
 # The wheel stays: with it alone this release can be installed again, should its venv break
@@ -348,17 +317,20 @@ add_program() {
 }
 
 make_venv() { # folder, what pip is to install
-    build "$python" -m venv "$1" || die "The virtual environment could not be made. $(disk_full)"
+    build "$python" -m venv "$1" || die "The virtual environment could not be made. "
     pip "$1" install "${@:2}"
 }
 
 pip() { # virtual environment, what pip is to do
     build "$1/bin/python" -m pip "$2" --quiet --no-input --disable-pip-version-check "${@:3}" ||
-        die "pip failed, see above. $(disk_full)Without a network see --help."
+        die "pip failed, see above. Without a network see --help."
 }
 
-build() { # what may outlive a killed install.sh: the next one must find and end it
-    systemd-run --quiet --scope --unit="$BUILD-$$-$RANDOM$RANDOM" -- "$@"
+# What may outlive a killed install.sh is in a scope: the next one must find and end it. The command
+# comes by standard input: systemd 262 expands ${HOME} and %n in what systemd-run is given
+build() {
+    printf 'exec %s < /dev/null' "${*@Q}" |
+        systemd-run --quiet --scope --unit="$BUILD-$$-$RANDOM$RANDOM" -- bash
 }
 
 runs() { # release
@@ -369,71 +341,46 @@ version() { # release; nothing of our environment may count: -I
     "$1/venv/bin/python" -I "$1/venv/bin/webkassa-key-updater" --version
 }
 
-# What is made here is noted, so that uninstall.sh removes that and no more
-add_users() {
-    add_group "$ACCOUNT"
-    add_group "$CLIENTS"
-    if ! id "$ACCOUNT" > /dev/null 2>&1; then
-        note_made "user $ACCOUNT"
-        useradd --system --gid "$ACCOUNT" --no-create-home --home-dir /nonexistent \
-            --shell /usr/sbin/nologin "$ACCOUNT"
-    fi
-    (($(id -u "$ACCOUNT") != 0)) || die "The user $ACCOUNT has the number 0, so it is root. Give it another number."
-}
-
-add_group() {
-    if ! getent group "$1" > /dev/null; then
-        note_made "group $1"
-        groupadd --system "$1"
-    fi
-}
-
-note_made() {
-    grep -qxF "$1" "$HOME_MARK" || printf '%s\n' "$1" >> "$HOME_MARK"
+make_users_and_folders() {
+    SYSTEMD_LOG_LEVEL=notice systemd-sysusers "$release/systemd/sysusers.conf"
+    systemd-tmpfiles --create "$release/systemd/tmpfiles.conf"
 }
 
 place_settings() {
-    install -d -o root -g "$ACCOUNT" -m 0750 "$CONFIG_DIR"
+    local file=${options[env-file]-}
     if [[ -L $SETTINGS ]]; then
-        say "Keeping $SETTINGS, a link to $(readlink "$SETTINGS")${env_file:+; $env_file is NOT used}"
+        say "Keeping $SETTINGS, a link to $(readlink "$SETTINGS")${file:+; $file is NOT used}"
     elif [[ -s $SETTINGS ]] && ! cmp --silent "$SETTINGS" "$SOURCE/.env.example"; then
-        say "Keeping $SETTINGS${env_file:+; $env_file is NOT used. To use it, move the other away first}"
-        let_service_read "$SETTINGS"
+        say "Keeping $SETTINGS${file:+; $file is NOT used. To use it, move the other away first}"
     else
-        install -o root -g "$ACCOUNT" -m 0640 "${env_file:-$SOURCE/.env.example}" "$SETTINGS.new"
+        install -o root -g "$ACCOUNT" -m 0640 "${file:-$SOURCE/.env.example}" "$SETTINGS.new"
         [[ -e $SETTINGS ]] || placed=yes
         mv -T "$SETTINGS.new" "$SETTINGS"
     fi
-    local file
-    for file in "$ADDRESSES" "$ACCOUNTS" "$ACCOUNTS"/*.env; do
-        [[ ! -e $file || -L $file ]] || let_service_read "$file"
-    done
 }
 
-let_service_read() { # file; uninstall.sh has given it to root alone
-    [[ $(stat --format=%u "$1") == 0 ]] || return 0 # somebody else's: the check tells
-    chown "root:$ACCOUNT" "$1"
-    chmod g+r,o= "$1"
+remove_new_settings() { # else the next try would keep what may have been the fault
+    [[ -z $placed ]] || rm -f "$SETTINGS"
+    rmdir "$CONFIG_DIR" 2> /dev/null
 }
 
 # The new units and the drop-ins of the administrator, for the trial of both before the switch
 stage_units() {
     local name file
-    stage=/run/trial-of-webkassa-key-updater-$$ # no name of ours: it has drop-ins of its own
-    mkdir -m 0700 "$stage"
-    cp -R "$release"/systemd/webkassa-key-* "$stage"
-    sed -i "s#$CURRENT/#$release/#g" "$stage"/*.service
+    mkdir -m 0700 "$STAGE"
+    cp -R "$release"/systemd/webkassa-key-* "$STAGE"
+    sed -i "s#$CURRENT/#$release/#g" "$STAGE"/*.service
     for name in "${UNITS[@]}" webkassa-key-.service; do
         for file in "$UNIT_DIR/$name.d"/*.conf; do
             if [[ -f $file && $file != "$UNIT_DIR/$SANDBOX" ]] && ! is_taken_over "$name"; then
-                mkdir -p "$stage/$name.d"
-                cp -L "$file" "$stage/$name.d"
+                mkdir -p "$STAGE/$name.d"
+                cp -L "$file" "$STAGE/$name.d"
             fi
         done
     done
     if [[ -d $ACCOUNTS ]]; then
-        cp -R "$release/systemd/accounts/." "$stage"
-        sed -i "s#$CURRENT/#$release/#g" "${ACCOUNT_DROPINS[@]/#/"$stage/"}"
+        cp -R "$release/systemd/accounts/." "$STAGE"
+        sed -i "s#$CURRENT/#$release/#g" "${ACCOUNT_DROPINS[@]/#/"$STAGE/"}"
     fi
 }
 
@@ -443,8 +390,8 @@ is_taken_over() { # unit
 
 verify_units() {
     local said result=0
-    said=$(systemd-analyze verify --man=no "$stage"/webkassa-key-*.{timer,socket,service} 2>&1) || result=$?
-    said=$(grep webkassa <<< "${said//$stage/$UNIT_DIR}") || true
+    said=$(systemd-analyze verify --man=no "$STAGE"/webkassa-key-*.{timer,socket,service} 2>&1) || result=$?
+    said=$(grep webkassa <<< "${said//$STAGE/$UNIT_DIR}") || true
     [[ -z $said ]] || say "$said"
     # Units of others may have faults, too
     ((result == 0)) || [[ -z $said ]] || die "systemd refuses the units of the new version together with your \
@@ -453,52 +400,23 @@ drop-ins, see above. Mend the drop-in, then run this again."
 
 # Everything but logging in, as the service would: same user, same sandbox, same drop-ins
 check_release() {
-    local trial=${stage##*/} said
-    mkdir -p "/run/systemd/system/$trial.service.d"
-    cp "$stage"/webkassa-key-.service.d/*.conf "/run/systemd/system/$trial.service.d"
-    if [[ -d $stage/$UPDATE.d ]]; then
-        cp "$stage/$UPDATE.d"/*.conf "/run/systemd/system/$trial.service.d"
-    fi
+    local dropins=/run/systemd/system/$TRIAL.service.d said=$STAGE/check
+    mkdir -p "$dropins"
+    cp "$STAGE"/webkassa-key-.service.d/*.conf "$dropins"
+    [[ ! -d $STAGE/$UPDATE.d ]] || cp "$STAGE/$UPDATE.d"/*.conf "$dropins"
     # It is no run: neither retried nor alerted of, and it runs what we say
-    sed -i -E '/^[[:blank:]]*(ExecStart|Restart|OnFailure|OnSuccess)[[:blank:]]*=/d' \
-        "/run/systemd/system/$trial.service.d"/*.conf
+    sed -i -E '/^[[:blank:]]*(ExecStart|Restart|OnFailure|OnSuccess)[[:blank:]]*=/d' "$dropins"/*.conf
     systemctl daemon-reload
-    said=$stage/check
-    run_module "$trial" "$release" check 2>&1 | tee --ignore-interrupts "$said" || code=${PIPESTATUS[0]}
+    run_module "$TRIAL" "$release" check 2>&1 | tee --ignore-interrupts "$said" || code=${PIPESTATUS[0]}
     ((code)) || return 0
-    explain "$said"
+    "$python" -I "$release/systemd/server_status.py" --hidden < "$said"
     [[ -z $others ]] || die "The check failed (code $code, see above). Nothing was taken over. Mend it, then run this again."
-    if [[ $earlier_runs ]]; then
-        if cmp --silent "$SETTINGS" "$SOURCE/.env.example"; then
-            placed='' # to be filled in, so it must be there
-            die "Fill in the settings ($SETTINGS), then run this again: nothing renews the key \
-until then." "$code"
-        fi
-        die "The check failed (code $code, see above). The earlier version stays in use. Mend it, then run this again."
+    [[ $earlier_runs ]] || return 0
+    if cmp --silent "$SETTINGS" "$SOURCE/.env.example"; then
+        placed='' # to be filled in, so it must be there
+        die "Fill in the settings ($SETTINGS), then run this again: nothing renews the key until then." "$code"
     fi
-}
-
-explain() { # file with what the check said
-    local hidden
-    hidden=$(cat "$1" "$SETTINGS" 2> /dev/null | hidden_paths) || true
-    [[ -z $hidden ]] || say "${hidden//$'\n'/, } is there, but the service cannot see it: its \
-sandbox hides /home, /root and /tmp. Move it (certificates to /etc/ssl, say), or change the sandbox \
-as $UNIT_DIR/$SANDBOX says."
-}
-
-take_release_into_use() {
-    take_snapshot
-    phase=switching
-    if [[ $others ]]; then
-        take_others_over
-    fi
-    ln -sfn "releases/${release##*/}" "$HOME_DIR/.next"
-    if [[ -L $CURRENT ]]; then
-        ln -sfn "$(readlink "$CURRENT")" "$HOME_DIR/previous"
-    fi
-    mv -T "$HOME_DIR/.next" "$CURRENT"
-    place_units
-    systemctl daemon-reload
+    die "The check failed (code $code, see above). The earlier version stays in use. Mend it, then run this again."
 }
 
 # Links, so that putting them back needs no room on the disk
@@ -516,8 +434,11 @@ take_snapshot() {
     install -m 0755 "$release/systemd/webkassa-key-drop-ins" "$SNAPSHOT/generator.new"
 }
 
-place_units() {
+switch_release() {
     local name
+    ln -sfn "releases/${release##*/}" "$HOME_DIR/.next"
+    [[ ! -L $CURRENT ]] || ln -sfn "$(readlink "$CURRENT")" "$HOME_DIR/previous"
+    mv -T "$HOME_DIR/.next" "$CURRENT"
     for name in "${UNITS[@]}" "$SANDBOX"; do
         mv -fT "$SNAPSHOT/$name.new" "$UNIT_DIR/$name"
     done
@@ -527,64 +448,87 @@ place_units() {
     mkdir -p "${GENERATOR%/*}"
     mv -fT "$SNAPSHOT/generator.new" "$GENERATOR"
     rm -rf "${UNIT_DIR:?}/webkassa-key-command-.service.d" # of version 1
+    systemctl daemon-reload
 }
 
-take_others_over() {
-    local folder=$BACKUPS/webkassa-key-updater-${release##*/}
-    [[ $(find_others | grep --invert-match $'^look\t') == "$others" ]] ||
-        die "What renews the key has changed since the list above. Run this again."
-    refuse_during_a_run
-    ln -sfn "$folder" "$CUT_SHORT.next"
-    backup=$folder
-    mkdir -m 0700 "$folder"
-    write_put_back "$others" "$folder"
-    mv -T "$CUT_SHORT.next" "$CUT_SHORT"
-    move_others "$others" "$folder"
-    refuse_during_a_run # one that began meanwhile
-    say "Moved what is listed above to $folder"
-}
-
-start_timers() {
-    local unit upgraded=''
-    [[ ! -e $SNAPSHOT/$TIMER ]] || upgraded=yes
-    for unit in "$TIMER" "$SOCKET" "$BOOT_TIMER" "$NET_TIMER" "$HEAL_TIMER"; do
-        if [[ $unit == "$HEAL_TIMER" && -z $with_heal ]] && ! systemctl is-enabled --quiet "$unit"; then
-            continue
-        elif [[ $upgraded && -e $SNAPSHOT/$unit && ! ($unit == "$HEAL_TIMER" && $with_heal) ]] &&
-            ! systemctl is-enabled --quiet "$unit"; then
-            say "$unit was disabled and stays so. To enable it: sudo systemctl enable --now $unit"
-            continue
-        fi
-        systemctl enable --quiet "$unit" || die "$unit cannot be enabled. To see why: sudo systemctl status $unit"
-        if [[ $unit == "$BOOT_TIMER" ]]; then
-            continue # it begins at the next boot
-        elif cmp --silent "$SNAPSHOT/$unit" "$UNIT_DIR/$unit"; then
-            # Nothing changed: a timer restarted shortly before its time may lose the day
-            systemctl start "$unit" || die "$unit cannot be started. To see why: sudo systemctl status $unit"
-        else
-            systemctl restart "$unit" || die "$unit cannot be started. To see why: sudo systemctl status $unit"
+switch_back() {
+    local name
+    rm -f "$HOME_DIR/.next"
+    if [[ -z $earlier ]]; then
+        forget_units
+        return
+    fi
+    ln -sfn "releases/${earlier##*/}" "$HOME_DIR/.next"
+    mv -T "$HOME_DIR/.next" "$CURRENT"
+    rm -f "$HOME_DIR/previous"
+    for name in "${UNITS[@]}" "$SANDBOX"; do
+        if [[ -e $SNAPSHOT/$name ]]; then
+            mv -fT "$SNAPSHOT/$name" "$UNIT_DIR/$name"
+        elif is_ours "$UNIT_DIR/$name"; then
+            rm -f "$UNIT_DIR/$name"
         fi
     done
 }
 
+forget_units() {
+    local name
+    for name in "${UNITS[@]}"; do
+        is_ours "$UNIT_DIR/$name" || continue
+        systemctl disable --quiet "$name" 2> /dev/null || true # services cannot be enabled
+        [[ $name == *@.service ]] || systemctl stop "$name" 2> /dev/null || true
+    done
+    remove_units
+    rm -f "$CURRENT"
+}
+
+renew_as_before() {
+    local name all=''
+    remains='nothing is installed.'
+    put_others_back && all=yes
+    systemctl daemon-reload
+    [[ $earlier ]] || return 0
+    for name in "$TIMER" "$SOCKET" "$NET_TIMER" "$HEAL_TIMER"; do
+        ! is_on "$name" || systemctl restart "$name"
+    done
+    [[ -z $all ]] || remains='the earlier version is in use again.'
+}
+
+start_timers() {
+    local unit verb
+    for unit in "$TIMER" "$SOCKET" "$BOOT_TIMER" "$NET_TIMER" "$HEAL_TIMER"; do
+        if [[ $unit == "$HEAL_TIMER" ]]; then
+            is_on "$unit" || wants with-heal || continue
+        elif [[ -e $SNAPSHOT/$TIMER && -e $SNAPSHOT/$unit ]] && ! is_on "$unit"; then
+            say "$unit was disabled and stays so. To enable it: sudo systemctl enable --now $unit"
+            continue
+        fi
+        systemctl enable --quiet "$unit" || die "$unit cannot be enabled. To see why: sudo systemctl status $unit"
+        [[ $unit != "$BOOT_TIMER" ]] || continue # it begins at the next boot
+        verb=restart
+        # A timer that is restarted shortly before its time may lose the day
+        ! cmp --silent "$SNAPSHOT/$unit" "$UNIT_DIR/$unit" || verb=start
+        systemctl "$verb" "$unit" || die "$unit cannot be started. To see why: sudo systemctl status $unit"
+    done
+}
+
+is_on() { # unit
+    systemctl is-enabled --quiet "$1"
+}
+
 # A timer that is new does not run at once. With a young live key an upgrade need not log in
 run_first_update() {
-    local service=$UPDATE result=0
-    if ((code)) || [[ $no_run ]]; then
-        return 0
-    elif [[ $earlier ]]; then
-        service=$BOOT
-    fi
+    local service=$UPDATE
+    ((code == 0)) && ! wants no-run || return 0
+    [[ -z $earlier ]] || service=$BOOT
     # In "auto-restart" a start would hang until the next retry
     [[ $(show "$service" SubState) != auto-restart* ]] || systemctl stop "$service"
     [[ $(show "$service" ActiveState) != activating ]] ||
         say "A run is at work. Waiting for its end, $STOPPING."
     systemctl reset-failed "$service" 2> /dev/null || true
-    systemctl start "$service" 2> /dev/null || result=$(main_status "$service")
+    systemctl start "$service" 2> /dev/null || code=$(main_status "$service")
     journalctl --sync
     journalctl --quiet --no-pager --output=cat "_SYSTEMD_UNIT=$service" \
         "_SYSTEMD_INVOCATION_ID=$(show "$service" InvocationID)"
-    code=$result
     if ((code == 0)); then
         settle
     elif [[ $others ]]; then
@@ -606,81 +550,29 @@ main_status() { # exit code of a run that failed; 255 after a signal, 1 where it
     fi
 }
 
-prove_timers() {
-    local unit
-    "$CURRENT/check-status.sh" --timers > /dev/null ||
-        for unit in "$TIMER" "$NET_TIMER" "$HEAL_TIMER"; do
-            # The clock was set back: the first restart leaves the next run in the future
-            if systemctl is-enabled --quiet "$unit"; then
-                systemctl restart "$unit"
-                systemctl restart "$unit"
-            fi
-        done
-    "$CURRENT/check-status.sh" --timers || die "A timer would not start its run in time, see above."
-}
-
-# Whatever fails after the switch, or interrupts it
-put_everything_back() {
+stop_runs() {
     local name
     for name in "$UPDATE" "$BOOT"; do
         [[ $(show "$name" ActiveState) != activating ]] || say "Waiting for the run at work, $STOPPING."
         systemctl stop "$name" 2> /dev/null
     done
-    rm -f "$COMMAND.new" "$HOME_DIR/.next"
-    if [[ $earlier ]]; then
-        ln -sfn "releases/${earlier##*/}" "$HOME_DIR/.next"
-        mv -T "$HOME_DIR/.next" "$CURRENT"
-        rm -f "$HOME_DIR/previous"
-        for name in "${UNITS[@]}" "$SANDBOX"; do
-            if [[ -e $SNAPSHOT/$name ]]; then
-                mv -fT "$SNAPSHOT/$name" "$UNIT_DIR/$name"
-            elif is_ours "$UNIT_DIR/$name"; then
-                rm -f "$UNIT_DIR/$name"
-            fi
-        done
-    else
-        forget_units
-    fi
-    if [[ -L $CUT_SHORT ]]; then
-        put_others_back || say "Not all could be put back, so perhaps nothing renews the key now. Run: sudo $backup/put-back.sh --force"
-    fi
-    systemctl daemon-reload
-    if [[ $earlier ]]; then
-        for name in "$TIMER" "$SOCKET" "$NET_TIMER" "$HEAL_TIMER"; do
-            ! systemctl is-enabled --quiet "$name" || systemctl restart "$name"
-        done
-        say "The earlier version is in use again."
-    else
-        say "Nothing is installed."
-    fi
 }
 
-put_others_back() {
-    "$backup/put-back.sh" --force && rm -f "$CUT_SHORT"
-}
-
-# Units of ours, and all that leads to them
-forget_units() {
-    local name
-    for name in "${UNITS[@]}"; do
-        is_ours "$UNIT_DIR/$name" || continue
-        systemctl disable --quiet "$name" 2> /dev/null || true # services cannot be enabled
-        [[ $name == *@.service ]] || systemctl stop "$name" 2> /dev/null || true
-        rm -f "$UNIT_DIR/$name"
-    done
-    rm -f "$CURRENT" "$COMMAND" "$COMMAND_LINK" "${ACCOUNT_DROPINS[@]/#/"$UNIT_DIR/"}" "$UNIT_DIR/$SANDBOX" /run/webkassa-key/renew.sock
-    rm -f "$GENERATOR"
-    rmdir "$UNIT_DIR"/webkassa-key-{,update}.service.d "${GENERATOR%/*}" /run/webkassa-key 2> /dev/null || true
+prove_timers() {
+    local unit
+    "$CURRENT/check-status.sh" --timers > /dev/null ||
+        for unit in "$TIMER" "$NET_TIMER" "$HEAL_TIMER"; do
+            # The clock was set back: the first restart leaves the next run in the future
+            ! is_on "$unit" || { systemctl restart "$unit" && systemctl restart "$unit"; }
+        done
+    "$CURRENT/check-status.sh" --timers || die "A timer would not start its run in time, see above."
 }
 
 # The earlier release stays until a run of the new one has ended well
 remove_earlier_releases() {
     local old
-    if [[ -L $CUT_SHORT ]]; then
-        rm -f "$CUT_SHORT"
-    fi
-    rm -rf "$SNAPSHOT"
-    ((code == 0)) && [[ -z $no_run ]] || return 0
+    rm -rf "$CUT_SHORT" "$SNAPSHOT"
+    ((code == 0)) && ! wants no-run || return 0
     rm -f "$HOME_DIR/previous"
     for old in "$RELEASES"/*; do
         [[ $old == "$release" ]] || drop_release "$old"
@@ -688,119 +580,18 @@ remove_earlier_releases() {
 }
 
 conclude() {
-    if [[ $backup ]]; then
-        say "What renewed the key so far is in $backup
+    [[ -z $backup ]] || say "What renewed the key so far is in $backup
 To go back to it: sudo $CURRENT/uninstall.sh && sudo $backup/put-back.sh"
-    fi
-    if ((code)); then
-        die "Installed, but it does not work yet (code $code, see above).
+    ((code == 0)) || die "Installed, but it does not work yet (code $code, see above).
 Mend it (settings: $SETTINGS), then run: sudo webkassa-key check
 When that is good, get a key: sudo webkassa-key update" "$code"
-    fi
-    [[ -z $no_run ]] ||
+    ! wants no-run ||
         say "No update was run now (--no-run). To run one, which kills the key in use: sudo webkassa-key update"
-    [[ -z $with_alerts || -e $ADDRESSES ]] ||
+    ! wants with-alerts || [[ -e $ADDRESSES ]] ||
         say "Alerts need addresses: write them to $ADDRESSES, see \"alerts\" in README.md"
     [[ ! -e $ADDRESSES || ! -e $CURRENT/alerts ]] ||
         setpriv --reuid="$ACCOUNT" --regid="$ACCOUNT" --init-groups "$CURRENT/systemd/send-alert.sh" --look || true
     say "Installed. How it stands: sudo webkassa-key status"
-}
-
-add_account() {
-    local file=$ACCOUNTS/$new_account.env unit=webkassa-key-command-account-$$
-    if [[ ! -d $CURRENT/systemd/accounts ]] || ! runs "$CURRENT"; then
-        die "This version is not installed yet. First run: sudo ./install.sh"
-    fi
-    must_be_roots "$CONFIG_DIR"
-    # The same once more ends what was cut short
-    if [[ -e $file || -L $file ]] && ! cmp --silent "$env_file" "$file"; then
-        die "There is an account $new_account: $file stays as it is."
-    fi
-    stage_accounts
-    check_account
-    place_accounts
-    say "Accounts: $(cd "$ACCOUNTS" && printf '%s\n' *.env | sed 's/\.env$//' | paste -sd ' ')"
-    if [[ -z $no_run ]]; then
-        (run_module "$unit" "$CURRENT" update --if-needed --account "$new_account") || code=$?
-        ((code == 0)) || die "The account is added, but it has no key yet (code $code, see above)." "$code"
-    fi
-    say "How they stand: sudo webkassa-key status"
-}
-
-# All accounts as they are to be, for the check: nothing counts before it
-stage_accounts() {
-    rm -rf "$ACCOUNTS.new"
-    install -d -o root -g "$ACCOUNT" -m 0750 "$ACCOUNTS.new"
-    [[ ! -d $ACCOUNTS ]] || cp -a "$ACCOUNTS/." "$ACCOUNTS.new"
-    split_settings own > "$ACCOUNTS.new/.main" || die "Nothing was changed."
-    if [[ -s $ACCOUNTS.new/.main ]]; then
-        [[ $new_account != main ]] || die "\"main\" is the account of $SETTINGS. Take another name."
-        [[ ! -e $ACCOUNTS/main.env ]] || cmp --silent "$ACCOUNTS.new/.main" "$ACCOUNTS/main.env" ||
-            die "$SETTINGS and $ACCOUNTS/main.env have an account each. Take the login out of the first."
-        install -o root -g "$ACCOUNT" -m 0640 "$ACCOUNTS.new/.main" "$ACCOUNTS.new/main.env"
-    fi
-    install -o root -g "$ACCOUNT" -m 0640 "$env_file" "$ACCOUNTS.new/$new_account.env"
-}
-
-# An account's own lines of the settings, as they stand there, or the rest. It keeps its row
-readonly SPLIT='import sys
-from dotenv.parser import parse_stream
-names = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_SERVICE_NAME"}
-with open(sys.argv[1], encoding="utf-8", newline="") as file:
-    lines = list(parse_stream(file))
-values = {line.key: line.value for line in lines}
-if values.get("WEBKASSA_LOGIN_FILE") or values.get("WEBKASSA_PASSWORD_FILE"):
-    sys.exit(f"The login or the password is in a file of its own: put both into {sys.argv[1]}.")
-own = "".join(line.original.string.strip() + "\n" for line in lines if line.key in names)
-if not values.get("WEBKASSA_SERVICE_NAME"):
-    own += "WEBKASSA_SERVICE_NAME=Webkassa\n"
-rest = "".join(line.original.string for line in lines if line.key not in names)
-sys.stdout.reconfigure(encoding="utf-8", newline="")
-sys.stdout.write(rest if sys.argv[2] == "rest" else own if values.get("WEBKASSA_LOGIN") else "")'
-
-split_settings() { # own or rest
-    "$CURRENT/venv/bin/python" -I -c "$SPLIT" "$SETTINGS" "$1"
-}
-
-# The new account alone, or all where the first moves, too; that no two have one login is looked at
-# for all in any case
-check_account() {
-    local one=()
-    [[ ! -d $ACCOUNTS ]] || one=(--account "$new_account")
-    run_module "webkassa-key-command-account-$$" "$CURRENT" check --accounts-dir "$ACCOUNTS.new" \
-        "${one[@]}" 2>&1 | (trap '' INT && sed -u "s# --accounts-dir $ACCOUNTS\.new##g; s#$ACCOUNTS\.new#$ACCOUNTS#g") || code=${PIPESTATUS[0]}
-    ((code == 0)) || die "The check failed (code $code, see above). Nothing was changed." "$code"
-}
-
-# Whatever interrupts it, each account is in one place at least, and the same command goes on
-place_accounts() {
-    local file target
-    if [[ -d $ACCOUNTS ]]; then
-        for file in "$ACCOUNTS.new"/{main,"$new_account"}.env; do
-            [[ ! -e $file || -e $ACCOUNTS/${file##*/} ]] || mv -T "$file" "$ACCOUNTS/${file##*/}"
-        done
-    else
-        rm -f "$ACCOUNTS.new/.main"
-        mv -T "$ACCOUNTS.new" "$ACCOUNTS"
-    fi
-    place_account_dropins
-    systemctl daemon-reload
-    if [[ -n $(split_settings own) ]]; then
-        target=$(readlink -f "$SETTINGS")
-        sync --file-system "$ACCOUNTS" # a power cut, too, must leave the login in one place at least
-        cp --attributes-only --preserve=all "$target" "$target.new"
-        split_settings rest > "$target.new"
-        mv -T "$target.new" "$target"
-        say "The account of $SETTINGS is now $ACCOUNTS/main.env"
-    fi
-}
-
-place_account_dropins() {
-    local name
-    for name in "${ACCOUNT_DROPINS[@]}"; do
-        install -D -m 0644 "$CURRENT/systemd/accounts/$name" "$UNIT_DIR/$name.new"
-        mv -fT "$UNIT_DIR/$name.new" "$UNIT_DIR/$name"
-    done
 }
 
 main "$@"

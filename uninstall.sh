@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # usage: sudo ./uninstall.sh [--purge]
 #
-# Remove the updater: timers, services, code, state, and the user and groups that it made. Settings
-# (of all accounts) and your own drop-ins stay (it says where). The database is never touched: the stored key goes on
-# working.
+# Remove the updater: timers, services, code and state. Settings (of all accounts) and your own
+# drop-ins stay (it says where), so do its user and groups, as with packages. The database is never
+# touched: the stored key goes on working.
 #
-#   --purge     settings, alert addresses and drop-ins, too
+#   --purge     settings, alert addresses, drop-ins, user and groups, too
 #   -h, --help  print this help
 #
 # exit codes: 0 removed, or nothing there; 1 not removed; 2 wrong usage
@@ -34,15 +34,13 @@ remove_all() { # yes: purge
     stop_units
     refuse_while_in_use
     remove_units
-    remove_users
     remove_folders
     if [[ $1 ]]; then
         rm -rf "$CONFIG_DIR" "$UNIT_DIR/webkassa-key-.service.d"
         for unit in "${UNITS[@]}"; do
             rm -rf "$UNIT_DIR/$unit.d"
         done
-    elif [[ -d $CONFIG_DIR && ! -L $CONFIG_DIR ]]; then
-        chown -hR root:root "$CONFIG_DIR" # its group's number may be given to somebody else
+        remove_users
     fi
     systemctl daemon-reload
     say_what_stays
@@ -73,51 +71,18 @@ stop_units() {
 # Somebody may run the module by hand as its user, in the middle of a login
 refuse_while_in_use() {
     local found
-    if id "$ACCOUNT" > /dev/null 2>&1 && made "user $ACCOUNT"; then
+    if id "$ACCOUNT" > /dev/null 2>&1; then
         found=$(find /proc -maxdepth 1 -name '[0-9]*' -user "$ACCOUNT" -printf '%f ')
         [[ -z $found ]] || die "$ACCOUNT still has a process: $found
 Timers and services are stopped, nothing renews the key now. Run this again when it has ended."
     fi
 }
 
-made() { # a line of install.sh's notes
-    [[ -f $HOME_MARK ]] && grep --quiet --line-regexp --fixed-strings "$1" "$HOME_MARK"
-}
-
-remove_units() {
-    local unit
-    for unit in "${UNITS[@]}" "$SANDBOX"; do
-        if is_ours "$UNIT_DIR/$unit"; then
-            rm -f "$UNIT_DIR/$unit" "/var/lib/systemd/timers/stamp-$unit"
-        fi
-    done
-    for unit in "${ACCOUNT_DROPINS[@]}"; do
-        ! is_ours "$UNIT_DIR/$unit" || rm -f "$UNIT_DIR/$unit"
-        rmdir "$UNIT_DIR/${unit%/*}" 2> /dev/null || true
-    done
-    rm -f "$GENERATOR"
-    rm -rf "${UNIT_DIR:?}/webkassa-key-command-.service.d" # of version 1
-    rm -f /run/webkassa-key/renew.sock
-    rmdir "$UNIT_DIR/webkassa-key-.service.d" "${GENERATOR%/*}" /run/webkassa-key 2> /dev/null || true
-    for unit in "$COMMAND_LINK" "$COMMAND"; do
-        ! is_our_command "$unit" || rm -f "$unit"
-    done
-}
-
 remove_users() {
     local name
-    local group
-    group=$(getent group "$ACCOUNT" | cut -d : -f 3) || true
-    if id "$ACCOUNT" > /dev/null 2>&1 && made "user $ACCOUNT"; then
-        userdel "$ACCOUNT"
-        if ! made "group $ACCOUNT" && ! getent group "$ACCOUNT" > /dev/null; then
-            groupadd --gid "$group" "$ACCOUNT" # userdel has taken it along
-        fi
-    fi
+    ! id "$ACCOUNT" > /dev/null 2>&1 || userdel "$ACCOUNT"
     for name in "$ACCOUNT" "$CLIENTS"; do
-        if getent group "$name" > /dev/null && made "group $name"; then # where userdel leaves it
-            groupdel "$name"
-        fi
+        ! getent group "$name" > /dev/null || groupdel "$name" # where userdel has left it
     done
 }
 
@@ -131,11 +96,7 @@ remove_folders() {
         drop_release "$release"
     done
     rm -f "$HOME_DIR"/{current,previous,.next}
-    rmdir "$RELEASES" 2> /dev/null || true
-    if [[ -z $(find "$HOME_DIR" -mindepth 1 ! -path "$HOME_MARK" -print -quit) ]]; then
-        rm -f "$HOME_MARK"
-        rmdir "$HOME_DIR"
-    fi
+    drop_home
 }
 
 say_what_stays() {

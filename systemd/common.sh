@@ -26,7 +26,7 @@ readonly UNITS=(webkassa-key-{update,boot,net,heal}.{timer,service} webkassa-key
 readonly ACCOUNT_DROPINS=(webkassa-key-.service.d/10-accounts.conf
     webkassa-key-update.service.d/10-if-needed.conf)
 readonly RELEASES=$HOME_DIR/releases
-readonly HOME_MARK=$HOME_DIR/.webkassa-key-updater # the folder is ours; users and groups, too
+readonly HOME_MARK=$HOME_DIR/.webkassa-key-updater # the folder is ours
 readonly CUT_SHORT=$HOME_DIR/taking-over # a link to the folder of a take-over at work
 # One script at a time changes the installation; only root can hold this lock
 readonly LOCK=/run/webkassa-key-updater.lock
@@ -92,6 +92,20 @@ take_lock() {
     systemctl stop "$BUILD-*.scope" 2> /dev/null || true
 }
 
+# Our units, and all that leads to them
+remove_units() {
+    local name
+    for name in "${UNITS[@]}" "$SANDBOX" "${ACCOUNT_DROPINS[@]}"; do
+        ! is_ours "$UNIT_DIR/$name" || rm -f "$UNIT_DIR/$name" "/var/lib/systemd/timers/stamp-$name"
+    done
+    for name in "$COMMAND_LINK" "$COMMAND"; do
+        ! is_our_command "$name" || rm -f "$name"
+    done
+    rm -f "$GENERATOR" /run/webkassa-key/renew.sock
+    rm -rf "${UNIT_DIR:?}/webkassa-key-command-.service.d" # of version 1
+    rmdir "$UNIT_DIR"/webkassa-key-{,update}.service.d "${GENERATOR%/*}" /run/webkassa-key 2> /dev/null || true
+}
+
 # Only what install.sh made: a copy that somebody keeps has another name than its mark
 drop_release() { # folder
     if [[ $1 && -f $1/.release && $(< "$1/.release") == "$(basename "$1")" ]]; then
@@ -100,6 +114,14 @@ drop_release() { # folder
     elif [[ -d $1 ]]; then
         rmdir "$1" 2> /dev/null || true
     fi
+}
+
+# Where nothing but the mark is left
+drop_home() {
+    rmdir "$RELEASES" 2> /dev/null || true
+    [[ -f $HOME_MARK && -z $(find "$HOME_DIR" -mindepth 1 ! -path "$HOME_MARK" -print -quit) ]] || return 0
+    rm -f "$HOME_MARK"
+    rmdir "$HOME_DIR"
 }
 
 # Run the module of a release as the services do: their user, sandbox and settings file, nothing of
@@ -119,8 +141,7 @@ run_in_sandbox() { # unit, limit of time (TimeoutStartSec= of services), command
     # or HUP for a good end, test does not: then the code is the signal's number
     # shellcheck disable=SC2016 # systemd expands it
     setsid systemd-run --quiet --collect --wait --pipe --unit="$unit" \
-        --property="RuntimeMaxSec=$2" \
-        --property='ExecStopPost=/usr/bin/test ${EXIT_CODE} = exited' -- "${@:3}" < /dev/null &
+        --property="RuntimeMaxSec=$2" --property='ExecStopPost=/usr/bin/test ${EXIT_CODE} = exited' -- "${@:3}" < /dev/null &
     job=$!
     while true; do
         code=0
@@ -152,13 +173,4 @@ settle() {
     done
     # Whoever was told of a failure is told that it is over
     [[ ! -e $STATE_DIR/alert.json ]] || systemctl start --no-block "$ALERT"
-}
-
-# Paths in a text that exist, but that the sandbox hides
-hidden_paths() {
-    local path
-    while read -r path; do
-        [[ ! -e $path ]] || printf '%s\n' "$path"
-    done < <(grep --extended-regexp --only-matching \
-        '/(home|root|tmp|var/tmp|run/user)(/[[:alnum:]_.@+-]+)*' | sort --unique)
 }

@@ -1,13 +1,12 @@
 # shellcheck shell=bash
 # Sourced by install.sh, run by server_status.py: what else renews the key on this machine, found by what
-# it runs; and how it is moved away and put back.
+# it runs.
 
 readonly UNIT_DIRS=(/etc/systemd/system /run/systemd/system /usr/local/lib/systemd/system
     /usr/lib/systemd/system /lib/systemd/system)
 readonly CRON_FILES=(/etc/crontab /etc/anacrontab /etc/cron.d/* /var/spool/cron/crontabs/*
     /var/spool/cron/tabs/* /var/spool/cron/*)
 readonly CRON_SCRIPTS=(/etc/cron.hourly/* /etc/cron.daily/* /etc/cron.weekly/* /etc/cron.monthly/*)
-readonly COMMENT='# moved away by webkassa-key-updater: ' # before a line of a crontab
 # Links that our own units' [Install] makes
 readonly OUR_LINKS='@(timers.target.wants/webkassa-key-@(update|heal|boot|net).timer|sockets.target.wants/webkassa-key-renew.socket)'
 
@@ -44,7 +43,7 @@ runs_updater() {
 }
 
 find_other_units() {
-    local file name word lines all count
+    local file name
     # Bearing our names
     for name in "${UNITS[@]}"; do
         # shellcheck disable=SC2153 # of common.sh
@@ -53,20 +52,8 @@ find_other_units() {
             list_unit "$file" "has the name of one of ours"
         fi
     done
-    # Running an updater
     while read -r file; do
-        ! is_ours "$file" && [[ ${file%/*} != */webkassa-key-*.d ]] || continue
-        [[ $(readlink -f "${file%/*}") == "${file%/*}" ]] || continue # /lib is a link to /usr/lib
-        lines=$(commands_of "$file" ExecStart) all=$(commands_of "$file" 'Exec[A-Za-z]*') count=0
-        word=$(runs_updater "${all//$'\n'/ }") || continue
-        while read -r line; do
-            [[ -z $line ]] || runs_updater "$line" > /dev/null || count=$((count + 1))
-        done <<< "$lines"
-        if [[ $file == *.service && $lines ]] && ((count == 0)) && [[ $file != /usr/lib/* ]]; then
-            list_unit "$file" "runs $word"
-        else
-            printf 'look\t%s\truns %s beside other things\n' "$file" "$word"
-        fi
+        examine_unit "$file"
     done < <(grep --recursive --files-with-matches --no-messages --ignore-case \
         --include='*.service' --include='*.conf' webkassa "${UNIT_DIRS[@]}")
     # Started by a link that is not of our [Install]: at every boot, say
@@ -77,6 +64,22 @@ find_other_units() {
             printf 'link\t%s\tstarts %s\n' "$file" "$name"
         fi
     done
+}
+
+examine_unit() { # file of a service, or of a drop-in
+    local word line lines all others=0
+    ! is_ours "$1" && [[ ${1%/*} != */webkassa-key-*.d ]] || return 0
+    [[ $(readlink -f "${1%/*}") == "${1%/*}" ]] || return 0 # /lib is a link to /usr/lib
+    lines=$(commands_of "$1" ExecStart) all=$(commands_of "$1" 'Exec[A-Za-z]*')
+    word=$(runs_updater "${all//$'\n'/ }") || return 0
+    while read -r line; do
+        [[ -z $line ]] || runs_updater "$line" > /dev/null || others=$((others + 1))
+    done <<< "$lines"
+    if [[ $1 == *.service && $lines && $1 != /usr/lib/* ]] && ((others == 0)); then
+        list_unit "$1" "runs $word"
+    else
+        printf 'look\t%s\truns %s beside other things\n' "$1" "$word"
+    fi
 }
 
 # The values of a unit's directives; lines that end in \ go on
@@ -132,123 +135,6 @@ find_other_lines() {
 
 is_read_by_cron() { # not what an editor or a package left behind
     [[ ${1##*/} != @(.*|*~|*.bak|*.old|*.orig|*.disabled|*.dpkg-*|*.rpm*|*.save) ]]
-}
-
-# What is listed and at work now
-at_work() { # the list
-    local kind path unit pid words word
-    while IFS=$'\t' read -r kind path _; do
-        unit=${path##*/}
-        if [[ $kind == unit && $unit == *.service && $(show "$unit" ActiveState) == activating ]]; then
-            printf '%s\n' "$unit"
-        fi
-    done <<< "$1"
-    for pid in /proc/[0-9]*; do
-        mapfile -d '' -t -n 4 words 2> /dev/null < "$pid/cmdline" || continue
-        [[ ${words[0]-} =~ (^|/)(python|bash|sh|dash|env|php|node|perl|ruby)[0-9.]*$ ]] || words=("${words[0]-}")
-        [[ ${words[*]} != *"$HOME_DIR/"* ]] || continue # ours
-        if word=$(runs_updater "${words[*]}") && ! belongs_to "$1" "$pid"; then
-            printf 'process %s (%s)\n' "${pid##*/}" "$word"
-        fi
-    done
-}
-
-# Is this process a daemon of a listed unit, which systemd stops for us?
-belongs_to() { # the list, /proc/PID
-    local group
-    group=$(< "$2/cgroup") 2> /dev/null || return 0 # it has ended
-    local kind path
-    while IFS=$'\t' read -r kind path _; do
-        if [[ $kind == unit && $group == *"/${path##*/}"* ]]; then
-            return 0
-        fi
-    done <<< "$1"
-    return 1
-}
-
-# Copy all that is listed to a folder; then move it away
-move_others() { # the list, folder
-    local kind path
-    while IFS=$'\t' read -r kind path _; do
-        case $kind in
-            unit | dropins | link | line) ;;
-            *) continue ;;
-        esac
-        [[ $kind != line ]] || path=${path%:*}
-        # From /: cp 9.1, Debian 12's, looks for the parents of an absolute path where it stands
-        (cd / && cp --archive --parents "$path" "$2")
-    done <<< "$1"
-    sync --file-system "$2" 2> /dev/null || true
-    while IFS=$'\t' read -r kind path _; do
-        if [[ $kind == unit ]]; then
-            systemctl stop "${path##*/}" 2> /dev/null || true
-        fi
-    done <<< "$1"
-    while IFS=$'\t' read -r kind path _; do
-        case $kind in
-            unit | link) rm --force "$path" ;;
-            dropins) rm --recursive --force "$path" ;;
-            line) edit_crontab "${path%:*}" "${path##*:}s/^/$COMMENT/" ;;
-        esac
-    done <<< "$1"
-}
-
-edit_crontab() { # file, command of sed; cron sees it by the folder's time
-    local new
-    new=$(mktemp "${1%/*}/.webkassa-key-updater.XXXXXX") # others may write to that folder
-    cp --attributes-only --preserve=all "$1" "$new"
-    sed "$2" "$1" > "$new"
-    mv --no-target-directory "$new" "$1"
-}
-
-write_put_back() { # the list, folder
-    local kind path
-    {
-        cat << 'END'
-#!/usr/bin/env bash
-# Put back what "install.sh --take-over" of webkassa-key-updater moved here. First remove the updater
-# that took over: sudo /opt/webkassa-key-updater/current/uninstall.sh
-set -euo pipefail
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
-
-put_back() {
-    [[ -e .$1 || -L .$1 ]] || return 0
-    mkdir --parents "${1%/*}"
-    cp --archive --no-target-directory --remove-destination ".$1" "$1"
-}
-
-uncomment() { # the lines that were made a comment: the rest may have been changed since
-    local new
-    [[ -e $1 ]] || return 0
-    new=$(mktemp "${1%/*}/.webkassa-key-updater.XXXXXX")
-    cp --attributes-only --preserve=all "$1" "$new"
-END
-        printf "    sed 's/^%s//' \"\$1\" > \"\$new\"\n" "$COMMENT"
-        cat << 'END'
-    mv --no-target-directory "$new" "$1"
-}
-
-if [[ ${1-} != --force && -e /opt/webkassa-key-updater/current ]]; then
-    echo "put-back.sh: nothing was put back: two updaters would kill each other's keys." \
-        "First run: sudo /opt/webkassa-key-updater/current/uninstall.sh" >&2
-    exit 1
-fi
-END
-        while IFS=$'\t' read -r kind path _; do
-            case $kind in
-                unit | dropins | link) printf 'put_back %q\n' "$path" ;;
-                line) printf 'uncomment %q\n' "${path%:*}" ;;
-            esac
-        done <<< "$1"
-        printf 'systemctl daemon-reload\n'
-        while IFS=$'\t' read -r kind path _; do
-            if [[ $kind == unit ]] && systemctl is-active --quiet "${path##*/}"; then
-                printf 'systemctl start %q\n' "${path##*/}"
-            fi
-        done <<< "$1"
-        printf 'echo "All is as it was before the take-over: what renewed the key then renews it again."\n'
-    } > "$2/put-back.sh"
-    chmod 0700 "$2/put-back.sh"
 }
 
 # Started by server_status.py

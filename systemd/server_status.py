@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""usage: check-status.sh [--json | --timers]
+"""usage: check-status.sh [--json | --timers | --hidden]
 
 How the updater stands: key, timers, last runs, installation, settings, alerts, other triggers.
 Changes nothing and does not log in at Webkassa. Without root it says what it could not see.
 
   --json      the same for machines
   --timers    the timers alone, as install.sh proves them
+  --hidden    of what is named on standard input: what the service's sandbox hides from it
   -h, --help  print this help
 
 exit codes, as of monitoring plug-ins: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN; the worst counts,
@@ -49,6 +50,7 @@ TIMER, BOOT_TIMER = "webkassa-key-update.timer", "webkassa-key-boot.timer"
 NET, NET_TIMER = "webkassa-key-net.service", "webkassa-key-net.timer"
 HEAL, HEAL_TIMER = "webkassa-key-heal.service", "webkassa-key-heal.timer"
 SOCKET = "webkassa-key-renew.socket"
+SANDBOX = "webkassa-key-.service.d/00-sandbox.conf"
 UNITS = (UPDATE, BOOT, NET, HEAL, TIMER, BOOT_TIMER, NET_TIMER, HEAL_TIMER, SOCKET)
 PROPERTIES = (
     "Id", "LoadState", "UnitFileState", "ActiveState", "SubState", "Result", "InvocationID",
@@ -338,8 +340,8 @@ def ask_program(server: Server) -> tuple[Finding, dict[str, Any] | None]:
         what = f"not known: the updater could not look at it (code {code})"
         return Finding(CRITICAL, "key", what, "sudo webkassa-key check"), None
     mend = {OK: "", UNKNOWN: "sudo webkassa-key check"}.get(level, server.renew)
-    if level != OK and (hidden := hidden_paths(server, what)):
-        what += f"\nThe service cannot see {', '.join(hidden)}: its sandbox hides homes and /tmp. Move it, a certificate to /etc/ssl, say."
+    if level != OK and (hidden := name_hidden(server, what)):
+        what += "\n" + hidden
     rows = [row for row in report["accounts"] if "account" in row]  # where there are many
     details = [printable(f"{row['status']}: {row['account']}: {row['message']}") for row in rows]
     return Finding(level, "key", what, mend, tuple(details)), report
@@ -350,11 +352,18 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)
 
 
-def hidden_paths(server: Server, text: str) -> list[str]:
-    """Return the paths in a text and in the settings that exist, but that the sandbox hides."""
+def name_hidden(server: Server, text: str) -> str:
+    """Return a sentence about what is named in a text or in the settings, and is there, but not
+    for the service; else nothing."""
     with contextlib.suppress(OSError):
         text += "\n" + server.settings.read_text(errors="replace")
-    return sorted({path for path in HIDDEN.findall(text) if os.path.exists(path)})
+    found = sorted({path for path in HIDDEN.findall(text) if os.path.exists(path)})
+    if not found:
+        return ""
+    return (
+        f"{', '.join(found)} is there, but the service cannot see it: its sandbox hides homes and /tmp."
+        f" Move it (certificates to /etc/ssl, say), or change the sandbox as {server.units}/{SANDBOX} says."
+    )
 
 
 def read_notes(server: Server) -> list[Note]:
@@ -741,6 +750,9 @@ def main(arguments: list[str], server: Server) -> int:
         return 0
     if arguments == ["--timers"]:
         return prove_timers(server)
+    if arguments == ["--hidden"]:
+        say(*filter(None, [name_hidden(server, sys.stdin.read())]))
+        return 0
     if arguments not in ([], ["--json"]):
         say(
             f"check-status.sh: unknown arguments {' '.join(arguments)}; see --help", file=sys.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from world.scripts import after
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("install.sh", "uninstall.sh", "systemd/webkassa-key.sh")
+PARTS = [path for path in (ROOT / "systemd").glob("*.sh") if path.name != "webkassa-key.sh"]
 # What the scripts may use of the machine as it is
 HONEST = ("bash", "basename", "cat", "cmp", "cut", "date", "dirname", "env", "flock", "grep",
           "readlink", "sed", "sort", "tail", "tr")  # fmt: skip
@@ -109,7 +112,7 @@ def test_an_account_is_added_to_what_is_installed_only(
 ) -> None:
     source = copy(tmp_path / "source", tmp_path)
     stub("python3", "exit 1")
-    stub("python3.12", "case $3 in *version_info*[:2]*) echo 3.12 ;; esac")
+    stub("python3.12", "echo 3.12")
     stub("stat", "echo 0")
     stub("rm")
     result = run(f"{source}/install.sh", "--account", "north", "--env-file", __file__)
@@ -130,8 +133,8 @@ SPLITS = [
 
 
 def split(settings: Path, which: str) -> subprocess.CompletedProcess[bytes]:
-    code = after("install.sh", 'printf %s "$SPLIT"')
-    return subprocess.run([sys.executable, "-I", "-c", code, settings, which], capture_output=True)
+    command = [sys.executable, "-I", ROOT / "systemd/split_settings.py", settings, which]
+    return subprocess.run(command, capture_output=True)
 
 
 @pytest.mark.parametrize(("settings", "own", "rest"), SPLITS)
@@ -159,7 +162,7 @@ MACHINES = [
     ("python3", "exit 1", "Run: sudo apt-get install python3 python3-venv"),
     (
         "python3",
-        "case $3 in *version_info*[:2]*) echo 3.12 ;; *ensurepip*) exit 1 ;; esac",
+        "echo 3.12; exit 3",
         "Python 3.12 lacks venv. Run: sudo apt-get install python3.12-venv",
     ),
 ]
@@ -174,6 +177,24 @@ def test_install_says_what_the_machine_lacks(
     result = run("install.sh")
     assert result.returncode == 1
     assert said in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "said"),
+    [
+        ("import os, sys; sys.base_prefix = '/home/eve/.pyenv'", 1, ""),
+        ("import os, sys; sys.version_info = (3, 9)", 1, ""),
+        ("import os, sys; sys.modules['venv'] = None", 3, "3."),
+    ],
+)
+def test_a_python_that_cannot_carry_it_is_known(changed: str, code: int, said: str) -> None:
+    """As far as this one goes: it may be in a home itself, or not root's."""
+    fits = f"import runpy; runpy.run_path('{ROOT}/systemd/python_fits.py')"
+    root = "os.stat = lambda path: os.stat_result([0o755, 0, 0, 0, 0, 0, 0, 0, 0, 0])"
+    good = "sys.base_prefix = '/usr'"
+    command = [sys.executable, "-I", "-c", f"import os, sys; {good}; {changed}; {root}; {fits}"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout[:2]) == (code, said)
 
 
 def test_install_names_red_hats_package_there(run: Run, stub: Stub, tmp_path: Path) -> None:
@@ -264,6 +285,50 @@ def test_command_says_what_the_program_could_not(
     assert result.returncode == code
     assert said in result.stdout
     assert bool(said) == bool(result.stdout)
+
+
+@pytest.mark.parametrize(
+    "script", sorted({"install.sh", "uninstall.sh"} | {f"systemd/{p.name}" for p in PARTS})
+)
+def test_scripts_stay_short(script: str) -> None:
+    """The installer runs as root: it is read before it is trusted."""
+    text = (ROOT / script).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 600
+    functions = re.findall(r"^(\w+)\(\) \{(.*?)^\}$", text, re.M | re.S)
+    assert functions
+    assert [name for name, body in functions if body.count("\n") + 1 > 25] == []
+
+
+def test_each_step_and_what_undoes_it_is_a_function() -> None:
+    table = after("install.sh", 'printf "%s\n" "${STEPS[@]}"').split()
+    functions = after("install.sh", "declare -F").split()
+    assert len(table) == 2 * 15
+    assert {name for name in table if name != "-"} <= {*functions}
+
+
+def test_no_script_holds_a_program_of_python() -> None:
+    for path in (*ROOT.glob("*.sh"), *(ROOT / "systemd").glob("*.sh")):
+        assert not re.search(r"\bimport \w", path.read_text(encoding="utf-8")), path
+
+
+# What systemd 262 does with the arguments of systemd-run --scope, and earlier ones do not
+SYSTEMD_RUN = """#!/usr/bin/env bash
+while [[ $1 != -- ]]; do shift; done
+shift
+exec "${@//'${HOME}'//expanded}"
+"""
+
+
+def test_what_pip_is_given_goes_safely_through_systemd(tmp_path: Path) -> None:
+    folder = tmp_path / "a ${HOME} %n 'b\" \\ $(false) Касса"
+    folder.mkdir()
+    (tmp_path / "systemd-run").write_text(SYSTEMD_RUN)
+    (tmp_path / "systemd-run").chmod(0o755)
+    lines = f"""PATH={tmp_path}:$PATH
+    build ls -d {shlex.quote(str(folder))}
+    build cat
+    build false || printf 'false is told\n'"""
+    assert after("install.sh", lines) == f"{folder}\nfalse is told\n"
 
 
 # a command of a unit or a crontab, and whether it renews the key

@@ -16,7 +16,10 @@ from world.scripts import after
 
 UNITS = Path(__file__).parents[1] / "systemd"
 FILES = sorted(
-    path for path in UNITS.rglob("*") if path.suffix in (".service", ".timer", ".socket", ".conf")
+    path
+    for path in UNITS.rglob("*")
+    if path.suffix in (".service", ".timer", ".socket")
+    or (path.suffix == ".conf" and path.parent != UNITS)
 )
 SERVICES = sorted(UNITS.glob("*.service"))
 RETRIED = ("webkassa-key-update.service", "webkassa-key-boot.service")
@@ -72,7 +75,7 @@ def test_every_unit_bears_the_mark_of_ours(path: Path) -> None:
 
 def test_no_drop_in_hides_another() -> None:
     """Of the drop-ins of one name, systemd reads that of the most special folder alone."""
-    names = [path.name for path in UNITS.rglob("*.conf")]
+    names = [path.name for path in FILES if path.suffix == ".conf"]
     assert len(names) == len(set(names)) == 3
 
 
@@ -193,6 +196,35 @@ def test_systemd_finds_no_fault() -> None:
 def test_exposure_is_at_most_1_3(path: Path) -> None:
     result = analyze("security", "--offline=true", "--no-pager", path)
     assert float(re.search(r"exposure level .*: ([0-9.]+)", result)[1]) <= 1.3
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("systemd-sysusers"), reason="needs root and systemd"
+)
+def test_users_and_folders_are_made_and_kept_settings_readable(tmp_path: Path) -> None:
+    config = tmp_path / "etc/webkassa-key-updater"
+    (config / "accounts.d").mkdir(parents=True)
+    files = [config / name for name in ("webkassa.env", "apprise.conf", "accounts.d/main.env")]
+    for path in files:
+        path.touch(0o600)
+    os.chown(files[0], 4711, 4711)  # somebody else's: it stays his
+    (config / "accounts.d/link.env").symlink_to(files[0])
+    for tool, options, name in (
+        ("sysusers", [], "sysusers.conf"),
+        ("tmpfiles", ["--create"], "tmpfiles.conf"),
+    ):
+        command = [f"systemd-{tool}", f"--root={tmp_path}", *options, UNITS / name]
+        subprocess.run(command, check=True)
+    users = (tmp_path / "etc/passwd").read_text()
+    group = int(
+        re.search(r"^webkassa-key-updater:x:\d+:(\d+):.*:/usr/sbin/nologin$", users, re.M)[1]
+    )
+    assert "webkassa-key-clients:x:" in (tmp_path / "etc/group").read_text()
+    for path in (config, config / "accounts.d", *files):
+        found = path.stat()
+        assert found.st_gid == group
+        assert found.st_uid == (4711 if path == files[0] else 0)
+        assert f"{found.st_mode & 0o777:o}" == ("640" if path in files else "750")
 
 
 @needs_systemd

@@ -54,16 +54,19 @@ def test_install_with_the_examples_settings_says_what_to_fill_in(site: Site) -> 
     assert site.machine.show(TIMER, "NextElapseUSecRealtime")
 
 
-def test_install_where_group_and_user_exist(site: Site) -> None:
-    """They stay when it is uninstalled; a group used to end the install with 9."""
+def test_install_where_the_group_exists(site: Site) -> None:
+    """Users stay when it is uninstalled, as with packages; --purge removes them."""
     site.run(f"{CURRENT}/uninstall.sh", "--purge")
-    site.run("groupadd", "webkassa-key-updater")
+    assert site.run("id", "webkassa-key-updater", check=False).returncode == 1
+    site.run("groupadd", "--gid", "4711", "webkassa-key-updater")
     result = site.install("--no-run")
     assert result.returncode == 78, result.stdout
+    site.run(f"{CURRENT}/uninstall.sh")
+    assert "gid=4711(webkassa-key-updater)" in site.run("id", "webkassa-key-updater").stdout
+    assert site.install("--no-run").returncode == 78
     site.run(f"{CURRENT}/uninstall.sh", "--purge")
-    assert site.run("getent", "group", "webkassa-key-updater").stdout
-    site.run("groupdel", "webkassa-key-updater")
-    assert site.run("id", "webkassa-key-updater", check=False).returncode == 1
+    for name in ("webkassa-key-updater", "webkassa-key-clients"):
+        assert site.run("getent", "group", name, check=False).returncode == 2
 
 
 def test_install_checks_updates_and_proves_the_timer(site: Site) -> None:

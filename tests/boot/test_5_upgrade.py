@@ -42,7 +42,7 @@ STEPS = [
     "mkdir \"$release\"",
     "build \"$python\" -m venv",
     "systemctl daemon-reload",
-    "take_snapshot",
+    "mkdir -p \"$SNAPSHOT",
     "mv -T \"$HOME_DIR/.next\"",
     "mv -fT \"$SNAPSHOT/$name.new\"",
     "mv -fT \"$COMMAND.new\"",
@@ -143,7 +143,7 @@ def test_a_new_version_that_breaks_down_is_taken_back(
     result = site.install(source=BROKEN)
     assert result.returncode == 1, result.stdout
     assert f"The new version failed (code {code}, see above)" in result.stdout
-    assert "The earlier version is in use again" in result.stdout
+    assert "was not installed: the earlier version is in use again." in result.stdout
     assert unchanged(site, before)
     works(site)
 
