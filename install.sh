@@ -10,12 +10,15 @@
 #   --take-over      move what renewed the key so far (units, lines of crontabs) to a folder in
 #                    /var/backups; without this option such things are listed, and nothing is done
 #   --no-run         no first update now
+#   --unpinned       not the versions and hashes of requirements.lock, but what requirements.txt
+#                    allows: for wheels of your own, and where PyPI has none for this processor
 #   --account NAME   add an account to what is installed, with the settings in FILE that are its own,
 #                    and list all. NAME is a-z, 0-9, - and _. The account that is there becomes "main"
 #   -h, --help       print this help
 #
 # Without a network: sudo PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder/of/wheels ./install.sh
-# The folder holds the wheels of requirements.txt and setuptools, with --with-alerts also apprise
+# On a like machine with a network, this fills the folder (with --with-alerts also -r
+# requirements-alerts.lock): pip download --require-hashes --only-binary=:all: -r requirements.lock
 #
 # exit codes: 0 installed, checked, timer running; 1 (or 130 and the like, when interrupted) not
 # installed, what was there is as it was; 2 wrong usage; others: installed, but the check or the
@@ -58,7 +61,6 @@ readonly SNAPSHOT=$UNIT_DIR/.webkassa-key-updater # the units that a new release
 readonly STAGE=/run/trial-of-webkassa-key-updater-$$ # no name of ours: it has drop-ins of its own
 readonly TRIAL=${STAGE##*/}
 readonly BACKUPS=/var/backups
-readonly APPRISE='apprise>=1.8,<3'
 readonly TIME_ZONE=Asia/Almaty
 readonly SPACE=250 FILES=8000 # MiB and files that a release may need, with alerts
 
@@ -104,7 +106,7 @@ parse_options() {
                 options[${1#--}]=$2
                 shift
                 ;;
-            --with-alerts | --with-heal | --take-over | --no-run) options[${1#--}]=yes ;;
+            --with-alerts | --with-heal | --take-over | --no-run | --unpinned) options[${1#--}]=yes ;;
             -h | --help) print_help "${BASH_SOURCE[0]}" && exit ;;
             *) die "unknown option $1; see --help" 2 ;;
         esac
@@ -287,13 +289,13 @@ build_release() {
     say "Building $release (a minute or two)"
     mkdir "$release"
     printf '%s\n' "$name" > "$release/.release"
-    cp -RL "$SOURCE"/{requirements.txt,.env.example,systemd} \
-        "$SOURCE"/{install,uninstall,check-status}.sh "$release"
-    make_venv "$release/venv" --requirement "$SOURCE/requirements.txt"
+    cp -RL "$SOURCE"/{install,uninstall,check-status}.sh "$SOURCE"/requirements{,-alerts}.{txt,lock} \
+        "$SOURCE"/{.env.example,systemd} "$release"
+    make_venv "$release/venv" "$SOURCE/requirements"
     add_program
     chmod -R u=rwX,go=rX "$release"
     if wants with-alerts || [[ -e $CURRENT/alerts ]]; then
-        make_venv "$release/alerts" "$APPRISE" # an alert of a broken venv must not need that venv
+        make_venv "$release/alerts" "$SOURCE/requirements-alerts" # an alert of a broken venv must not need that one
     fi
     runs "$release" || die "The new version does not start: $(version "$release" 2>&1 | tail -n 1)"
 }
@@ -308,7 +310,8 @@ add_program() {
     if [[ -e $SOURCE/pyproject.toml ]]; then
         mkdir "$release/source" # pip writes to where it builds
         cp -L "$SOURCE"/{pyproject.toml,requirements.txt,webkassa_key_*.py} "$release/source"
-        pip "$release/venv" wheel --no-deps --wheel-dir="$release" "$release/source"
+        # With the setuptools of the lock: else pip would take the newest
+        pip "$release/venv" wheel --no-deps --no-build-isolation --wheel-dir="$release" "$release/source"
         rm -r "$release/source"
     else
         cp "$SOURCE"/webkassa_key_updater-*.whl "$release"
@@ -316,14 +319,18 @@ add_program() {
     pip "$release/venv" install --no-deps "$release"/webkassa_key_updater-*.whl
 }
 
-make_venv() { # folder, what pip is to install
-    build "$python" -m venv "$1" || die "The virtual environment could not be made. "
-    pip "$1" install "${@:2}"
+make_venv() { # folder; file of requirements, without .txt or .lock
+    build "$python" -m venv "$1" || die "The virtual environment could not be made, see above."
+    if wants unpinned; then
+        pip "$1" install --requirement "$2.txt" --upgrade setuptools
+    else
+        pip "$1" install --require-hashes --only-binary=:all: --requirement "$2.lock"
+    fi
 }
 
 pip() { # virtual environment, what pip is to do
     build "$1/bin/python" -m pip "$2" --quiet --no-input --disable-pip-version-check "${@:3}" ||
-        die "pip failed, see above. Without a network see --help."
+        die "pip failed, see above. Without a network, with wheels of your own, or on a rare processor see --help."
 }
 
 # What may outlive a killed install.sh is in a scope: the next one must find and end it. The command

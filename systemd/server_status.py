@@ -76,7 +76,7 @@ MEANINGS = {  # of exit codes; those of the program as its --help has them
     77: "Webkassa refuses the login, password or API key",
     78: "the settings are wrong",
     203: "the program does not start",
-    217: f"the user {USER} is missing",
+    217: f"the user {USER} is missing, or this machine allows no user namespaces any more",
     243: "a file that LoadCredential= names is missing",
 }
 HIDDEN = re.compile(r"/(?:home|root|tmp|var/tmp|run/user)(?:/[\w.@+-]+)*")  # by the sandbox
@@ -539,9 +539,25 @@ def look_at_code(server: Server) -> Finding:
     code, version = output_of(*server.program, "--version")
     python = output_of(server.program[0], "--version")[1].strip()
     if code == 0:
-        return Finding(OK, "code", f"version {version.strip()}, {python}")
+        what = f"version {version.strip()}, {python}"
+        if issued := old_certificates(server):
+            what += f"; its certificates of authorities are of {issued}: it may come to know Webkassa's no more"
+            return Finding(
+                WARNING, "code", what, "sudo ./install.sh (in a fresh copy of the project)"
+            )
+        return Finding(OK, "code", what)
     what = "does not start: the virtual environment is broken, nothing can renew the key"
     return Finding(CRITICAL, "code", what, server.reinstall())
+
+
+def old_certificates(server: Server) -> str:
+    """Return the date of the release's certificates of authorities, where it is 18 months ago."""
+    for path in (server.current / "venv/lib").glob("python3*/site-packages/certifi-*.dist-info"):
+        if found := re.match(r"certifi-(\d{4})\.(\d\d?)\.(\d\d?)", path.name):
+            year, month, day = map(int, found.groups())
+            if time.time() - calendar.timegm((year, month, day, 0, 0, 0)) > 548 * 86400:
+                return f"{year}-{month:02}-{day:02}"
+    return ""
 
 
 def look_at_file(server: Server, path: Path, name: str) -> Finding:

@@ -9,9 +9,12 @@ import signal
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from world.shop import ROOT, UPDATERS, Shop
 from world.waiting import await_
 
@@ -54,8 +57,8 @@ def run(command: Path, *arguments: str, **env: str) -> subprocess.CompletedProce
 def test_the_wheel_holds_the_modules_and_asks_for_what_they_need(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
-        (metadata,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
-        text = file.read(metadata).decode()
+        (described,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        text = file.read(described).decode()
     assert names == {path.name for path in ROOT.glob("webkassa_key_*.py")}
 
     def parts(requirement: str) -> set[str]:
@@ -64,6 +67,40 @@ def test_the_wheel_holds_the_modules_and_asks_for_what_they_need(wheel: Path) ->
     wanted = (ROOT / "requirements.txt").read_text().split()
     needed = re.findall("^Requires-Dist: (.+)$", text, re.M)
     assert [parts(line) for line in needed] == [parts(line) for line in wanted]
+
+
+def locked(name: str) -> list[tuple[Requirement, int]]:
+    """Return what a lock names, with the number of its hashes."""
+    text = (ROOT / f"{name}.lock").read_text(encoding="utf-8").replace("\\\n", "")
+    lines = [line.split(" --hash=sha256:") for line in re.findall("^[a-z].+", text, re.M)]
+    return [(Requirement(line[0]), len(line) - 1) for line in lines]
+
+
+@pytest.mark.parametrize("name", ["requirements", "requirements-alerts"])
+def test_a_lock_names_versions_that_are_allowed_each_with_hashes(name: str) -> None:
+    wanted = [Requirement(line) for line in (ROOT / f"{name}.txt").read_text().split()]
+    if name == "requirements":  # what builds the program is taken from there, too
+        build = re.search(r'"(setuptools\b.*)"', (ROOT / "pyproject.toml").read_text())[1]
+        wanted.append(Requirement(build))
+    for requirement, hashes in locked(name):
+        assert re.fullmatch(r"==\d[\w.]*", str(requirement.specifier)), requirement
+        assert hashes > 0, requirement
+    for requirement in wanted:
+        pinned = [found for found, _ in locked(name) if found.name == requirement.name]
+        assert pinned
+        for found in pinned:
+            assert requirement.specifier.contains(str(found.specifier).removeprefix("=="))
+
+
+def test_all_that_the_program_needs_is_locked() -> None:
+    """As far as what is installed here tells; pip refuses to install what lacks a hash."""
+    names = {canonicalize_name(found.name) for found, _ in locked("requirements")}
+    needed = {"requests", "psycopg2-binary", "python-dotenv"}
+    for name in sorted(needed):
+        lines = [Requirement(line) for line in metadata.requires(name) or []]
+        needed |= {canonicalize_name(line.name) for line in lines
+                   if line.marker is None or line.marker.evaluate({"extra": ""})}  # fmt: skip
+    assert names == {*needed, "setuptools"}
 
 
 def test_the_installed_command_renews_the_key(command: Path, shop: Shop) -> None:

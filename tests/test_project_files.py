@@ -98,6 +98,24 @@ def test_workflow_is_one_and_runs_existing_scripts_only() -> None:
             assert (ROOT / name.removeprefix("--ignore=")).exists(), name
 
 
+def test_workflow_takes_actions_by_their_commit() -> None:
+    """A tag can be moved."""
+    used = re.findall(r"uses: (\S+)( # v[\d.]+)?$", WORKFLOW.read_text(), re.MULTILINE)
+    assert len(used) == WORKFLOW.read_text().count("uses:")
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) and tag for action, tag in used)
+
+
+def test_workflow_says_weekly_whether_newer_versions_serve_and_what_advisories_name() -> None:
+    jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
+    assert "'newest'" in jobs["python"]["env"]["VERSIONS"]
+    assert {"python": "3.10", "versions": "lowest"} in jobs["python"]["strategy"]["matrix"][
+        "include"
+    ]
+    (audit,) = (step["run"] for step in jobs["advisories"]["steps"] if "run" in step)
+    for lock in ROOT.glob("*.lock"):
+        assert lock.name in audit
+
+
 def test_workflow_tests_every_python_from_the_oldest_that_serves() -> None:
     pythons = yaml.safe_load(WORKFLOW.read_text())["jobs"]["python"]["strategy"]["matrix"]["python"]
     oldest = re.search(r'python_version = "(.+)"', text("pyproject.toml"))[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -177,7 +178,12 @@ def test_a_run_at_work_is_said(box: Box, capsys: Any) -> None:
 UNNOTED = [
     (203, 1, "code 203: the program does not start", "install.sh"),
     (1, 1, "code 1: the program does not start", "install.sh"),
-    (217, 1, "code 217: the user webkassa-key-updater is missing", "install.sh"),
+    (
+        217,
+        1,
+        "code 217: the user webkassa-key-updater is missing, or this machine allows no user namespaces any more",
+        "install.sh",
+    ),
     (243, 1, "code 243: a file that LoadCredential= names is missing", "systemctl cat"),
     (9, 2, "signal 9: killed, or out of time", "-> sudo webkassa-key update"),
 ]
@@ -449,6 +455,38 @@ def test_a_unit_that_is_missing_is_not_to_be_enabled(box: Box, capsys: Any) -> N
 
 
 # The installation ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("days", "level"), [(540, "OK"), (560, "WARNING")])
+def test_old_certificates_of_authorities_are_warned_of(
+    days: int, level: str, box: Box, capsys: Any
+) -> None:
+    issued = time.gmtime(time.time() - days * 86400)
+    version = f"{issued.tm_year}.{issued.tm_mon}.{issued.tm_mday}"
+    (box.current / f"venv/lib/python3.11/site-packages/certifi-{version}.dist-info").mkdir(
+        parents=True
+    )
+    screen = show(box, capsys)
+    assert screen.line("code").startswith(level)
+    date = time.strftime("%Y-%m-%d", issued)
+    assert (f"certificates of authorities are of {date}" in screen) == (level == "WARNING")
+    assert ("-> sudo ./install.sh (in a fresh copy" in screen) == (level == "WARNING")
+
+
+def test_what_the_sandbox_hides_is_named_for_the_installer(
+    box: Box, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not str(tmp_path).startswith("/tmp/"):
+        pytest.skip("needs its files in /tmp")
+    (tmp_path / "ca.pem").touch()
+    for said, there in (
+        (f"FAIL  {tmp_path}/ca.pem: no certificates", True),
+        ("FAIL  /tmp/away", False),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+        screen = show(box, capsys, "--hidden")
+        assert (f"{tmp_path}/ca.pem is there, but the service cannot see it" in screen) == there
+        assert screen.code == 0
 
 
 def test_code_that_does_not_start_is_critical(box: Box, capsys: Any) -> None:

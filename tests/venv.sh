@@ -19,11 +19,23 @@ pythons() {
     done | sort --stable --unique --version-sort --key=1,1
 }
 
+# Print what $VERSIONS limits pip to.
+versions() {
+    case ${VERSIONS:-newest} in
+        lowest) sed -n 's/>=\([^,]*\),.*/==\1/p' requirements.txt ;;
+        pinned) sed -n '/==/s/ \\$//p' requirements.lock ;;
+        newest) ;;
+        *) printf 'VERSIONS=%s: lowest, pinned or newest is needed.\n' "$VERSIONS" >&2 && return 1 ;;
+    esac
+}
+
 # Put the folder of a virtual environment that is ours alone into $venv: .venv-dev for python3,
 # .venv-dev-3.10 (say) for another that $PYTHON names. pip installs there what the arguments say.
-# Nothing that works is deleted, so that a machine without a network keeps what it has.
+# With VERSIONS=lowest or pinned, libraries of the program get the lowest versions that requirements.txt
+# allows, or those of requirements.lock. Nothing that works is deleted, so that a machine without a network keeps what it has.
 make_venv() {
-    local python=${PYTHON:-python3} version made_for wanted
+    local python=${PYTHON:-python3} version made_for wanted limits
+    limits=$(versions)
     if ! version=$(version_of "$python"); then
         if [[ -n ${PYTHON:-} ]] || ! read -r version python < <(pythons | tail -n 1); then
             printf '%s\n' "Python 3.10 or newer with venv is needed. Debian, Ubuntu: sudo apt-get install python3-venv" >&2
@@ -35,14 +47,15 @@ make_venv() {
         venv=.venv-dev-$version
     fi
     made_for="$version $PWD" # what pip makes names its folder
-    wanted="$made_for $(cat requirements.txt requirements-dev.txt | cksum) $*"
+    wanted="$made_for $(cat requirements*.txt | cksum) $* $limits"
     if [[ "$(cat "$venv/made-for" 2>/dev/null)" != "$wanted" ]] || ! "$venv/bin/python" -c '' 2>/dev/null; then
         printf 'Setting up %s ...\n' "$venv" >&2
         if [[ "$(cat "$venv/made-for" 2>/dev/null)" != "$made_for "* ]] || ! "$venv/bin/python" -m pip --version &>/dev/null; then
             "$python" -m venv --clear "$venv"
             printf '%s\n' "$made_for " >"$venv/made-for"
         fi
-        "$venv/bin/python" -m pip --quiet --disable-pip-version-check install "$@"
+        "$venv/bin/python" -m pip --quiet --disable-pip-version-check install "$@" \
+            --constraint <(printf '%s\n' "$limits")
         printf '%s\n' "$wanted" >"$venv/made-for"
     fi
 }

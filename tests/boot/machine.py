@@ -62,14 +62,16 @@ def root_file_system(suite: str) -> Path:
     return root
 
 
-def download_wheels(requirements: list[str], python: str, folder: Path) -> None:
-    """Fill `folder` with wheels for Python `python` ("3.11"), by pip as it is set up on this host."""
+def download_wheels(locks: list[Path], python: str, folder: Path) -> None:
+    """Fill `folder` with the wheels of these locks for Python `python` ("3.11"), by pip as it is set
+    up on this host."""
     arch = platform.machine()
     glibc = [f"--platform=manylinux_2_{minor}_{arch}" for minor in (34, 28, 17, 5)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", f"--dest={folder}",
-               "--only-binary=:all:", f"--python-version={python}", *glibc,
-               f"--platform=manylinux2014_{arch}", *requirements]  # fmt: skip
-    subprocess.run(command, check=True)
+               "--require-hashes", "--only-binary=:all:", f"--python-version={python}", *glibc,
+               f"--platform=manylinux2014_{arch}"]  # fmt: skip
+    for lock in locks:  # each for itself: what they share may differ
+        subprocess.run([*command, f"--requirement={lock}"], check=True)
 
 
 class Machine:

@@ -20,7 +20,6 @@ from machine import WHEELS, Machine, await_
 from world import webkassa_simulator
 from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.postgres import Postgres
-from world.scripts import after
 from world.webkassa_simulator import Simulator
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +35,9 @@ TIMER = "webkassa-key-update.timer"
 BOOT = "webkassa-key-boot.service"
 ALERT = "webkassa-key-alert.service"
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS}
-FILES = ("webkassa_key_updater.py", "webkassa_key_accounts.py", "pyproject.toml", "requirements.txt", ".env.example",
-         "install.sh", "uninstall.sh", "check-status.sh")  # fmt: skip
+LOCKS = ("requirements.lock", "requirements-alerts.lock")
+FILES = ("webkassa_key_updater.py", "webkassa_key_accounts.py", "pyproject.toml", ".env.example", "requirements.txt",
+         "requirements-alerts.txt", *LOCKS, "install.sh", "uninstall.sh", "check-status.sh")  # fmt: skip
 
 TABLE = """CREATE TABLE api_keys (id serial PRIMARY KEY, service_name varchar(50) UNIQUE NOT NULL,
     api_key varchar(255) NOT NULL, user_id varchar(255), created_at timestamp NOT NULL,
@@ -195,9 +195,9 @@ def new_site(suite: str) -> Iterator[Site]:
         stack.callback(receiver.shutdown)
         machine = Machine(suite, f"{server.folder}:/run/postgresql")
         stack.callback(machine.remove)
-        apprise = after("install.sh", 'printf %s "$APPRISE"')
-        requirements = [*(ROOT / "requirements.txt").read_text().split(), "setuptools", apprise]
-        machines.download_wheels(requirements, machine.python, machine.root / WHEELS[1:])
+        machines.download_wheels(
+            [ROOT / name for name in LOCKS], machine.python, machine.root / WHEELS[1:]
+        )
         (machine.root / SOURCE[1:]).mkdir(mode=0o700)
         copy_source(machine)
         site = Site(machine, server, webkassa, receiver)

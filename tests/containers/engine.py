@@ -59,7 +59,7 @@ def download_wheels(folder: Path) -> None:
     glibc = [f"--platform=manylinux_2_{minor}_{arch}" for minor in (34, 28, 17, 5)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", f"--dest={folder}",
                "--only-binary=:all:", "--python-version=3.11", f"--platform=manylinux2014_{arch}",
-               *glibc, f"--requirement={ROOT / 'requirements.txt'}", "setuptools"]  # fmt: skip
+               *glibc, "--require-hashes", f"--requirement={ROOT / 'requirements.lock'}"]  # fmt: skip
     subprocess.run(command, check=True)
 
 

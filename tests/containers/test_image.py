@@ -66,6 +66,7 @@ def test_only_the_program_and_its_requirements_enter_the_build(
     for name in (
         "pyproject.toml",
         "requirements.txt",
+        "requirements.lock",
         *MODULES,
         "containers/Dockerfile.dockerignore",
     ):
@@ -74,7 +75,7 @@ def test_only_the_program_and_its_requirements_enter_the_build(
     (tmp_path / "containers/Dockerfile").write_text("FROM scratch\nCOPY . /context/\n")
     engine.build("context", tmp_path)
     assert set(engine.files("context", "context/")) == {
-        "context/", "context/pyproject.toml", "context/requirements.txt",
+        "context/", "context/pyproject.toml", "context/requirements.txt", "context/requirements.lock",
         *(f"context/{name}" for name in MODULES)}  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def test_image_is_built_and_checked_as_written(salon: Salon, tmp_path: Path) -> 
         (tmp_path / name).chmod(0o755)
     project, etc = tmp_path / "Касса № 1", tmp_path / "etc"
     project.mkdir()
-    for name in ("containers", "pyproject.toml", "requirements.txt", *MODULES):
+    for name in ("containers", "pyproject.toml", "requirements.txt", "requirements.lock", *MODULES):
         subprocess.run(["cp", "-R", ROOT / name, project], check=True)
     salon.settings_file().rename(project / "my.env")
     command = snippet("run: docker image").replace("/etc/webkassa-key-updater", str(etc))
