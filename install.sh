@@ -60,15 +60,13 @@ readonly SOURCE
 readonly SNAPSHOT=$UNIT_DIR/.webkassa-key-updater # the units that a new release replaces
 readonly STAGE=/run/trial-of-webkassa-key-updater-$$ # no name of ours: it has drop-ins of its own
 readonly TRIAL=${STAGE##*/}
-readonly BACKUPS=/var/backups
 readonly TIME_ZONE=Asia/Almaty
 readonly SPACE=250 FILES=8000 # MiB and files that a release may need, with alerts
 
 declare -A options=() # by their names, without the dashes
 python='' release='' earlier='' earlier_runs='' others='' backup=''
 code=0 died='' placed=''
-undo=()    # what is to be undone, the last step first
-remains='' # what there is when it was not installed
+undo=() remains='' # what undoes the steps so far, the last first; what there is then
 
 main() {
     parse_options "$@"
@@ -178,10 +176,7 @@ find_python() {
         version=$("$name" -I "$SOURCE/systemd/python_fits.py" 2> /dev/null) || result=$?
         ((result != 3)) || die "Python $version lacks venv. Run: $(installer "python$version-venv" \
             "python$version" "python${version/./}")"
-        if ((result == 0)); then
-            python=$name
-            return
-        fi
+        ((result)) || { python=$name && return; }
     done
     die "Python 3.10 or newer is missing (one in a home does not count). Run: \
 $(installer 'python3 python3-venv' python3.12 python312)"
@@ -199,15 +194,12 @@ installer() { # names of a package at Debian, Red Hat, SUSE
 # Root will run what lies there: nobody else may be able to change it
 examine_places() {
     local place found
-    for place in /opt "$UNIT_DIR" "${COMMAND%/*}" "${COMMAND_LINK%/*}" "$(dirname "$CONFIG_DIR")"; do
-        while [[ $place != / ]]; do
+    must_be_ours
+    for place in /opt "$HOME_DIR" /etc "$CONFIG_DIR" "$UNIT_DIR"{,/webkassa-key-*.d} "${COMMAND%/*}" "${COMMAND_LINK%/*}"; do
+        while [[ -e $place && $place != / ]]; do
             must_be_roots "$place"
             place=$(dirname "$(readlink -f "$place")")
         done
-    done
-    must_be_ours
-    for place in "$HOME_DIR" "$CONFIG_DIR" "$UNIT_DIR"/webkassa-key-*.d; do
-        [[ ! -e $place ]] || must_be_roots "$place"
     done
     found=$(find "$HOME_DIR" "$UNIT_DIR"/webkassa-key-*.d -xdev \
         \( ! -uid 0 -o ! -type l -perm /022 \) -print -quit 2> /dev/null) || true
@@ -217,19 +209,20 @@ sudo chown -h root:root $(printf '%q' "$found"); sudo chmod go-w $(printf '%q' "
     [[ -L $CURRENT ]] || return 0
     earlier=$RELEASES/$(basename "$(readlink "$CURRENT")")
     # In the first releases the module lay beside its venv
-    if runs "$earlier" || "$earlier/venv/bin/python" -I "$earlier/webkassa_key_updater.py" --version &> /dev/null; then
+    if print_version "$earlier" &> /dev/null || "$earlier/venv/bin/python" -I "$earlier/webkassa_key_updater.py" --version &> /dev/null; then
         earlier_runs=yes
     fi
 }
 
 must_have_room() {
-    local place free files
+    local place space=$SPACE files=$FILES free all left
     for place in /opt /etc "$UNIT_DIR" "$CONFIG_DIR" "${COMMAND%/*}" "${COMMAND_LINK%/*}" /var "${TMPDIR:-/tmp}"; do
         [[ -d $place ]] || continue
         [[ -w $place ]] || die "$place is read-only. To see why: findmnt --target $place"
-        read -r free files < <(df --output=avail,iavail --block-size=1M "$place" | tail -n 1)
-        [[ $place != /opt ]] || free=$((free - SPACE)) files=$((files - FILES))
-        ((free > 4)) || die "The disk of $place is full${place/#\/opt/: $SPACE MiB are needed}."
+        read -r free all left < <(df --output=avail,itotal,iavail --block-size=1M "$place" | sed '$!d; s/-/99999/g')
+        ((free >= space)) || die "The disk of $place is full: $free MiB are free, $space are needed."
+        ((all == 0 || left >= files)) || die "The disk of $place is full: $left more files are possible, $files are needed."
+        space=5 files=100 # everywhere but in /opt
     done
     if [[ $(findmnt --noheadings --output=OPTIONS --target /opt) == *noexec* ]]; then
         die "/opt is mounted \"noexec\": Python's libraries could not be loaded from there. Run: sudo mount -o remount,exec /opt"
@@ -237,19 +230,14 @@ must_have_room() {
 }
 
 must_be_roots() { # folder, or a link to one
-    local folder owner
+    local folder
     folder=$(readlink -f "$1")
-    owner=$(stat --format='%u %g %a' "$folder") || die "$1 cannot be looked at."
-    local user group mode
-    read -r user group mode <<< "$owner"
+    [[ -d $folder ]] || die "$1 is no folder: move it away."
     # Debian lets the group staff write to /usr/local
-    if ((user != 0 || (8#$mode & 8#002) != 0)) ||
-        { (((8#$mode & 8#020) != 0 && group != 0)) && [[ $folder != /usr/local* ]]; }; then
-        die "$folder can be changed by others than root (owner $user, mode $mode): \
+    [[ $(find "$folder" -maxdepth 0 -uid 0 ! -perm -002 \( ! -perm -020 -o -gid 0 -o -path '/usr/local*' \)) ]] ||
+        die "$folder can be changed by others than root ($(stat --format='owner %U, group %G, mode %a' "$folder")): \
 what is installed there would not be safe. If nobody needs that, run: \
 sudo chown root:root $(printf '%q' "$folder"); sudo chmod go-w $(printf '%q' "$folder")"
-    fi
-    [[ -d $folder ]] || die "$1 is no folder: move it away."
 }
 
 must_be_ours() {
@@ -277,27 +265,36 @@ put_back_what_was_cut_short() {
 }
 
 build_release() {
-    local name old
+    local old
     mkdir -p "$HOME_DIR" # the mark comes first: without it the folder would be somebody else's
     touch "$HOME_MARK"
     mkdir -p "$RELEASES"
     for old in "$RELEASES"/*; do
         [[ $old -ef $CURRENT || $old -ef $HOME_DIR/previous ]] || drop_release "$old"
     done
-    name=$(date +%Y%m%d-%H%M%S).$$
-    release=$RELEASES/$name
+    release=$RELEASES/$(date +%Y%m%d-%H%M%S).$$
     say "Building $release (a minute or two)"
     mkdir "$release"
-    printf '%s\n' "$name" > "$release/.release"
+    printf '%s\n' "${release##*/}" > "$release/.release"
     cp -RL "$SOURCE"/{install,uninstall,check-status}.sh "$SOURCE"/requirements{,-alerts}.{txt,lock} \
         "$SOURCE"/{.env.example,systemd} "$release"
+    fit_sandbox
     make_venv "$release/venv" "$SOURCE/requirements"
     add_program
     chmod -R u=rwX,go=rX "$release"
     if wants with-alerts || [[ -e $CURRENT/alerts ]]; then
         make_venv "$release/alerts" "$SOURCE/requirements-alerts" # an alert of a broken venv must not need that one
     fi
-    runs "$release" || die "The new version does not start: $(version "$release" 2>&1 | tail -n 1)"
+    print_version "$release" &> /dev/null || die "The new version does not start: $(print_version "$release" 2>&1 | tail -n 1)"
+}
+
+# A host may forbid user namespaces (user.max_user_namespaces=0): a service that wants one ends with 217
+fit_sandbox() {
+    local result=0
+    systemd-run --quiet --wait --collect --property=PrivateUsers=true true 2> /dev/null || result=$?
+    ((result == 217)) || return 0
+    say "This machine allows no user namespaces, so the services run without PrivateUsers=."
+    sed -i '/^PrivateUsers=/d' "$release/systemd/$SANDBOX"
 }
 
 remove_new_release() {
@@ -340,11 +337,7 @@ build() {
         systemd-run --quiet --scope --unit="$BUILD-$$-$RANDOM$RANDOM" -- bash
 }
 
-runs() { # release
-    version "$1" > /dev/null 2>&1
-}
-
-version() { # release; nothing of our environment may count: -I
+print_version() { # release; nothing of our environment may count: -I
     "$1/venv/bin/python" -I "$1/venv/bin/webkassa-key-updater" --version
 }
 
@@ -355,9 +348,7 @@ make_users_and_folders() {
 
 place_settings() {
     local file=${options[env-file]-}
-    if [[ -L $SETTINGS ]]; then
-        say "Keeping $SETTINGS, a link to $(readlink "$SETTINGS")${file:+; $file is NOT used}"
-    elif [[ -s $SETTINGS ]] && ! cmp --silent "$SETTINGS" "$SOURCE/.env.example"; then
+    if [[ -L $SETTINGS ]] || { [[ -s $SETTINGS ]] && ! cmp --silent "$SETTINGS" "$SOURCE/.env.example"; }; then
         say "Keeping $SETTINGS${file:+; $file is NOT used. To use it, move the other away first}"
     else
         install -o root -g "$ACCOUNT" -m 0640 "${file:-$SOURCE/.env.example}" "$SETTINGS.new"
@@ -379,7 +370,8 @@ stage_units() {
     sed -i "s#$CURRENT/#$release/#g" "$STAGE"/*.service
     for name in "${UNITS[@]}" webkassa-key-.service; do
         for file in "$UNIT_DIR/$name.d"/*.conf; do
-            if [[ -f $file && $file != "$UNIT_DIR/$SANDBOX" ]] && ! is_taken_over "$name"; then
+            # Those of a unit that is taken over go with it
+            if [[ -f $file && $file != "$UNIT_DIR/$SANDBOX" && $others != *$'unit\t'"$UNIT_DIR/$name"$'\t'* ]]; then
                 mkdir -p "$STAGE/$name.d"
                 cp -L "$file" "$STAGE/$name.d"
             fi
@@ -389,10 +381,6 @@ stage_units() {
         cp -R "$release/systemd/accounts/." "$STAGE"
         sed -i "s#$CURRENT/#$release/#g" "${ACCOUNT_DROPINS[@]/#/"$STAGE/"}"
     fi
-}
-
-is_taken_over() { # unit
-    [[ $others == *$'unit\t'"$UNIT_DIR/$1"$'\t'* ]]
 }
 
 verify_units() {
@@ -407,23 +395,37 @@ drop-ins, see above. Mend the drop-in, then run this again."
 
 # Everything but logging in, as the service would: same user, same sandbox, same drop-ins
 check_release() {
-    local dropins=/run/systemd/system/$TRIAL.service.d said=$STAGE/check
+    local dropins=/run/systemd/system/$TRIAL.service.d said
     mkdir -p "$dropins"
     cp "$STAGE"/webkassa-key-.service.d/*.conf "$dropins"
     [[ ! -d $STAGE/$UPDATE.d ]] || cp "$STAGE/$UPDATE.d"/*.conf "$dropins"
     # It is no run: neither retried nor alerted of, and it runs what we say
     sed -i -E '/^[[:blank:]]*(ExecStart|Restart|OnFailure|OnSuccess)[[:blank:]]*=/d' "$dropins"/*.conf
     systemctl daemon-reload
-    run_module "$TRIAL" "$release" check 2>&1 | tee --ignore-interrupts "$said" || code=${PIPESTATUS[0]}
+    said=$(run_module "$TRIAL" "$release" check 2>&1) || code=$?
+    show_said "$said"
     ((code)) || return 0
-    "$python" -I "$release/systemd/server_status.py" --hidden < "$said"
-    [[ -z $others ]] || die "The check failed (code $code, see above). Nothing was taken over. Mend it, then run this again."
-    [[ $earlier_runs ]] || return 0
+    "$python" -I "$release/systemd/server_status.py" --hidden <<< "$said"
+    [[ $others || $earlier_runs ]] || return 0
     if cmp --silent "$SETTINGS" "$SOURCE/.env.example"; then
         placed='' # to be filled in, so it must be there
-        die "Fill in the settings ($SETTINGS), then run this again: nothing renews the key until then." "$code"
+        die "Fill in the settings ($SETTINGS), then run this again: until then this updater renews no key." "$code"
     fi
+    [[ -z $others ]] || die "The check failed (code $code, see above). Nothing was taken over. Mend it, then run: $(again --take-over)"
     die "The check failed (code $code, see above). The earlier version stays in use. Mend it, then run this again."
+}
+
+# What the new version says. Where it failed and nothing will be left of it, its commands and the
+# settings that were placed for it are not there: this command and its file are
+show_said() {
+    local text=$1 file=${options[env-file]-} typed
+    if ((code)) && [[ $others && -z $earlier ]]; then
+        for typed in 'update --if-needed' update check status; do
+            text=${text//"sudo webkassa-key $typed"/"$(again --take-over)"}
+        done
+        [[ -z $placed || -z $file ]] || text=${text//"$SETTINGS"/"$file"}
+    fi
+    say "$text"
 }
 
 # Links, so that putting them back needs no room on the disk
@@ -480,9 +482,7 @@ switch_back() {
 forget_units() {
     local name
     for name in "${UNITS[@]}"; do
-        is_ours "$UNIT_DIR/$name" || continue
-        systemctl disable --quiet "$name" 2> /dev/null || true # services cannot be enabled
-        [[ $name == *@.service ]] || systemctl stop "$name" 2> /dev/null || true
+        ! is_ours "$UNIT_DIR/$name" || systemctl disable --quiet --now "$name" 2> /dev/null || true
     done
     remove_units
     rm -f "$CURRENT"
@@ -509,7 +509,7 @@ start_timers() {
             say "$unit was disabled and stays so. To enable it: sudo systemctl enable --now $unit"
             continue
         fi
-        systemctl enable --quiet "$unit" || die "$unit cannot be enabled. To see why: sudo systemctl status $unit"
+        systemctl enable --quiet "$unit"
         [[ $unit != "$BOOT_TIMER" ]] || continue # it begins at the next boot
         verb=restart
         # A timer that is restarted shortly before its time may lose the day
@@ -534,8 +534,8 @@ run_first_update() {
     systemctl reset-failed "$service" 2> /dev/null || true
     systemctl start "$service" 2> /dev/null || code=$(main_status "$service")
     journalctl --sync
-    journalctl --quiet --no-pager --output=cat "_SYSTEMD_UNIT=$service" \
-        "_SYSTEMD_INVOCATION_ID=$(show "$service" InvocationID)"
+    show_said "$(journalctl --quiet --no-pager --output=cat "_SYSTEMD_UNIT=$service" \
+        "_SYSTEMD_INVOCATION_ID=$(show "$service" InvocationID)")"
     if ((code == 0)); then
         settle
     elif [[ $others ]]; then
@@ -550,11 +550,7 @@ run: sudo webkassa-key update"
 main_status() { # exit code of a run that failed; 255 after a signal, 1 where it has none
     local status kind
     status=$(show "$1" ExecMainStatus) kind=$(show "$1" ExecMainCode)
-    if ((kind > 1)); then
-        say 255
-    else
-        say $((status ? status : 1))
-    fi
+    say $((kind > 1 ? 255 : status ? status : 1))
 }
 
 stop_runs() {

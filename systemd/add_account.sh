@@ -4,7 +4,7 @@
 # shellcheck disable=SC2154 # of install.sh
 add_account() { # name, file with its settings
     local file=$ACCOUNTS/$1.env
-    if [[ ! -d $CURRENT/systemd/accounts ]] || ! runs "$CURRENT"; then
+    if [[ ! -d $CURRENT/systemd/accounts ]] || ! print_version "$CURRENT" &> /dev/null; then
         die "This version is not installed yet. First run: sudo ./install.sh"
     fi
     must_be_roots "$CONFIG_DIR"

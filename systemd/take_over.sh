@@ -2,6 +2,7 @@
 # Sourced by install.sh: what else renews the key (others.sh finds it) is listed, moved away on demand,
 # and put back.
 
+readonly BACKUPS=/var/backups
 readonly COMMENT='# moved away by webkassa-key-updater: ' # before a line of a crontab
 
 look_for_others() {

@@ -331,6 +331,41 @@ def test_what_pip_is_given_goes_safely_through_systemd(tmp_path: Path) -> None:
     assert after("install.sh", lines) == f"{folder}\nfalse is told\n"
 
 
+@pytest.mark.parametrize(("forbidden", "left"), [(True, 0), (False, 1)])
+def test_a_machine_without_user_namespaces_gets_a_sandbox_without_them(
+    forbidden: bool, left: int, tmp_path: Path
+) -> None:
+    sandbox = tmp_path / "systemd/webkassa-key-.service.d/00-sandbox.conf"
+    sandbox.parent.mkdir(parents=True)
+    shutil.copy(ROOT / sandbox.relative_to(tmp_path), sandbox)
+    lines = f"""systemd-run() {{ return {217 if forbidden else 0}; }}
+    release={tmp_path}
+    fit_sandbox"""
+    assert ("run without PrivateUsers=" in after("install.sh", lines)) == forbidden
+    assert len(re.findall("^PrivateUsers=true$", sandbox.read_text(), re.M)) == left
+
+
+SAID = "Correct it in /etc/webkassa-key-updater/webkassa.env, then run: sudo webkassa-key check"
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        # It fails beside what is to be taken over: nothing of it will be left
+        ("code=78 others=x placed=yes", "Correct it in m&y.env, then run: sudo {} --take-over --env-file m\\&y.env"),
+        ("code=78 others=x placed=yes earlier=/opt/x", SAID),
+        ("code=78 placed=yes", SAID),
+        ("code=0 others=x placed=yes", SAID),
+    ],
+)  # fmt: skip
+def test_what_is_printed_to_type_is_there_afterwards(state: str, said: str) -> None:
+    lines = f"""options=([env-file]='m&y.env' [take-over]=yes) {state}
+    show_said '{SAID}'
+    printf '%q' "$0" """
+    shown, script = after("install.sh", lines).splitlines()
+    assert shown == said.format(script)
+
+
 # a command of a unit or a crontab, and whether it renews the key
 COMMANDS = [
     ("/usr/bin/python3 /srv/salon/webkassa_key_updater.py", True),

@@ -101,6 +101,31 @@ def test_what_is_not_of_the_installer_is_not_touched(site: Site, before: Any) ->
     assert differences(site, before) == set()
 
 
+# what is done to the machine, what takes it back, and what the installer says
+NO_PLACE = [
+    ("mount --bind /etc /etc && mount -o remount,bind,ro /etc", "umount /etc", "/etc is read-only."),
+    ("mount -t tmpfs -o nr_inodes=500,mode=755 none /opt", "umount /opt", "8000 are needed."),
+    ("mount -t tmpfs -o size=20m,mode=755 none /opt", "umount /opt", "250 are needed."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "back", "said"), NO_PLACE)
+def test_a_place_that_cannot_take_it_is_known_before_building(
+    site: Site, before: Any, fault: str, back: str, said: str
+) -> None:
+    site.run("sh", "-c", fault)
+    try:
+        result = take_over(site)
+        left = site.run("ls", "-A", "/opt").stdout
+    finally:
+        site.run("sh", "-c", back)
+    assert result.returncode == 1
+    assert said in result.stdout
+    assert "Building" not in result.stdout
+    assert left == ""
+    assert differences(site, before) == set()
+
+
 def test_predecessor_is_listed_and_nothing_is_changed(site: Site, before: Any) -> None:
     result = site.install("--env-file", "/root/my.env")
     assert result.returncode == 1
@@ -127,7 +152,10 @@ def test_take_over_needs_a_good_check(site: Site, before: Any) -> None:
     finally:
         site.server.start()
     assert result.returncode == 1
-    assert "Nothing was taken over" in result.stdout
+    assert "Nothing was taken over. Mend it, then run: sudo " in result.stdout
+    assert "--take-over --env-file /root/my.env\n" in result.stdout
+    assert "sudo webkassa-key" not in result.stdout  # which is not there
+    assert not (site.machine.root / OPT[1:]).exists()
     assert differences(site, before) == set()
 
 
@@ -149,6 +177,7 @@ def test_all_comes_back_if_the_first_run_fails(site: Site, before: Any) -> None:
     result = take_over(site)
     assert result.returncode == 1, result.stdout
     assert "The first update failed (code 77" in result.stdout
+    assert "sudo webkassa-key" not in result.stdout
     assert differences(site, before) == set()
     assert site.run("systemctl", "is-active", TIMER, "salon").stdout == "active\nactive\n"
     assert not site.installed

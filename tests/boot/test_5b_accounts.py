@@ -80,7 +80,7 @@ def test_what_the_check_refuses_does_not_count(site: Site, north: Simulator) -> 
 def test_the_first_account_moves_the_one_that_is_there(site: Site, north: Simulator) -> None:
     old = site.key
     said = add(site, "north", **account(north))
-    assert said.endswith("code 0\n")
+    assert said.endswith("sudo webkassa-key status\ncode 0\n")
     assert f"The account of {SETTINGS} is now {ACCOUNTS}/main.env" in said
     assert "Accounts: main north" in said
     assert rows(site) == {"Webkassa": old, "Webkassa:north": north.live}
