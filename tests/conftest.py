@@ -13,7 +13,7 @@ from world.monitor import Monitor
 from world.pgbouncer import PgBouncer
 from world.postgres import Postgres
 from world.relay import ConnectProxy
-from world.shop import Shop, connect
+from world.shop import Shop, make_database
 from world.tls import Authority
 from world.webkassa_simulator import Simulator
 
@@ -42,8 +42,7 @@ def _signals_as_at_a_terminal() -> None:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Postgres]:
     server = Postgres("fsync=off", "scram_iterations=1")  # the tests connect some thousand times
-    with contextlib.closing(connect(server, "postgres")) as admin, admin.cursor() as cursor:
-        cursor.execute("CREATE DATABASE shop")
+    server.kept = make_database(server)
     yield server
     server.remove()
 

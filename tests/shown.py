@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from world import webkassa_simulator
 from world.postgres import PASSWORD, Postgres
 from world.relay import ConnectProxy
-from world.shop import CLEAN_SLATE, CONSUMERS_TABLE, ROOT, connect, fingerprint
+from world.shop import CLEAN_SLATE, CONSUMERS_TABLE, ROOT, connect, fingerprint, make_database
 from world.tls import Authority
 from world.webkassa_simulator import Simulator, answer
 
@@ -324,8 +324,7 @@ def renew(played: dict[str, str]) -> None:
 def main() -> None:
     server = Postgres("fsync=off")
     try:
-        with contextlib.closing(connect(server, "postgres")) as admin, admin.cursor() as cursor:
-            cursor.execute("CREATE DATABASE shop")
+        make_database(server)
         played = {name: play(name, server) for name in SCENES}
     finally:
         server.remove()

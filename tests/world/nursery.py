@@ -1,15 +1,17 @@
 """Starts the program in a process that has its libraries loaded already.
 
 Loading them is most of a run's time, and the tests run the program many hundred times. So a mother
-process loads them once and forks for each run. That is a process of its own and our child, with
-arguments, environment, files and signals as `python ARGUMENTS` has them; it executes the program's
-file as `__main__`.
+process loads them and the program once and forks for each run. That is a process of its own and our
+child, with arguments, environment, files and signals as `python ARGUMENTS` has them. The program
+itself does nothing but define when it is loaded (tests/test_shape.py): it is run as the installed
+command runs it. Anything else is executed as `__main__`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import gc
 import importlib
@@ -20,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 import traceback
@@ -56,17 +59,32 @@ mother = functools.cache(Nursery)
 
 class Process:
     """A run of `python ARGUMENTS` without the loading; to be used like a `subprocess.Popen` whose
-    two outputs are pipes."""
+    two outputs are pipes. `stdin` may also be what is read there. With a `terminal`, that is all
+    three files, and the run leads the session there."""
 
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+    def __init__(
+        self, command: list[str], env: dict[str, str], *, cwd: str | Path = ".",
+        stdin: bytes | int = 0, stderr: int | None = None, terminal: int | None = None,
+        start_new_session: bool = False,
+    ) -> None:  # fmt: skip
         out, out_end = os.pipe()
         err, err_end = os.pipe()
-        request = {"command": command, "cwd": os.getcwd(), "env": env}
+        ends = [out_end, err_end]
+        if isinstance(stdin, bytes):
+            text, (stdin, write) = stdin, os.pipe()
+            ends.append(stdin)
+            os.write(write, text)
+            os.close(write)
+        files = [stdin, out_end, err_end if stderr is None else stderr]
+        if terminal is not None:
+            files, start_new_session = [terminal] * 3, True
+        request = {"command": command, "cwd": os.path.abspath(cwd), "env": env,
+                   "session": start_new_session}  # fmt: skip
         try:
-            self.pid = mother().bear(request, [0, out_end, err_end])
+            self.pid = mother().bear(request, files)
         finally:
-            os.close(out_end)
-            os.close(err_end)
+            for end in ends:
+                os.close(end)
         self.ended = open(os.pidfd_open(self.pid))  # noqa: SIM115  # readable from the end on
         self.stdout, self.stderr = open(out, encoding="utf-8"), open(err, encoding="utf-8")  # noqa: SIM115
         self.returncode: int | None = None
@@ -117,8 +135,8 @@ class Process:
 def serve(requests: socket.socket) -> None:
     root = Path(__file__).parents[2]
     sys.path.insert(0, str(root))
-    importlib.import_module("webkassa_key_updater")  # for what it loads; a run begins anew
-    del sys.modules["webkassa_key_updater"], sys.path[0]
+    program = importlib.import_module("webkassa_key_updater")
+    del sys.path[0]
     programs: dict[str, types.CodeType] = {}
     gc.freeze()
     while True:
@@ -127,14 +145,14 @@ def serve(requests: socket.socket) -> None:
             return
         request = json.loads(text)
         name = request["command"][1]
-        if name != "-c" and name not in programs:
+        if name not in ("-c", program.__file__, *programs):
             programs[name] = compile(Path(name).read_bytes(), name, "exec")
         read, write = os.pipe()
         between = os.fork()  # its child becomes our parent's when it ends
         if not between:
             child = os.fork()
             if not child:
-                live(request, files, programs.get(name))
+                be_python(request, files, program, programs.get(name))
             os.write(write, str(child).encode())
             os._exit(0)
         os.waitpid(between, 0)
@@ -143,11 +161,17 @@ def serve(requests: socket.socket) -> None:
             os.close(fd)
 
 
-def live(request: dict[str, Any], files: list[int], program: types.CodeType | None) -> NoReturn:
+def be_python(
+    request: dict[str, Any], files: list[int], ours: types.ModuleType, other: types.CodeType | None
+) -> NoReturn:
     """Be `python ARGUMENTS`."""
     for number, fd in enumerate(os.dup(fd) for fd in files):
         os.dup2(fd, number)
     os.closerange(3, 1024)
+    if request["session"]:
+        os.setsid()
+        with contextlib.suppress(OSError):  # Ctrl-C then is a signal to its group
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
@@ -157,16 +181,18 @@ def live(request: dict[str, Any], files: list[int], program: types.CodeType | No
     sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     sys.orig_argv = request["command"]
     sys.argv = request["command"][1:]
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    if program:
-        main.__file__ = sys.argv[0]
-        sys.path[0] = os.path.dirname(sys.argv[0])
-    else:
-        sys.path[0] = ""
-        program = compile(sys.argv.pop(1), "<string>", "exec")
+    sys.path[0] = os.path.dirname(sys.argv[0])
     code: Any = 0
     try:
-        exec(program, vars(main))
+        if sys.argv[0] == ours.__file__:
+            sys.modules["__main__"] = ours
+            ours.run_as_program()
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        if other:
+            main.__file__ = sys.argv[0]
+        else:
+            other = compile(sys.argv.pop(1), "<string>", "exec")
+        exec(other, vars(main))
     except SystemExit as end:
         code = end.code or 0
         if not isinstance(code, int):

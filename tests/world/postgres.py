@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 PASSWORD = "db-canary-pässwörd $HOME 'x'"  # any character; never to be seen in any output
 RUN_AS = "nobody"
@@ -34,6 +35,8 @@ class Postgres:
     `options` are settings of the server."""
 
     def __init__(self, *options: str) -> None:
+        self.kept: Any = None  # a connection for the next test, and what the last one left behind
+        self.made: Any = None
         self.folder = Path(tempfile.mkdtemp(prefix="webkassa-pg-"))
         self.data = self.folder / "data"
         self.port = free_port()

@@ -45,12 +45,27 @@ CONSUMERS_TABLE = """
 
 CLEAN_SLATE = """
     DO $$ DECLARE name text; BEGIN
-        FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)' LOOP
+        FOR name IN SELECT nspname FROM pg_namespace
+                    WHERE nspname !~ '^(pg_|information_schema|changes$)' LOOP
             EXECUTE format('DROP SCHEMA %I CASCADE', name);
         END LOOP;
     END $$;
     CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO public;
-    ALTER DATABASE shop RESET ALL
+"""
+
+# Counts whatever is made, altered, dropped or granted in a database
+COUNT_CHANGES = """
+    CREATE SCHEMA changes; CREATE SEQUENCE changes.made;
+    CREATE FUNCTION changes.count() RETURNS event_trigger SECURITY DEFINER LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM nextval('changes.made'); END $$;
+    CREATE EVENT TRIGGER count_changes ON ddl_command_end EXECUTE FUNCTION changes.count()
+"""
+
+FIRST_ROWS = """
+    DELETE FROM api_keys; SELECT setval('api_keys_id_seq', 1, false);
+    INSERT INTO api_keys (service_name, api_key, user_id, created_at, updated_at) VALUES
+        ('Webkassa', %s, 'user-1', '2026-01-01', now() AT TIME ZONE 'UTC' - interval '30 hours'),
+        ('Other', 'foreign', 'user-2', '2026-01-01', '2026-01-02')
 """
 
 HURRIED = """
@@ -66,9 +81,11 @@ os._exit(program.main())
 """
 
 RUN = """
-import runpy, sys
+import sys
 sys.argv[0] = {program!r}
-runpy.run_path({program!r}, run_name="__main__")
+sys.path.insert(0, {root!r})
+import webkassa_key_updater
+webkassa_key_updater.run_as_program()
 """
 
 # What the program has of a person's environment though it asks for none of it
@@ -114,6 +131,16 @@ def connect(server: Postgres, database: str) -> Any:
     return connection
 
 
+def make_database(server: Postgres) -> Any:
+    """Return a connection to an empty database, which any test may spoil."""
+    with contextlib.closing(connect(server, "postgres")) as admin:
+        execute(admin, "DROP DATABASE IF EXISTS shop WITH (FORCE)", ())
+        execute(admin, "CREATE DATABASE shop", ())
+    connection = connect(server, "shop")
+    execute(connection, COUNT_CHANGES, ())
+    return connection
+
+
 def execute(connection: Any, statement: str, values: tuple[Any, ...]) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(statement, values or None)
@@ -150,16 +177,11 @@ class Shop:
             "POSTGRES_USER": "postgres",
             "POSTGRES_PASSWORD": DATABASE_PASSWORD,
         }
-        self.connection = self.connect()
-        self.sql(CLEAN_SLATE)
-        self.sql(CONSUMERS_TABLE)
-        self.sql(
-            "INSERT INTO api_keys (service_name, api_key, user_id, created_at, updated_at)"
-            " VALUES ('Webkassa', %s, 'user-1', '2026-01-01', now() AT TIME ZONE 'UTC' - %s::interval),"
-            "        ('Other', 'foreign', 'user-2', '2026-01-01', '2026-01-02')",
-            self.old_key,
-            "30 hours",
-        )
+        self.connection = self.first_connection = server.kept or make_database(server)
+        if self.sql("SELECT last_value FROM changes.made") != server.made:
+            self.sql(CLEAN_SLATE + CONSUMERS_TABLE)
+            server.made = self.sql("SELECT last_value FROM changes.made")
+        self.sql(FIRST_ROWS, self.old_key)
         self.foreign_row = self.row("Other")
 
     def connect(self) -> Any:
@@ -221,13 +243,17 @@ class Shop:
 
     def run_after(self, lines: str) -> None:
         """Have the program run after these lines of Python, on whatever they have made of the machine."""
-        self.program = ["-c", f"{lines}\n{RUN.format(program=str(PROGRAM))}"]
+        self.program = ["-c", f"{lines}\n{RUN.format(program=str(PROGRAM), root=str(ROOT))}"]
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, *self.program, *arguments]
 
     def start(self, *arguments: str, **env: str) -> Process:
-        process = Process(self.command(*arguments, *self.options), self.env | env)
+        return self.start_with({}, *arguments, **env)
+
+    def start_with(self, how: dict[str, Any], *arguments: str, **env: str) -> Process:
+        """Start the program; `how` is what a Process may be given besides."""
+        process = Process(self.command(*arguments, *self.options), self.env | env, **how)
         self.started.append(process)
         return process
 
@@ -273,10 +299,18 @@ class Shop:
         return result
 
     def close(self) -> None:
-        """Leave nothing behind that could disturb the next test, whatever became of this one."""
+        """Leave nothing behind that could disturb the next test, whatever became of this one. Its
+        connection goes on to the next, as if it were new: making one is half of a shop's price."""
         for process in self.started:
             process.kill()
-        self.connection.close()
+        try:
+            execute(self.connection, "DISCARD ALL", ())
+            execute(self.connection, "ALTER DATABASE shop RESET ALL", ())
+            self.server.kept = self.connection if self.connection is self.first_connection else None
+        except psycopg2.Error:
+            self.server.kept = None
+        if not self.server.kept:
+            self.connection.close()
 
     def kill_connections(self, *_: object) -> None:
         self.sql(
