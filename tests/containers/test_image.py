@@ -12,7 +12,7 @@ import pytest
 
 from .common import FOLDER, MODULES, ROOT, USER, await_, hang, needs, slow, tool
 from .conftest import NAME, Salon, mount
-from .engine import IMAGE, Engine
+from .engine import HARDENED, IMAGE, Engine
 
 pytestmark = pytest.mark.xdist_group("containers")  # one engine, one worker
 
@@ -53,7 +53,7 @@ def test_it_has_no_settings_but_where_its_memory_is_and_what_it_is_called(engine
         "LANG", "PATH", "STATE_DIRECTORY", "WEBKASSA_KEY_COMMAND"}  # fmt: skip
     assert config["User"] == f"{USER}:{USER}"
     assert config["Entrypoint"] == ["webkassa-key"]  # no shell between Docker and the program
-    assert config["Cmd"] == ["update"]
+    assert not config["Cmd"]
     assert config["StopSignal"] == "SIGTERM"
 
 
@@ -69,6 +69,7 @@ def test_only_the_program_and_its_requirements_enter_the_build(
         "requirements.lock",
         *MODULES,
         "containers/Dockerfile.dockerignore",
+        "containers/serve.py",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -76,6 +77,7 @@ def test_only_the_program_and_its_requirements_enter_the_build(
     engine.build("context", tmp_path)
     assert set(engine.files("context", "context/")) == {
         "context/", "context/pyproject.toml", "context/requirements.txt", "context/requirements.lock",
+        "context/containers/", "context/containers/serve.py",
         *(f"context/{name}" for name in MODULES)}  # fmt: skip
 
 
@@ -89,9 +91,13 @@ def test_an_update_stores_the_live_key(salon: Salon) -> None:
     assert result.out == ""
 
 
-def test_update_is_what_it_does_when_told_nothing(salon: Salon) -> None:
-    assert salon.run().code == 0
-    assert salon.shop.holds_the_live_key
+def test_when_told_nothing_it_asks_nothing_however_often_it_is_started(salon: Salon) -> None:
+    options = (f"--name={NAME}", "--detach", "--restart=always", mount(salon.settings_file()))
+    salon.engine.run("run", *options, *HARDENED, IMAGE)
+    await_(lambda: int(salon.engine.inspect(NAME, "{{.RestartCount}}")) >= 5)
+    assert "usage: docker run " in salon.engine.run("logs", NAME).stderr
+    assert salon.engine.inspect(NAME, "{{.State.ExitCode}}") in ("0", "2")  # 0 while it runs
+    assert salon.webkassa.calls == []
 
 
 def test_check_and_status_change_nothing(salon: Salon) -> None:
