@@ -96,16 +96,18 @@ class Engine:
                 subprocess.run(["umount", mounted], check=True)
         shutil.rmtree(self.folder)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         """Start Docker's client; what it is told to run is a container's foreground process."""
         return subprocess.Popen(
-            [DOCKER, *arguments], env=self.env, stdin=subprocess.DEVNULL, text=True, encoding="utf-8",
+            [DOCKER, *arguments], env=self.env, stdin=stdin, text=True, encoding="utf-8",
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, check: bool = True, timeout: float = 180
+    ) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=180)
+        out, err = process.communicate(timeout=timeout)
         assert not check or process.returncode == 0, f"{arguments}: {out}{err}"
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
@@ -139,7 +141,7 @@ class Engine:
     def build(self, tag: str, context: Path) -> str:
         """Build the image as containers/Dockerfile says to; return what was said."""
         return self.run("build", "--network=host", "--progress=plain", f"--tag={tag}",
-                        f"--file={context}/containers/Dockerfile", str(context)).stderr  # fmt: skip
+                        f"--file={context}/containers/Dockerfile", str(context), timeout=900).stderr  # fmt: skip
 
     def files(self, image: str, path: str = "") -> list[str]:
         """Return the files and folders of an image below `path`."""

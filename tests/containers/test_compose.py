@@ -17,7 +17,7 @@ from .conftest import Salon
 
 FILE = FOLDER / "compose.yaml"
 STACK = yaml.safe_load(FILE.read_text())
-UPDATER = STACK["services"]["webkassa-key"]
+JOB, UPDATER = (STACK["services"][name] for name in ("webkassa-key", "webkassa-key-serve"))
 
 pytestmark = pytest.mark.xdist_group("containers")  # one engine, one worker
 
@@ -45,16 +45,18 @@ def test_compose_finds_nothing_in_the_file(compose: list[str]) -> None:
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
-def test_the_updater_has_no_privileges_and_time_for_the_commit() -> None:
-    assert UPDATER["read_only"]
-    assert UPDATER["cap_drop"] == ["ALL"]
-    assert UPDATER["security_opt"] == ["no-new-privileges"]
-    assert seconds(UPDATER["stop_grace_period"]) >= HOLD
+@pytest.mark.parametrize("service", [JOB, UPDATER], ids=["job", "serve"])
+def test_the_updater_has_no_privileges_and_time_for_the_commit(service: dict[str, Any]) -> None:
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges"]
+    assert seconds(service["stop_grace_period"]) >= HOLD
 
 
-def test_a_start_of_the_stack_does_not_log_in() -> None:
-    assert UPDATER["profiles"]
-    assert "restart" not in UPDATER
+def test_a_start_of_the_stack_logs_in_where_that_is_needed_only() -> None:
+    assert UPDATER["command"] == ["serve"]
+    assert (JOB["command"], JOB["profiles"]) == (["update"], ["job"])
+    assert "restart" not in JOB
 
 
 def test_no_secret_is_in_the_environment() -> None:

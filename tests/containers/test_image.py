@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .common import FOLDER, MODULES, ROOT, USER, await_, hang, needs, slow, tool
+from .common import FOLDER, MODULES, ROOT, STARTED, USER, await_, hang, needs, slow, tool
 from .conftest import NAME, Salon, mount
 from .engine import HARDENED, IMAGE, Engine
 
@@ -69,7 +69,7 @@ def test_only_the_program_and_its_requirements_enter_the_build(
         "requirements.lock",
         *MODULES,
         "containers/Dockerfile.dockerignore",
-        "containers/serve.py",
+        *STARTED,
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -77,8 +77,7 @@ def test_only_the_program_and_its_requirements_enter_the_build(
     engine.build("context", tmp_path)
     assert set(engine.files("context", "context/")) == {
         "context/", "context/pyproject.toml", "context/requirements.txt", "context/requirements.lock",
-        "context/containers/", "context/containers/serve.py",
-        *(f"context/{name}" for name in MODULES)}  # fmt: skip
+        "context/containers/", *(f"context/{name}" for name in (*MODULES, *STARTED))}  # fmt: skip
 
 
 # What the program does in it
