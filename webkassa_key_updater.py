@@ -2114,6 +2114,9 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
 DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"
 
 
+CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")  # of Docker; of Podman
+
+
 def connect_failure(account: Account, target: dict[str, str], error: Exception) -> StoreUnavailable:
     """Say why PostgreSQL cannot be reached. Its own words follow the server's language, so whether
     somebody listens is tried again: `port_is_open`."""
@@ -2135,8 +2138,15 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
     advice = "To see why: {psql}\nThen run: `check`"
     if not account.database:  # libpq's defaults may be meant, but seldom are
         advice = "No database is set: is the # still before POSTGRES_HOST?\nThen run: `check`"
+    elif is_name and "." not in host:
+        advice = "A service of Docker Compose has its name in that stack's network alone. " + advice
+    elif not is_open and is_loopback(host) and any(map(os.path.exists, CONTAINER_MARKS)):
+        advice = (
+            "{host} in a container is the container itself, unless it has the host's network."
+            " Set POSTGRES_HOST to the name of PostgreSQL's container.\nThen run: `check`"
+        )
     return StoreUnavailable(
-        what, advice, where=where or "at the default address", port_is_open=is_open,
+        what, advice, where=where or "at the default address", port_is_open=is_open, host=host,
         psql="psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown)),
         is_rejected=is_open and not is_silent,
     )  # fmt: skip

@@ -122,6 +122,15 @@ def test_settings_that_the_user_of_the_image_may_not_read_are_named(salon: Salon
     assert salon.webkassa.calls == []
 
 
+def test_loopback_in_a_container_is_named_for_what_it_is(salon: Salon) -> None:
+    salon.settings["POSTGRES_PORT"] = "1"
+    result = salon.run("update")
+    assert result.code == 75
+    assert "127.0.0.1 in a container is the container itself" in result.err
+    salon.settings["POSTGRES_HOST"] = "db"
+    assert "has its name in that stack's network alone" in salon.run("check").out
+
+
 @needs("WEBKASSA_PASSWORD_FILE")
 def test_secrets_may_be_files_of_their_own(salon: Salon) -> None:
     options = []
