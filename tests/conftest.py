@@ -6,6 +6,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from world import pgbouncer
@@ -37,6 +38,14 @@ def _signals_as_at_a_terminal() -> None:
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def hypothesis() -> Any:
+    """Loaded where it is wanted: it costs each worker two seconds."""
+    import hypothesis
+
+    return hypothesis
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from world.accounts import Accounts, login, row
 from world.shop import CLEAN_SLATE, CONSUMERS_TABLE, Shop
 from world.webkassa_simulator import (
@@ -59,13 +59,6 @@ PROBE_ANSWERS: list[Callable[[], Behaviour]] = [
     lambda: answer(200, errors(2)),
     lambda: answer(200, errors(-1)),
 ]
-FATES = st.fixed_dictionaries(
-    {
-        "logins": st.lists(st.sampled_from(ANSWERS), max_size=3),
-        "probes": st.lists(st.sampled_from(PROBE_ANSWERS), max_size=3),
-        "cut_off": st.booleans(),  # its connection to PostgreSQL, once, when it has logged in
-    }
-)
 
 
 class CutOff:
@@ -85,20 +78,23 @@ class CutOff:
 
 
 @pytest.mark.begins_first
-@settings(
-    max_examples=12, deadline=None, phases=(Phase.explicit, Phase.generate), derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-@given(fates=st.lists(FATES, min_size=len(NAMES), max_size=len(NAMES)), jobs=st.integers(2, 6))
-def test_no_row_ever_holds_the_token_of_another_account(
-    shop: Shop, fates: list[dict[str, list[Callable[[], Behaviour]]]], jobs: int
-) -> None:
+def test_no_row_ever_holds_the_token_of_another_account(shop: Shop, hypothesis: Any) -> None:
+    st = hypothesis.strategies
+    fate = {
+        "logins": st.lists(st.sampled_from(ANSWERS), max_size=3),
+        "probes": st.lists(st.sampled_from(PROBE_ANSWERS), max_size=3),
+        "cut_off": st.booleans(),  # its connection to PostgreSQL, once, when it has logged in
+    }
+    fates = st.lists(st.fixed_dictionaries(fate), min_size=len(NAMES), max_size=len(NAMES))
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    bounds = hypothesis.settings(max_examples=12, deadline=None, phases=phases, derandomize=True)
+    bounds(hypothesis.given(st.just(shop), fates, st.integers(2, 6))(play))()
+
+
+def play(shop: Shop, fates: list[dict[str, Any]], jobs: int) -> None:
     shop.sql(CLEAN_SLATE)
     shop.sql(CONSUMERS_TABLE)
-    for file in shop.home.glob("accounts.d/*"):
-        file.unlink()
-    if (shop.home / "accounts.d").exists():
-        (shop.home / "accounts.d").rmdir()
+    shutil.rmtree(shop.home / "accounts.d", ignore_errors=True)
     accounts = Accounts(shop, *NAMES)
     shop.sql(AUDIT)
     shop.webkassa.scripts.clear()

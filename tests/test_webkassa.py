@@ -11,8 +11,6 @@ import zlib
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from world import webkassa_simulator
 from world.monitor import Monitor
 from world.relay import ConnectProxy
@@ -613,35 +611,38 @@ def test_loopback_address_is_never_asked_through_a_proxy(
 
 # Any answer whatsoever ---------------------------------------------------------------------------
 
-tokens = st.one_of(
-    st.text(string.hexdigits.lower(), min_size=32, max_size=32),
-    st.text(max_size=300),
-    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=260),
-    st.none() | st.integers() | st.lists(st.text()),
-)
-numbers = st.one_of(
-    st.integers(-2, 14), st.integers(), st.text(), st.floats(), st.none(), st.lists(st.none())
-)
-anything = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-)
-error_lists = st.one_of(
-    st.lists(st.fixed_dictionaries({}, optional={"Code": numbers, "Text": st.text()})), anything
-)
-shaped = st.fixed_dictionaries(
-    {},
-    optional={
-        "Data": st.fixed_dictionaries({}, optional={"Token": tokens}) | anything,
-        "Errors": error_lists,
-    },
-)
-bodies = st.one_of(
-    (shaped | anything).map(lambda value: json.dumps(value).encode()), st.binary(max_size=300)
-)
-statuses = st.one_of(
-    st.sampled_from([200, 200, 200, 201, 400, 401, 403, 500, 503, 505]), st.integers(200, 599)
-)
+
+def answers(st: Any) -> dict[str, Any]:
+    tokens = st.one_of(
+        st.text(string.hexdigits.lower(), min_size=32, max_size=32),
+        st.text(max_size=300),
+        st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=260),
+        st.none() | st.integers() | st.lists(st.text()),
+    )
+    numbers = st.one_of(
+        st.integers(-2, 14), st.integers(), st.text(), st.floats(), st.none(), st.lists(st.none())
+    )
+    anything = st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    )
+    error_lists = st.one_of(
+        st.lists(st.fixed_dictionaries({}, optional={"Code": numbers, "Text": st.text()})), anything
+    )
+    shaped = st.fixed_dictionaries(
+        {},
+        optional={
+            "Data": st.fixed_dictionaries({}, optional={"Token": tokens}) | anything,
+            "Errors": error_lists,
+        },
+    )
+    bodies = st.one_of(
+        (shaped | anything).map(lambda value: json.dumps(value).encode()), st.binary(max_size=300)
+    )
+    statuses = st.one_of(
+        st.sampled_from([200, 200, 200, 201, 400, 401, 403, 500, 503, 505]), st.integers(200, 599)
+    )
+    return {"status": statuses, "body": bodies, "probe_status": statuses, "probe": bodies}
 
 
 def is_token(value: object) -> bool:
@@ -649,11 +650,15 @@ def is_token(value: object) -> bool:
 
 
 @pytest.mark.begins_first
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-@given(status=statuses, body=bodies, probe_status=statuses, probe=bodies)
-def test_any_answer_leaves_the_row_or_stores_a_valid_token(
-    shop: Shop, status: int, body: bytes, probe_status: int, probe: bytes
-) -> None:
+def test_any_answer_leaves_the_row_or_stores_a_valid_token(shop: Shop, hypothesis: Any) -> None:
+    bounds = hypothesis.settings(
+        max_examples=80, deadline=None, suppress_health_check=[*hypothesis.HealthCheck]
+    )
+    shops = hypothesis.strategies.just(shop)
+    bounds(hypothesis.given(shop=shops, **answers(hypothesis.strategies))(play))()
+
+
+def play(shop: Shop, status: int, body: bytes, probe_status: int, probe: bytes) -> None:
     shop.sql("UPDATE api_keys SET api_key = %s WHERE service_name = 'Webkassa'", shop.old_key)
     shop.webkassa.script.clear()
     shop.webkassa.probe_script.clear()
