@@ -182,6 +182,12 @@ class StoreUnavailable(Failure):
     code, port_is_open, is_rejected = 75, False, False
 
 
+class LockBusy(StoreUnavailable):
+    """Somebody else holds the lock, the row or the table."""
+
+    holder = "somebody"
+
+
 class WebkassaFailure(Failure):
     """`may_have_logged_in`: the login may have reached Webkassa, and may yet take effect;
     `invalid_token_reply`: the answer may have been a login's, without a usable token; `wait`:
@@ -204,30 +210,6 @@ class Deadline:
     def within(self, seconds: float) -> Deadline:
         """Return the sooner of this deadline and one `seconds` from now."""
         return Deadline(min(self.left, seconds))
-
-
-class KeyRow(NamedTuple):
-    """The row of a service: its key, and its age by the database's clock."""
-
-    clock: float = 0.0  # the database's, in seconds, less this machine's monotonic one
-    exists: bool = False
-    key: Secret = NO_KEY
-    age: float | None = None  # seconds; None: not known
-    age_from: str = "row"  # or "note": see `KeyAge`
-    row_age: float | None = None  # what its columns say
-    changed: str | None = None  # UTC
-    beside: str = ""  # where the row is missing: the name of another
-
-    @property
-    def is_touched(self) -> bool:
-        """Say whether the row was changed since its key was stored."""
-        differs = self.age is not None and abs((self.row_age or 0) - self.age) > 60
-        return self.age_from == "note" and self.row_age is not None and differs
-
-    @property
-    def now(self) -> float:
-        """The database's time, in seconds."""
-        return self.clock + time.monotonic()
 
 
 # ---- Update, the protocol: its order is the product
@@ -311,11 +293,8 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
     busy = failure if isinstance(failure, LockBusy) else None
     is_waiting = busy or (logins.has_waited and isinstance(failure, StoreUnavailable))
     is_final = isinstance(failure, (WebkassaFailure, NoLoginLeft))
-    if is_final or not (logins.asked or is_waiting):
-        return give_up(logins, failure)
-    if logins.last_try and (over or not logins.asked):
-        return give_up(logins, failure)
-    if over and logins.asked and not logins.token:
+    has_tried = over and (logins.last_try or not logins.token) if logins.asked else logins.last_try
+    if is_final or has_tried or not (logins.asked or is_waiting):
         return give_up(logins, failure)
     if over:  # perhaps the machine has slept: one try more, and with time
         logins.last_try = True
@@ -393,84 +372,6 @@ class LineKeeper(logging.Filter):
     def filter(self, line: logging.LogRecord) -> bool:
         self.kept.append(line)
         return False
-
-
-class LoginState:
-    """What a run knows of its logins, and how long it may go on. A row is what the database held
-    when it was read."""
-
-    STORING_TIME, LAST_TRY = 60.0, 2.0  # seconds: from the token's arrival; least for a further try
-    INVALID_REPLY_LIMIT = 3  # replies that may have been a login's, but brought no usable token
-
-    def __init__(self, account: Account) -> None:
-        self.account = account
-        self.webkassa = Webkassa(account)
-        self.refusals, self.probe_doubt = Refusals(account), ProbeDoubt(account)
-        self.key_age, self.started = KeyAge(account), time.time()
-        self.lock_deadline = Deadline(self.longest_hold(account))
-        self.asked, self.login_deadline = False, Deadline(0)  # for all that is asked of Webkassa
-        self.store_deadline = Deadline(0)
-        self.row = KeyRow()  # under the lock
-        self.row_before_lock: KeyRow | None = None  # as our first connection found it
-        self.row_before_first_login: KeyRow | None = None
-        self.row_before_token = KeyRow()  # when the login was sent that gave the token in hand
-        self.token, self.verdict = NO_KEY, UNCLEAR  # in hand; the probe's word on it
-        self.login_outcome_unknown = False  # a login got no answer, and may yet take effect
-        self.invalid_token_replies = 0
-        self.live_key_unknown = False  # nobody can tell whether ours or the stored key lives
-        self.extra_login_sent = False  # for that reason
-        self.called_dead = False  # the token in hand, by the probe
-        self.odd_reply = cast("Message | None", None)  # what stood beside the token
-        self.against_probe = False  # it is to be stored all the same
-        self.store_attempts, self.pause, self.last_try = 0, 0.25, False
-        self.renewed = False  # the key in the row is one of ours
-        self.is_early = False  # a key younger than a minute is replaced, for it is dead
-        self.ended_by = cast("Failure | None", None)  # what ended the logins with a token in hand
-        self.has_waited = False  # for a lock that somebody else held
-
-    @classmethod
-    def longest_hold(cls, account: Account) -> float:
-        """Return seconds for which a healthy run may hold the lock: a token that came at the end is
-        probed four times, 7 s apart in all, and then stored."""
-        return account.deadline + 4 * PROBE_TIME + 7 + cls.STORING_TIME
-
-    @property
-    def current_deadline(self) -> Deadline:
-        """How long to wait for a connection, for the lock and for the row."""
-        if self.token:
-            return self.store_deadline
-        return self.login_deadline if self.asked else self.lock_deadline
-
-    def probe(self, key: Secret) -> str:
-        """Return the probe's verdict on a key; if it calls one alive, believe it from now on. Before
-        a login there is more time: consumers hold no key that a login of ours has killed."""
-        verdict = self.webkassa.probe(key, PROBE_TIME if self.asked else 2 * PROBE_TIME)
-        if verdict == ALIVE and self.webkassa.is_doubted:
-            self.webkassa.is_doubted = False
-            self.probe_doubt.forget()
-        return verdict
-
-    def note_first_look(self, row: KeyRow) -> None:
-        self.row_before_lock = self.row_before_lock or row
-
-    def start_asking(self) -> None:
-        """Begin the time for all that is asked of Webkassa, unless it has begun."""
-        if not self.asked:
-            self.asked, self.login_deadline = True, Deadline(self.account.deadline)
-            self.store_deadline = Deadline(self.login_deadline.left + self.STORING_TIME)
-
-    def start_login(self, row: KeyRow) -> None:
-        """Note that a login is sent now, which kills the key in this row."""
-        self.row_before_first_login = self.row_before_first_login or row
-        self.extra_login_sent |= self.live_key_unknown
-
-    def take_token(self, token: Secret, verdict: str, row: KeyRow) -> None:
-        self.token, self.verdict, self.row_before_token = token, verdict, row
-        self.live_key_unknown, self.store_deadline = False, Deadline(self.STORING_TIME)
-
-    def note_failed_login(self, failure: WebkassaFailure) -> None:
-        self.login_outcome_unknown |= failure.may_have_logged_in
-        self.invalid_token_replies += failure.invalid_token_reply
 
 
 def superseded_by_late_login(logins: LoginState) -> bool:
@@ -733,6 +634,84 @@ def sleep_or_signal(
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class LoginState:
+    """What a run knows of its logins, and how long it may go on. A row is what the database held
+    when it was read."""
+
+    STORING_TIME, LAST_TRY = 60.0, 2.0  # seconds: from the token's arrival; least for a further try
+    INVALID_REPLY_LIMIT = 3  # replies that may have been a login's, but brought no usable token
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.webkassa = Webkassa(account)
+        self.refusals, self.probe_doubt = Refusals(account), ProbeDoubt(account)
+        self.key_age, self.started = KeyAge(account), time.time()
+        self.lock_deadline = Deadline(self.longest_hold(account))
+        self.asked, self.login_deadline = False, Deadline(0)  # for all that is asked of Webkassa
+        self.store_deadline = Deadline(0)
+        self.row = KeyRow()  # under the lock
+        self.row_before_lock: KeyRow | None = None  # as our first connection found it
+        self.row_before_first_login: KeyRow | None = None
+        self.row_before_token = KeyRow()  # when the login was sent that gave the token in hand
+        self.token, self.verdict = NO_KEY, UNCLEAR  # in hand; the probe's word on it
+        self.login_outcome_unknown = False  # a login got no answer, and may yet take effect
+        self.invalid_token_replies = 0
+        self.live_key_unknown = False  # nobody can tell whether ours or the stored key lives
+        self.extra_login_sent = False  # for that reason
+        self.called_dead = False  # the token in hand, by the probe
+        self.odd_reply = cast("Message | None", None)  # what stood beside the token
+        self.against_probe = False  # it is to be stored all the same
+        self.store_attempts, self.pause, self.last_try = 0, 0.25, False
+        self.renewed = False  # the key in the row is one of ours
+        self.is_early = False  # a key younger than a minute is replaced, for it is dead
+        self.ended_by = cast("Failure | None", None)  # what ended the logins with a token in hand
+        self.has_waited = False  # for a lock that somebody else held
+
+    @classmethod
+    def longest_hold(cls, account: Account) -> float:
+        """Return seconds for which a healthy run may hold the lock: a token that came at the end is
+        probed four times, 7 s apart in all, and then stored."""
+        return account.deadline + 4 * PROBE_TIME + 7 + cls.STORING_TIME
+
+    @property
+    def current_deadline(self) -> Deadline:
+        """How long to wait for a connection, for the lock and for the row."""
+        if self.token:
+            return self.store_deadline
+        return self.login_deadline if self.asked else self.lock_deadline
+
+    def probe(self, key: Secret) -> str:
+        """Return the probe's verdict on a key; if it calls one alive, believe it from now on. Before
+        a login there is more time: consumers hold no key that a login of ours has killed."""
+        verdict = self.webkassa.probe(key, PROBE_TIME if self.asked else 2 * PROBE_TIME)
+        if verdict == ALIVE and self.webkassa.is_doubted:
+            self.webkassa.is_doubted = False
+            self.probe_doubt.forget()
+        return verdict
+
+    def note_first_look(self, row: KeyRow) -> None:
+        self.row_before_lock = self.row_before_lock or row
+
+    def start_asking(self) -> None:
+        """Begin the time for all that is asked of Webkassa, unless it has begun."""
+        if not self.asked:
+            self.asked, self.login_deadline = True, Deadline(self.account.deadline)
+            self.store_deadline = Deadline(self.login_deadline.left + self.STORING_TIME)
+
+    def start_login(self, row: KeyRow) -> None:
+        """Note that a login is sent now, which kills the key in this row."""
+        self.row_before_first_login = self.row_before_first_login or row
+        self.extra_login_sent |= self.live_key_unknown
+
+    def take_token(self, token: Secret, verdict: str, row: KeyRow) -> None:
+        self.token, self.verdict, self.row_before_token = token, verdict, row
+        self.live_key_unknown, self.store_deadline = False, Deadline(self.STORING_TIME)
+
+    def note_failed_login(self, failure: WebkassaFailure) -> None:
+        self.login_outcome_unknown |= failure.may_have_logged_in
+        self.invalid_token_replies += failure.invalid_token_reply
 
 
 # ---- Webkassa: authorize kills the key before it, probe asks whether a key is alive
@@ -1192,10 +1171,28 @@ READ_BACK = """
 NOTIFY = "SELECT pg_notify('webkassa_key_updated', %(service)s);"  # the payload is never the token
 
 
-class LockBusy(StoreUnavailable):
-    """Somebody else holds the lock, the row or the table."""
+class KeyRow(NamedTuple):
+    """The row of a service: its key, and its age by the database's clock."""
 
-    holder = "somebody"
+    clock: float = 0.0  # the database's, in seconds, less this machine's monotonic one
+    exists: bool = False
+    key: Secret = NO_KEY
+    age: float | None = None  # seconds; None: not known
+    age_from: str = "row"  # or "note": see `KeyAge`
+    row_age: float | None = None  # what its columns say
+    changed: str | None = None  # UTC
+    beside: str = ""  # where the row is missing: the name of another
+
+    @property
+    def is_touched(self) -> bool:
+        """Say whether the row was changed since its key was stored."""
+        differs = self.age is not None and abs((self.row_age or 0) - self.age) > 60
+        return self.age_from == "note" and self.row_age is not None and differs
+
+    @property
+    def now(self) -> float:
+        """The database's time, in seconds."""
+        return self.clock + time.monotonic()
 
 
 class KeyStore:
