@@ -7,6 +7,7 @@ itself in as `updater`. To import it from here would make a second copy, with ot
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import fnmatch
 import functools
@@ -349,7 +350,7 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
         file.seek(0)
         lines = file.readall().splitlines()
     if command.options.command == "status":
-        return command.print_status(list(read_reports(pool, lines)))
+        return print_reports(command, [*read_reports(pool, lines)])
     code = sum_up(command, pool)
     if command.is_update:
         updater.ping(monitor, code)
@@ -372,9 +373,12 @@ def select_accounts(
                 what = "--account {name}: there is no such account in {folder}; is {near} meant?"
             facts = {"name": pattern, "folder": command.folder, "near": "".join(near)}
             said = updater.in_readers_language(updater.Message(what, **facts))
-            updater.parser_of(command.options.command).error(said)
+            command.options.usage_error(said)
         named.update(found)
-    number, shards = command.options.shard
+    shard = re.fullmatch(r"(\d{1,6})/(\d{1,6})", command.options.shard, re.ASCII)
+    number, shards = (int(shard[1]), int(shard[2])) if shard else (0, 0)
+    if number >= shards or not 1 <= command.options.jobs <= 256:
+        command.options.usage_error("--shard wants I/N, with I from 0 to N-1; --jobs 1 to 256")
     chosen = [one for one in everyone if one[0] in named and shard_of(one[0], shards) == number]
     if not chosen:
         what = "0 accounts here: none of the {count} that are meant is in shard {number}/{shards}."
@@ -394,7 +398,8 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
     for name, code in bad.items():
         reason = pool.reasons[name]
         if command.is_update and reason:  # it could not note it by itself
-            updater.note_run(name, code, str(reason))
+            outcome = updater.Outcome(code, reason, updater.NO_KEY, verdict=updater.UNCLEAR)
+            updater.note_run(name, str(reason), outcome)
         what = "{name}: {code}, {reason}"
         if command.is_update and reason and code == updater.Failure.code:
             what = "{name}: {code}, {reason}. Its stored key may be dead. {advice}"
@@ -404,7 +409,9 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
             "reason": reason or updater.Message(updater.CODES[code][0]),
         }
         line = updater.Message(what, **facts, advice=updater.NOW)
-        lines += "\n  " + command.as_typed(line, name)
+        one = copy.copy(command)
+        one.name = name
+        lines += "\n  " + one.as_typed(line)
     counts = {"good": len(pool.codes) - len(bad), "count": len(pool.codes)}
     if not bad:
         log.info(updater.Message("{good} of {count} accounts: done.", **counts))
@@ -419,14 +426,14 @@ def do_child(command: updater.Command, file: int, places: Places, name: str, pla
     command.name = name
     if command.options.command == "status":
         end = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_APPEND)  # over nobody else's
-        report = updater.status(plan.account)
-        report["message"] = command.as_typed(report["message"])
-        os.write(end, json.dumps([name, report]).encode() + b"\n")
+        os.write(
+            end, json.dumps([name, updater.status(plan.account, command.as_typed)]).encode() + b"\n"
+        )
         return 0
     if command.options.verbose:  # the steps of all come mixed
-        log.handlers[0].setFormatter(updater.LogFormatter(f"{name}: "))
-    connect = functools.partial(places.connect, name)
-    return command.do_one(plan.account, plan.monitor, lambda what, seconds: None, connect)
+        log.handlers[0].setFormatter(updater.LogFormatter(f"%(levelname)s: {name}: %(message)s"))
+    command.connect = functools.partial(places.connect, name)
+    return command.do_one(plan.account, plan.monitor)
 
 
 def read_reports(pool: ProcessPool, lines: list[bytes]) -> Iterator[dict[str, Any]]:
@@ -438,8 +445,20 @@ def read_reports(pool: ProcessPool, lines: list[bytes]) -> Iterator[dict[str, An
     for name, reason in sorted(pool.reasons.items()):
         why = reason or updater.Message("it failed")
         lost = updater.Message("No report: {why}", why=why)
-        report = {"status": updater.LEVELS[updater.UNKNOWN], "message": lost}
+        report = {"status": "UNKNOWN", "message": updater.in_readers_language(lost)}
         yield {"account": name} | found.get(name, report)
+
+
+def print_reports(command: updater.Command, reports: list[dict[str, Any]]) -> int:
+    """Print how all accounts stand, the worst first; return its level."""
+    worst_first = ("CRITICAL", "WARNING", "UNKNOWN", "OK")
+    reports.sort(key=lambda report: worst_first.index(report["status"]))
+    said = updater.Message("nothing to do")
+    if reports:
+        good = sum(report["status"] == "OK" for report in reports)
+        what = "{good} of {count} accounts are well; {account}: {message}"
+        said = updater.Message(what, **reports[0], good=good, count=len(reports))
+    return command.print_status(reports, updater.in_readers_language(said))
 
 
 def tell_of_stop() -> None:

@@ -2301,122 +2301,120 @@ CODES = {  # exit codes: in short, and what to do now
 
 # ---- Check and status: they never authorize
 
-LEVELS, UNKNOWN = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), 3  # exit codes of monitoring plug-ins
-WARNING_AGE, CRITICAL_AGE = 25 * 3600, 49 * 3600  # seconds: a daily key, with an hour to spare
-CHECK_TIME, STATUS_TIME = 10.0, 5.0  # seconds
+Line = tuple[str, Message, int]  # of a check: "ok", "WARN" or "FAIL", what about it, exit code
 
 
-def check(job: Job) -> Iterator[tuple[str, Message, int]]:
-    """Try everything but authorizing; change nothing. Yield, for each thing that was tried, "ok",
-    "WARN" or "FAIL", what about it, and the exit code."""
-    account, report_wait = job.account, job.report_wait
-    webkassa, row, deadline = Webkassa(account), None, Deadline(CHECK_TIME)
-    while True:
-        lines = [("ok", Message("settings: service {service}", service=account.service), 0)]
-        try:
-            with KeyStore(job, deadline) as store:
-                row = check_store(store, lines)
-        except Failure as failure:
-            if (
-                isinstance(failure, LockBusy) and deadline.left > 1
-            ):  # a second is left for the last look
-                report_wait(
-                    Message("the lock held by {holder}", holder=failure.holder), deadline.left
-                )
-                time.sleep(KeyStore.LOCK_PAUSE)
-                continue
-            lines.append(("FAIL", describe_failed_step(failure, len(lines)), failure.code))
-        break
+def check(job: Job) -> Iterator[Line]:
+    """Try everything but authorizing; change nothing. Yield a line for each thing that was tried."""
+    account, webkassa = job.account, Webkassa(job.account)
+    yield "ok", Message("settings: service {service}", service=account.service), 0
+    lines, row = check_store(job, Deadline(CHECK_TIME))
     yield from lines
     yield check_host(account.ca_file, webkassa.url, "webkassa")
     if row:
         row = KeyAge(account).correct(row)
         verdict, refusal = look_at_key(account, row, 2 * PROBE_TIME)
         if refusal:
-            said = Message("login: {why} {advice}", why=refusal.message, advice=advice_for(refusal))
-            yield "FAIL", said, refusal.code
+            yield failed_step("login", refusal, advice_for(refusal))
         level, what, advice = classify(row, verdict, None)
-        good = level in ("OK", "UNKNOWN") and not row.is_touched
+        is_good = level in ("OK", "UNKNOWN") and not row.is_touched
         line = "stored key: {what}. {advice}" if advice else "stored key: {what}"
-        yield "ok" if good else "WARN", Message(line, what=what, advice=advice), 0
+        yield "ok" if is_good else "WARN", Message(line, what=what, advice=advice), 0
     if account.healthcheck_url:
         yield check_host(account.ca_file, account.healthcheck_url.value, "monitor")
 
 
-def check_store(store: KeyStore, lines: list[tuple[str, Message, int]]) -> KeyRow:
-    """Go through all that an update does with PostgreSQL; add to `lines` what went well. Return the
-    row; raise a Failure."""
-    lines.append(("ok", describe_server(store), 0))
-    had_table = store.table.found is not None
-    create_missing_table(store, commit=False)
-    store.read_row()
-    row = store.lock_row()
-    lines.append(("ok", Message("lock: taken"), 0))
-    store.rehearse(row)
-    done = Message("write: rehearsed and taken back (no table yet)")
-    if had_table:
-        done = Message("write: rehearsed and taken back (table, no row yet)")
-    if row.exists:
-        done = Message("write: rehearsed and taken back (row)")
-    lines.append(("ok", done, 0))
-    lines += [("WARN", what, 0) for what in table_warnings(store)]
+def check_store(job: Job, deadline: Deadline) -> tuple[list[Line], KeyRow | None]:
+    """Go through all that an update does with PostgreSQL; wait for a lock until `deadline`. Return
+    what to say about it, and the row, None if anything failed."""
+    lines, step = list[Line](), "database"
+    try:
+        with KeyStore(job, deadline) as store:
+            ((version,),), _ = store.run("SHOW server_version")
+            at, table = store.connection.info, store.table
+            what = "database: PostgreSQL {version} at {host}:{port}, {table}"
+            facts = {"host": at.host or "the default socket", "port": at.port, "table": table.shown}
+            lines, step = [("ok", Message(what, version=version, **facts), 0)], "table"
+            create_missing_table(store, commit=False)
+            store.read_row()
+            row = store.lock_row()
+            lines.append(("ok", Message("lock: taken"), 0))
+            step = "write"
+            store.rehearse(row)
+            done = first_that_holds(
+                (row.exists, "write: rehearsed and taken back (row)"),
+                (table.found is not None, "write: rehearsed and taken back (table, no row yet)"),
+                (True, "write: rehearsed and taken back (no table yet)"),
+            )
+            return [*lines, ("ok", Message(done), 0), *table_warnings(store, row)], row
+    except Failure as failure:
+        if isinstance(failure, LockBusy) and deadline.left > 1:  # left for the last look
+            held = Message("the lock held by {holder}", holder=failure.holder)
+            job.report_wait(held, deadline.left)
+            time.sleep(KeyStore.LOCK_PAUSE)
+            return check_store(job, deadline)
+        step = "lock" if isinstance(failure, LockBusy) else step
+        return [*lines, failed_step(step, failure, advice_for(failure))], None
+
+
+def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Line]:
+    """Yield what an update gets along with, but a person should know of the table."""
+    if not store.table.times:
+        what = "table: it has no column updated_at or created_at, so no age is known"
+        yield "WARN", Message(what), 0
+    for name, is_similar in other_rows(store):
+        if is_similar:
+            what = "table: beside the row there is {name!r}; do consumers read that one?"
+            yield "WARN", Message(what, name=name), 0
+    if store.account.schema and (elsewhere := store.find_row_elsewhere(row)):
+        what = "table: {name} has such a row, too; do consumers read that one?"
+        yield "WARN", Message(what, name=elsewhere), 0
     try:  # last, for a refusal ends the transaction
         store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
     except WriteRefused as refusal:
         what = "table: a key of another form, with 64 characters, could not be stored: {why}"
-        lines.append(("WARN", Message(what, why=refusal.message), 0))
-    return row
+        yield "WARN", Message(what, why=refusal.message), 0
 
 
-def describe_server(store: KeyStore) -> Message:
-    ((version,),), _ = store.run("SHOW server_version")
-    at = store.connection.info
-    return Message(
-        "database: PostgreSQL {version} at {host}:{port}, {table}",
-        version=version, host=at.host or "the default socket", port=at.port, table=store.table.shown,
-    )  # fmt: skip
-
-
-def describe_failed_step(failure: Failure, done: int) -> Message:
-    """Say which step of a check failed, of which so many lines were good."""
-    facts = {"why": failure.message, "advice": advice_for(failure)}
-    if isinstance(failure, LockBusy):
-        return Message("lock: {why} {advice}", **facts)
-    if done == 1:
-        return Message("database: {why} {advice}", **facts)
-    if done == 2:
-        return Message("table: {why} {advice}", **facts)
-    return Message("write: {why} {advice}", **facts)
-
-
-def table_warnings(store: KeyStore) -> Iterator[Message]:
-    """Yield what an update gets along with, but a person should know of the table."""
-    if not store.table.times:
-        yield Message("table: it has no column updated_at or created_at, so no age is known")
-    for name, is_similar in other_rows(store):
-        if is_similar:
-            what = "table: beside the row there is {name!r}; do consumers read that one?"
-            yield Message(what, name=name)
-
-
-def check_host(ca_file: str, url: str, name: str) -> tuple[str, Message, int]:
+def check_host(ca_file: str, url: str, name: str) -> Line:
     """Reach a host, with TLS, without credentials and without a path that means anything."""
     host, root = host_of(url), f"{urlsplit(url).scheme}://{host_of(url)}/"
-    facts = {"name": name, "host": host}
+    request = requests.Request("HEAD", root)
     try:
-        request = requests.Request("HEAD", root)
         send_request(new_session(ca_file), request, Deadline(CHECK_TIME), LOGIN_LIMIT)
     except Failure as failure:
-        advice = failure.advice or Message("Try again later: `check`")
-        what = Message("{name}: {why} {advice}", name=name, why=failure.message, advice=advice)
-        return "FAIL", what, failure.code
+        return failed_step(name, failure, failure.advice or Message("Try again later: `check`"))
     if host in TEST_HOSTS:
-        what = Message("{name}: {host} answers; it is Webkassa's TEST system", **facts)
-        return "WARN", what, 0
-    return "ok", Message("{name}: {host} answers", **facts), 0
+        what = "{name}: {host} answers; it is Webkassa's TEST system"
+        return "WARN", Message(what, name=name, host=host), 0
+    return "ok", Message("{name}: {host} answers", name=name, host=host), 0
 
 
-TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
+def failed_step(name: str, failure: Failure, advice: Message) -> Line:
+    what = Message("{name}: {why} {advice}", name=name, why=failure.message, advice=advice)
+    return "FAIL", what, failure.code
+
+
+def status(account: Account | SettingsFault, as_typed: Callable[[Message], str]) -> dict[str, Any]:
+    """Return how an account stands: its "status", a "message", and facts; within some seconds."""
+    facts: dict[str, Any] = {}
+    try:
+        if isinstance(account, SettingsFault):
+            raise account
+        facts["service"] = account.service
+        job = Job(account, IF_NEEDED, lambda what, seconds: None, Connector())
+        deadline = Deadline(STATUS_TIME)
+        with KeyStore(job, deadline) as store:
+            row = KeyAge(account).correct(store.read_row())
+        verdict, refusal = look_at_key(account, row, max(deadline.left, 2.0))
+        level, what, advice = classify(row, verdict, refusal)
+        age = None if row.age is None else round(row.age)
+        facts |= {"fingerprint": row.key.fingerprint, "age_seconds": age, "age_from": row.age_from}
+        facts |= {"changed": row.changed, "probe": verdict}
+    except Failure as failure:
+        level, what, advice = "UNKNOWN", failure.message, advice_for(failure)
+    said = Message("{what}\n{advice}", what=what, advice=advice) if advice else what
+    return facts | {"status": level, "message": as_typed(said)}
 
 
 def classify(
@@ -2455,28 +2453,10 @@ def classify(
     return level, Message(what, **facts), advice
 
 
-def status(account: Account | SettingsFault) -> dict[str, Any]:
-    """Return how an account stands: its "status", a "message", and facts; within some seconds."""
-    facts: dict[str, Any] = {}
-    try:
-        if isinstance(account, SettingsFault):
-            raise account
-        facts["service"] = account.service
-        job = Job(account, IF_NEEDED, lambda what, seconds: None, Connector())
-        deadline = Deadline(STATUS_TIME)
-        with KeyStore(job, deadline) as store:
-            row = KeyAge(account).correct(store.read_row())
-        verdict, refusal = look_at_key(account, row, max(deadline.left, 2.0))
-        level, what, advice = classify(row, verdict, refusal)
-        if advice:
-            what = Message("{what}\n{advice}", what=what, advice=advice)
-        age = None if row.age is None else round(row.age)
-        facts |= {"fingerprint": row.key.fingerprint, "age_seconds": age, "age_from": row.age_from}
-        facts |= {"changed": row.changed, "probe": verdict}
-    except Failure as failure:
-        advice = advice_for(failure)
-        level, what = "UNKNOWN", Message("{why}\n{advice}", why=failure.message, advice=advice)
-    return facts | {"status": level, "message": what}
+STATUS_TIME = 5.0  # seconds
+TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
+WARNING_AGE, CRITICAL_AGE = 25 * 3600, 49 * 3600  # seconds: a daily key, with an hour to spare
+LEVELS, UNKNOWN = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), 3  # exit codes of monitoring plug-ins
 
 
 def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Failure | None]:
@@ -2489,27 +2469,23 @@ def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Fai
 # ---- Command line: nothing above touches the environment or the terminal
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose help is the text at the top of this file."""
-
-    usage_code = 2
-
-    def format_help(self) -> str:
-        return __doc__ or ""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(self.usage_code, f"webkassa_key_updater.py: {message}; see --help\n")
-
-
-def parser_of(command: str) -> Parser:
-    parser = Parser(allow_abbrev=False)
-    if command == "status":
-        parser.usage_code = UNKNOWN  # for a monitor, 2 would be CRITICAL
-    return parser
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv`; return the exit code (see the text at the top)."""
+    options = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None where it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")
+    log.handlers, log.propagate = [logging.StreamHandler()], False
+    log.handlers[0].setFormatter(LogFormatter("%(levelname)s: %(message)s"))
+    log.setLevel(logging.DEBUG if options.verbose else logging.INFO)
+    try:
+        return Command(options).run()
+    except Exception as error:
+        log.error(as_failure(error).message)
+        return UNKNOWN if options.command == "status" else Failure.code
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = parser_of("status" if "status" in argv else "")
+    parser = Parser(allow_abbrev=False)
     commands = ("update", "check", "status")
     parser.add_argument("command", nargs="?", default="update", choices=commands)
     parser.add_argument("--env-file")
@@ -2523,6 +2499,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("-v", "--verbose", action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
+    usage_code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
+    parser.set_defaults(usage_code=usage_code, usage_error=parser.error)
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
@@ -2530,10 +2508,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         parser.error("--json goes with status")
     if "" in (options.env_file, options.accounts_dir):
         parser.error("--env-file and --accounts-dir need a name")
-    shard = re.fullmatch(r"(\d{1,6})/(\d{1,6})", options.shard, re.ASCII)
-    options.shard = (int(shard[1]), int(shard[2])) if shard else (0, 0)
-    if options.shard[0] >= options.shard[1] or not 1 <= options.jobs <= 256:
-        parser.error("--shard wants I/N, with I from 0 to N-1; --jobs 1 to 256")
     if options.mode == "-":
         options.mode = read_line().strip().lower()
     if not re.fullmatch("([0-9a-f]{8})?", options.mode or ""):
@@ -2542,38 +2516,137 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return options
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose help is the text at the top of this file."""
+
+    def format_help(self) -> str:
+        return __doc__ or ""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(
+            self.get_default("usage_code"), f"webkassa_key_updater.py: {message}; see --help\n"
+        )
+
+
 def read_line() -> str:
     """Return what comes first from standard input, within 10 s: it may be a socket, with somebody
     silent at its other end."""
     with contextlib.suppress(OSError):
-        poll = select.poll()
-        poll.register(0, select.POLLIN)
-        came = poll.poll(CHECK_TIME * 1000)
+        came, _, _ = select.select([0], [], [], CHECK_TIME)
         return os.read(0, 100).decode("ascii", "replace").partition("\n")[0] if came else "nothing"
     return ""
 
 
-def say(text: str, file: Any = None, end: str = "\n") -> None:
-    """Print, whether or not anybody can read it: the exit code is the truth all the same."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=file, end=end, flush=True)
+class Command:
+    """Does what was typed, and says how it went. `name` is, in the child of one of many accounts,
+    that account's; `report_wait` and `connect` are as a Job has them."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.folder, self.name = options, options.accounts_dir, ""
+        self.is_update = options.command == "update"
+        self.report_wait: Callable[[Message, float], None] = lambda what, seconds: None
+        self.connect: Callable[[Account, Deadline], Connection] = Connector()
 
-def in_readers_language(message: Message) -> str:
-    return message.render(str)
+    def run(self) -> int:
+        account: Account | SettingsFault
+        values: Mapping[str, str] = os.environ
+        try:
+            values, faults = self.load_settings()
+            if self.folder:
+                code: int = load_accounts_module().do_many(self, values, faults)
+                return code
+            account = read_account(values, faults)
+        except SettingsFault as fault:
+            account = fault
+        if self.options.command == "status":
+            report = status(account, self.as_typed)
+            return self.print_status([report], report["message"])
+        self.report_wait = Terminal().report_wait
+        return self.do_one(account, monitor_of(values, []))
 
+    def load_settings(self) -> tuple[dict[str, str], list[Message]]:
+        """Return the settings by name, and what is wrong with them or their file. Make them the
+        environment, for libpq and requests."""
+        faults, beside = list[Message](), Path(__file__).resolve().with_name(".env")
+        path = Path(self.options.env_file or beside.resolve())  # in an image it is a link
+        has_file = self.options.env_file or os.path.exists(path)
+        from_file = read_env_file(path, faults) if has_file else {}
+        values = from_file | {name: value for name, value in os.environ.items() if value}
+        faults += find_unknown_names(path, from_file, values)
+        for name in os.environ.keys() - values.keys():
+            del os.environ[name]
+        os.environ.update(values)
+        read_secret_files(values, faults)
+        self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
+        if not self.folder and (self.options.account or self.options.shard != "0/1"):
+            what = "--account, --shard: for many accounts WEBKASSA_ACCOUNTS_DIR is not set"
+            faults.append(Message(what))
+        if not self.folder and not has_file and "WEBKASSA_LOGIN" not in values:
+            faults.append(Message(".env: is missing; use --env-file FILE or the environment"))
+        return values, faults
 
-class LogFormatter(logging.Formatter):
-    """Writes a line of the log; `prefix` comes before what it says."""
+    def as_typed(self, message: Message) -> str:
+        """Return a message in the reader's language, with the program as it was called in the place
+        of `command`. Of many accounts it is to be for one, or must leave the good keys alone."""
+        words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+        words += ["--env-file", self.options.env_file] if self.options.env_file else []
+        program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
+        if self.options.accounts_dir:
+            program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
+        one = f" --account {shlex.quote(self.name)}" if self.name else ""
+        careful = " --if-needed" if self.folder and not self.name else ""
+        text = in_readers_language(message).replace("`update`", f"{program} update{one}{careful}")
+        return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}{one}", text)
 
-    def __init__(self, prefix: str = "") -> None:
-        super().__init__()
-        self.prefix = prefix
+    def do_one(self, account: Account | SettingsFault, monitor: Secret) -> int:
+        """Update or check one account; return the exit code."""
+        row = ""
+        try:
+            if isinstance(account, SettingsFault):
+                raise account
+            is_told = not self.name or f":{account.service}".endswith(f":{self.name}")
+            row = f"{account.service}: " if is_told else f"{self.name}, {account.service}: "
+            job = Job(account, self.options.mode, self.report_wait, self.connect)
+            if not self.is_update:
+                return self.print_check(check(job), row if self.folder else "")
+            outcome = update(job)
+        except Exception as error:
+            outcome = describe_failure(as_failure(error), NO_KEY, "", NO_KEY, asked=False)
+        for warning in outcome.warnings:
+            log.warning("%s%s", row, self.as_typed(warning))
+        said = self.as_typed(outcome.message)
+        log.log(logging.ERROR if outcome.code else logging.INFO, "%s%s", row, said)
+        if self.is_update:
+            note_run(self.name, said, outcome)
+            self.report_wait(Message("the monitor"), CHECK_TIME)
+            ping(monitor, outcome.code)
+        return outcome.code
 
-    def format(self, record: logging.LogRecord) -> str:
-        said: Any = record.msg
-        text = in_readers_language(said) if isinstance(said, Message) else record.getMessage()
-        return f"{record.levelname}: {self.prefix}{text}"
+    def print_check(self, lines: Iterable[Line], row: str) -> int:
+        """Print each line of a check; return the exit code of the first that failed."""
+        first = 0
+        for word, what, code in lines:
+            say(f"{word:5} {row}{self.as_typed(what)}")
+            first = first or code
+        return first
+
+    def print_status(self, reports: list[dict[str, Any]], what: str) -> int:
+        """Print how things stand, `what` first, like a monitoring plug-in, or as JSON. Return the
+        level of the first report, which is the worst."""
+        level = reports[0]["status"] if reports else "OK"
+        accounts = [report for report in reports if {"account", "service"} & report.keys()]
+        if self.options.json:
+            say(json.dumps({"status": level, "message": what, "accounts": accounts}, indent=2))
+            return LEVELS.index(level)
+        ages = [age for report in reports if (age := report.get("age_seconds")) is not None]
+        data = f"|age={max(ages)}s;{WARNING_AGE};{CRITICAL_AGE}" if ages else ""
+        first, *more = what.replace("|", "/").splitlines()  # a | would begin the performance data
+        say("\n".join([f"WEBKASSA {level} - {first}{data}", *more]))
+        for account in accounts:
+            shown = [f"{n} {v}" for n, v in account.items() if n not in ("status", "message")]
+            shown += [f"{account['status']}: {account['message']}"] if self.folder else []
+            say(", ".join(shown).replace("|", "/").replace("\n", " "))
+        return LEVELS.index(level)
 
 
 class Terminal:
@@ -2596,153 +2669,31 @@ class Terminal:
             time.sleep(0.1)
             what, end, patience = wait = self.wait
             if wait is not told and not patience.left:
-                told = wait
-                waiting = "Waiting for {what}, {seconds:.0f} s at most ..."
-                self.say(Message(waiting, what=what, seconds=end.left))
+                told, waiting = wait, "Waiting for {what}, {seconds:.0f} s at most ..."
+                say(Message(waiting, what=what, seconds=end.left), sys.stderr)
             if not heard and signal.SIGINT in signal.sigpending():
-                heard = True
-                self.say(Message("Ctrl-C: it ends as soon as no key can be lost any more ..."))
-
-    def say(self, message: Message) -> None:
-        say(in_readers_language(message), sys.stderr)
+                heard, ending = True, "Ctrl-C: it ends as soon as no key can be lost any more ..."
+                say(Message(ending), sys.stderr)
 
 
-class Command:
-    """Does what was typed, and says how it went."""
+class LogFormatter(logging.Formatter):
+    """Writes a line of the log in the reader's language."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.folder = options, options.accounts_dir
-        self.name = ""  # of many accounts: this one
-        self.is_update = options.command == "update"
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.msg, Message):
+            record.msg = in_readers_language(record.msg)
+        return super().format(record)
 
-    def run(self) -> int:
-        """Return the exit code."""
-        account: Account | SettingsFault
-        values: Mapping[str, str] = os.environ
-        try:
-            values, faults = self.load_settings()
-            if self.folder:
-                code: int = load_accounts_module().do_many(self, values, faults)
-                return code
-            if self.options.account or self.options.shard != (0, 1):
-                what = "--account, --shard: for many accounts WEBKASSA_ACCOUNTS_DIR is not set"
-                faults.append(Message(what))
-            if "WEBKASSA_LOGIN" not in values and not os.path.exists(self.settings_file):
-                faults.append(Message(".env: is missing; use --env-file FILE or the environment"))
-            account = read_account(values, faults)
-        except SettingsFault as fault:
-            account = fault
-        if self.options.command == "status":
-            return self.print_status([status(account)])
-        monitor = monitor_of(values, [])
-        return self.do_one(account, monitor, Terminal().report_wait, Connector())
 
-    @property
-    def settings_file(self) -> Path:
-        beside = Path(__file__).resolve().with_name(".env").resolve()  # in an image it is a link
-        return Path(self.options.env_file or beside)
+def say(what: Message | str, file: Any = None, end: str = "\n") -> None:
+    """Print, whether or not anybody can read it: the exit code is the truth all the same."""
+    text = in_readers_language(what) if isinstance(what, Message) else what
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=file, end=end, flush=True)
 
-    def load_settings(self) -> tuple[dict[str, str], list[Message]]:
-        """Return the settings by name, and what is wrong with their file. Make them the
-        environment, for libpq and requests."""
-        faults, from_file = list[Message](), dict[str, str]()
-        path = self.settings_file
-        if self.options.env_file or os.path.exists(path):
-            from_file = read_env_file(path, faults)
-        values = from_file | {name: value for name, value in os.environ.items() if value}
-        faults += find_unknown_names(path, from_file, values)
-        for name in os.environ.keys() - values.keys():
-            del os.environ[name]
-        os.environ.update(values)
-        read_secret_files(values, faults)
-        self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
-        return values, faults
 
-    def as_typed(self, message: Message, name: str = "") -> str:
-        """Return a message in the reader's language, with the program as it was called in the place
-        of `command`. Of many accounts it is to be for the one called `name`, or must leave the good
-        keys alone."""
-        words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
-        words += ["--env-file", self.options.env_file] if self.options.env_file else []
-        program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
-        if self.options.accounts_dir:
-            program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
-        name = name or self.name
-        one = f" --account {shlex.quote(name)}" if name else ""
-        careful = " --if-needed" if self.folder and not name else ""
-        text = in_readers_language(message).replace("`update`", f"{program} update{one}{careful}")
-        return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}{one}", text)
-
-    def do_one(
-        self,
-        account: Account | SettingsFault,
-        monitor: Secret,
-        report_wait: Callable[[Message, float], None],
-        connect: Callable[[Account, Deadline], Connection],
-    ) -> int:
-        """Update or check one account; return the exit code."""
-        name, mode = "", self.options.mode
-        if isinstance(account, Account) and not self.is_update:
-            return self.print_check(Job(account, mode, report_wait, connect))
-        try:
-            if isinstance(account, SettingsFault):
-                raise account
-            name = self.label(account)
-            outcome = update(Job(account, mode, report_wait, connect))
-        except Exception as error:
-            outcome = describe_failure(as_failure(error), NO_KEY, "", NO_KEY, asked=False)
-        for warning in outcome.warnings:
-            log.warning("%s%s", name, self.as_typed(warning))
-        level = logging.ERROR if outcome.code else logging.INFO
-        said = self.as_typed(outcome.message)
-        log.log(level, "%s%s", name, said)
-        if self.is_update:
-            note_run(self.name, outcome.code, said, outcome)
-            report_wait(Message("the monitor"), CHECK_TIME)
-            ping(monitor, outcome.code)
-        return outcome.code
-
-    def label(self, account: Account) -> str:
-        """Return the row's name, with the account's where that does not tell it."""
-        is_told = not self.name or f":{account.service}".endswith(f":{self.name}")
-        return f"{account.service}: " if is_told else f"{self.name}, {account.service}: "
-
-    def print_check(self, job: Job) -> int:
-        """Print each result of a check; return the exit code of the first that failed."""
-        first, name = 0, self.label(job.account) if self.folder else ""
-        for word, what, code in check(job):
-            say(f"{word:5} {name}{self.as_typed(what)}")
-            first = first or code
-        return first
-
-    def print_status(self, reports: list[dict[str, Any]]) -> int:
-        """Print how things stand like a monitoring plug-in, or as JSON; return the worst level."""
-        worst_first = ("CRITICAL", "WARNING", "UNKNOWN", "OK")
-        reports.sort(key=lambda report: worst_first.index(report["status"]))
-        for report in reports:
-            if isinstance(report["message"], Message):
-                report["message"] = self.as_typed(report["message"])
-        worst = reports[0] if reports else {"status": "OK", "message": "nothing to do"}
-        word, what = worst["status"], worst["message"]
-        accounts = [report for report in reports if {"account", "service"} & report.keys()]
-        if "account" in worst:
-            facts = {"good": sum(report["status"] == "OK" for report in reports)}
-            what = Message(
-                "{good} of {count} accounts are well; {account}: {what}",
-                **facts, count=len(reports), account=worst["account"], what=what,
-            ).render(str)  # fmt: skip
-        if self.options.json:
-            say(json.dumps({"status": word, "message": what, "accounts": accounts}, indent=2))
-            return LEVELS.index(word)
-        ages = [age for report in reports if (age := report.get("age_seconds")) is not None]
-        data = f"|age={max(ages)}s;{WARNING_AGE};{CRITICAL_AGE}" if ages else ""
-        first, *more = what.replace("|", "/").splitlines()  # a | would begin the performance data
-        say("\n".join([f"WEBKASSA {word} - {first}{data}", *more]))
-        for account in accounts:
-            shown = [f"{n} {v}" for n, v in account.items() if n not in ("status", "message")]
-            shown += [f"{account['status']}: {account['message']}"] if self.folder else []
-            say(", ".join(shown).replace("|", "/").replace("\n", " "))
-        return LEVELS.index(word)
+def in_readers_language(message: Message) -> str:
+    return message.render(str)
 
 
 def load_accounts_module() -> Any:
@@ -2759,28 +2710,28 @@ def load_accounts_module() -> Any:
     return module
 
 
-def note_run(account: str, code: int, said: str, outcome: Outcome | None = None) -> None:
+def note_run(account: str, said: str, outcome: Outcome) -> None:
     """Note for the server's status how an update ended; whatever fails here changes nothing.
 
     The file is run-KIND.json in $STATE_DIRECTORY, of one of many accounts run-KIND.NAME.json; KIND
-    is what the unit says in WEBKASSA_RUN_KIND. "invocation" is systemd's number of this run;
-    "since": the time of the first of the runs that failed with this code, and no renewal between;
-    "renewed": when this kind of run last renewed the key; "key": alive, dead, unclear or as it was.
+    is what the unit says in WEBKASSA_RUN_KIND.
     """
-    now, kind = time.time(), os.environ.get("WEBKASSA_RUN_KIND", "hand")
+    now, kind, code = time.time(), os.environ.get("WEBKASSA_RUN_KIND", "hand"), outcome.code
     end = f".{account}.json" if account else ".json"
     with contextlib.suppress(Exception):
         folder = Path(os.environ["STATE_DIRECTORY"])  # without systemd there is no such status
         notes = {path.name: json.loads(path.read_text()) for path in folder.glob(f"run-*{end}")}
-        last = notes.get(f"run-{kind}{end}", {})
-        good = max([note["renewed"] or 0 for note in notes.values()], default=0)
-        same = code and last.get("code") == code and good < last["time"]
-        verdict = outcome.verdict if outcome else UNCLEAR
-        key = verdict if verdict in (ALIVE, DEAD) else UNCLEAR if verdict else "as it was"
-        note = {"account": account, "kind": kind, "time": now, "code": code, "outcome": said,
-                "since": last["since"] if same else now, "key": key,
-                "renewed": now if outcome and outcome.renewed else last.get("renewed"),
-                "invocation": os.environ.get("INVOCATION_ID", "")}  # fmt: skip
+        last = notes.get(f"run-{kind}{end}", {"code": 0, "renewed": None})
+        renewals = [note["renewed"] or 0 for note in notes.values()]
+        goes_on = code and code == last["code"] and max(renewals) < last["time"]
+        note = {
+            "account": account, "kind": kind, "time": now, "code": code, "outcome": said,
+            # Of the first run that failed with this code, with no renewal since
+            "since": last["since"] if goes_on else now,
+            "key": {"": "as it was", ALIVE: ALIVE, DEAD: DEAD}.get(outcome.verdict, UNCLEAR),
+            "renewed": now if outcome.renewed else last["renewed"],  # by this kind of run
+            "invocation": os.environ.get("INVOCATION_ID", ""),  # systemd's number of this run
+        }  # fmt: skip
         new = folder / f"new.{os.getpid()}"
         new.write_text(json.dumps(note))
         new.replace(folder / f"run-{kind}{end}")
@@ -2788,34 +2739,21 @@ def note_run(account: str, code: int, said: str, outcome: Outcome | None = None)
 
 def ping(url: Secret, code: int) -> None:
     """Tell a Healthchecks-compatible monitor how it ended; never change how it ends."""
-    why = None
+    if not url:
+        return
+    whole = re.sub(r"/*(\?.*)?$", ("/fail" if code else "") + r"\1", url.value, count=1)
     try:
-        if url:
-            whole = re.sub(r"/*(\?.*)?$", ("/fail" if code else "") + r"\1", url.value, count=1)
-            session = new_session(os.environ.get("REQUESTS_CA_BUNDLE", ""))
-            request = requests.Request("GET", whole)
-            answer = send_request(session, request, Deadline(CHECK_TIME), LOGIN_LIMIT)
-            if not 200 <= answer.status < 300:
-                why = Message("it answers HTTP {status}.", status=answer.status)
+        session = new_session(os.environ.get("REQUESTS_CA_BUNDLE", ""))
+        request = requests.Request("GET", whole)
+        answer = send_request(session, request, Deadline(CHECK_TIME), LOGIN_LIMIT)
+        if not 200 <= answer.status < 300:
+            raise Failure("it answers HTTP {status}.", status=answer.status)
     except Exception as error:
-        why = as_failure(error).message
-    if why:
-        log.warning(Message("The monitor at HEALTHCHECK_URL could not be told: {why}", why=why))
+        what = "The monitor at HEALTHCHECK_URL could not be told: {why}"
+        log.warning(Message(what, why=as_failure(error).message))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv`; return the exit code (see the text at the top)."""
-    options = parse_arguments(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # None where it is closed
-        sys.stdout.reconfigure(errors="backslashreplace")
-    log.handlers, log.propagate = [logging.StreamHandler()], False
-    log.handlers[0].setFormatter(LogFormatter())
-    log.setLevel(logging.DEBUG if options.verbose else logging.INFO)
-    try:
-        return Command(options).run()
-    except Exception as error:
-        log.error(as_failure(error).message)
-        return UNKNOWN if options.command == "status" else Failure.code
+CHECK_TIME = 10.0  # seconds: for each thing that is looked at, or told
 
 
 def run_as_program() -> NoReturn:
