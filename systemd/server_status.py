@@ -650,8 +650,11 @@ def look_for_others(server: Server) -> Finding:
     others = [tuple(line.split("\t", 2)) for line in lines if line.count("\t") == 2]
     names = [os.path.basename(path) for kind, path, _ in others if kind == "unit"]
     units = show_units(*names) if names else {}
-    shown, mend = [], ""
+    shown, perhaps, mend = [], [], ""
     for kind, path, remark in others:
+        if remark.startswith("may "):
+            perhaps.append(f"{path} ({remark})")
+            continue
         unit = units.get(os.path.basename(path), {})
         starts = unit.get("UnitFileState", "") in ("enabled", "enabled-runtime")
         if kind in ("link", "line", "look") or starts or unit.get("ActiveState") == "active":
@@ -662,7 +665,10 @@ def look_for_others(server: Server) -> Finding:
         return Finding(WARNING, "triggers", what, mend)
     if hidden:
         return Finding(UNSEEN, "triggers", f"{server.unseen}: {' '.join(hidden)}")
-    return Finding(OK, "triggers", "no other one found in cron and systemd")
+    what = "no other one found in cron and systemd"
+    if perhaps:
+        what = f"no other one found that is certain; look at {', '.join(perhaps)}"
+    return Finding(OK, "triggers", what)
 
 
 # ---- The report: screen and JSON are made of it, and the alert (server_alert.py)

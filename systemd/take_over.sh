@@ -26,13 +26,17 @@ folder in $BACKUPS and install: $(again --take-over)"
 
 list_others() {
     local kind path remark
-    say "This machine renews the key in other ways, too; each login kills the key before it:"
+    if grep --quiet --invert-match $'\tmay ' <<< "$others"; then
+        say "This machine renews the key in other ways, too; each login kills the key before it:"
+    else
+        say "Perhaps this machine renews the key in other ways, too; each login kills the key before it:"
+    fi
     while IFS=$'\t' read -r kind path remark; do
         say "  $kind  $path  ($remark)"
     done <<< "$others"
     [[ $'\n'$others != *$'\n'look$'\t'* ]] ||
-        say "What is called \"look\" does more than renew the key. It is never touched: look at it yourself, and
-take the renewing out of it."
+        say "What is called \"look\" does more than renew the key, or only may renew it. It is never touched: look
+at it yourself, and take the renewing out of it."
 }
 
 refuse_during_a_run() {

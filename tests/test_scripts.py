@@ -367,33 +367,104 @@ def test_what_is_printed_to_type_is_there_afterwards(state: str, said: str) -> N
 
 
 # a command of a unit or a crontab, and whether it renews the key
+RENEW, MAY, NOT = "runs_updater", "may_run_updater", ""
 COMMANDS = [
-    ("/usr/bin/python3 /srv/salon/webkassa_key_updater.py", True),
-    ("cd /srv/salon && venv/bin/python update_webkassa_key.py >> /var/log/x.log 2>&1", True),
-    ('/bin/sh -c "exec /usr/local/bin/webkassa-token-refresh"', True),
-    ("/srv/salon/venv/bin/python -m salon.renew_webkassa_key", True),
-    ("php artisan webkassa:update-token", True),
-    ("curl -s -d @/etc/login https://api.webkassa.kz/api/v4/Authorize", True),
-    ("systemctl start webkassa-key-update.service", True),
+    ("/usr/bin/python3 /srv/salon/webkassa_key_updater.py", RENEW),
+    ("cd /srv/salon && venv/bin/python update_webkassa_key.py >> /var/log/x.log 2>&1", RENEW),
+    ('/bin/sh -c "exec /usr/local/bin/webkassa-token-refresh"', RENEW),
+    ("/srv/salon/venv/bin/python -m salon.renew_webkassa_key", RENEW),
+    ("php artisan webkassa:update-token", RENEW),
+    ("curl -s -d @/etc/login https://api.webkassa.kz/api/v4/Authorize", RENEW),
+    ("curl -s http://127.0.0.1:8001/webkassa/token/refresh", RENEW),
+    ("systemctl start webkassa-key-update.service", RENEW),
+    ("cd /srv/webkassa && venv/bin/python manage.py webkassa_authorize", RENEW),
+    # the project's own recipe, and its own command at another time of day
+    ("docker-compose -f /opt/shop/docker-compose.yml run --rm webkassa-key", RENEW),
+    ("docker compose run --rm webkassa-key update", RENEW),
+    ("/usr/bin/webkassa-key update", RENEW),
+    # one cannot know
+    ("curl -s -X POST http://127.0.0.1:8001/api/webhook/refresh-api-key", MAY),
+    ("curl -fsS https://shop.example.kz/tokens/renew?secret=canary", MAY),
+    ("cd /var/www/shop && php artisan webkassa:sync-cashboxes", MAY),
+    ("cd /var/www/shop && php artisan schedule:run >> /dev/null 2>&1", MAY),
+    ("/srv/salon/bin/console webkassa:receipts", MAY),
+    ("/srv/salon/webkassa_login.py", MAY),
     # the shop's own
-    ("/srv/salon/venv/bin/gunicorn salon.webkassa:app --keyfile /etc/ssl/update.pem", False),
-    ("/srv/salon/app --settings /etc/webkassa-key-updater/webkassa.env", False),
-    ("/srv/salon/app.py --log /var/log/webkassa_key_update.log", False),
-    ("/srv/salon/webkassa_receipts.py --key-file /etc/webkassa.key", False),
-    ("/srv/salon/update_prices.py", False),
+    ("/srv/salon/venv/bin/gunicorn salon.webkassa:app --keyfile /etc/ssl/update.pem", NOT),
+    ("/srv/salon/app --settings /etc/webkassa-key-updater/webkassa.env", NOT),
+    ("/srv/salon/app.py --log /var/log/webkassa_key_update.log", NOT),
+    ("/srv/salon/webkassa_receipts.py --key-file /etc/webkassa.key", NOT),
+    ("/srv/salon/run.sh --password-file /run/secrets/webkassa_login", NOT),
+    ("cat /root/.ssh/webkassa_authorized_keys", NOT),
+    ("/srv/salon/update_prices.py", NOT),
+    ("certbot renew --post-hook 'curl https://shop.example.kz/reload'", NOT),
+    ("cd /var/www/shop && php artisan queue:work", NOT),
     # looking is not renewing
-    ("/opt/webkassa-key-updater/current/check-status.sh", False),
-    ("/usr/local/bin/webkassa-key status --json", False),
-    ("journalctl --follow --unit=webkassa-key-update", False),
+    ("/opt/webkassa-key-updater/current/check-status.sh", NOT),
+    ("/usr/local/bin/webkassa-key status --json", NOT),
+    ("/usr/bin/webkassa-key update --if-needed", NOT),
+    ("docker compose run --rm webkassa-key check", NOT),
+    ("docker compose logs webkassa-key", NOT),
+    ("systemctl is-failed webkassa-key-update.service", NOT),
+    ("journalctl --follow --unit=webkassa-key-update", NOT),
 ]
 
 
-@pytest.mark.parametrize(("command", "renews"), COMMANDS)
-def test_a_trigger_is_known_by_what_it_runs(command: str, renews: bool) -> None:
-    script = f'. {ROOT}/systemd/common.sh; . {ROOT}/systemd/others.sh; runs_updater "$1"'
+@pytest.mark.parametrize(("command", "outcome"), COMMANDS)
+def test_a_trigger_is_known_by_what_it_runs(command: str, outcome: str) -> None:
+    script = f"""set -u
+    . {ROOT}/systemd/common.sh; . {ROOT}/systemd/others.sh
+    for judge in runs_updater may_run_updater; do
+        if said=$("$judge" "$1"); then printf '%s %s' "$judge" "$said"; break; fi
+    done"""
     result = subprocess.run(["bash", "-c", script, "bash", command], capture_output=True, text=True)
     assert result.stderr == ""
-    assert (result.returncode == 0) == renews
+    assert result.stdout.partition(" ")[0] == outcome
+    assert "canary" not in result.stdout
+
+
+UNIT = "/etc/systemd/system/webkassa-key-renew"
+SEEN = {
+    "/etc/crontab": "# 5 5 * * * root update_webkassa_key.py\n"
+    "0 5 * * * root curl -s -X POST http://127.0.0.1:8001/api/webhook/refresh-api-key\n"
+    "5 5 * * * www-data cd /var/www/shop && php artisan webkassa:sync-cashboxes\n"
+    "* * * * * www-data cd /var/www/shop && php artisan schedule:run >> /dev/null 2>&1\n"
+    "15 5 * * * root docker-compose -f /opt/shop/docker-compose.yml run --rm webkassa-key\n"
+    "30 5 * * * root cd /srv/webkassa && venv/bin/python manage.py webkassa_authorize\n",
+    # A name close to ours, and not ours; by what it runs one would not know it
+    f"{UNIT}.service": "[Service]\nExecStart=/srv/salon/nightly.sh\n",
+    f"{UNIT}.timer": "[Timer]\nOnCalendar=03:00\n",
+    "/etc/systemd/system/laravel.service": "[Service]\nExecStart=php artisan schedule:work\n",
+    "/etc/systemd/system/salon.service": "[Service]\nExecStart=/srv/salon/app.py --webkassa\n",
+    "/home/eve/.config/systemd/user/keys.service": "[Service]\nExecStart=/home/eve/webkassa_key_update.py\n",
+    "/etc/supervisor/conf.d/keys.conf": "[program:keys]\ncommand=/srv/webkassa_token.py\n",
+}
+FOUND = """\
+look /etc/systemd/system/laravel.service may renew the key, runs schedule:work
+unit /etc/systemd/system/webkassa-key-renew.service has the name of an updater
+unit /etc/systemd/system/webkassa-key-renew.timer starts webkassa-key-renew.service
+look /etc/crontab:2 may renew the key, runs refresh-api-key
+look /etc/crontab:3 may renew the key, runs webkassa:sync-cashboxes
+look /etc/crontab:4 may renew the key, runs schedule:run
+line /etc/crontab:5 runs webkassa-key
+line /etc/crontab:6 runs webkassa_authorize
+look /etc/supervisor/conf.d/keys.conf may renew the key, runs webkassa_token.py
+look /home/eve/.config/systemd/user/keys.service runs webkassa_key_update.py
+"""
+
+
+def test_what_else_renews_the_key_is_found_wherever_it_is_written(tmp_path: Path) -> None:
+    for path, text in SEEN.items():
+        (tmp_path / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path[1:]).write_text(text)
+    for name in ("common.sh", "others.sh"):
+        text = (ROOT / "systemd" / name).read_text(encoding="utf-8")
+        text = re.sub(r"(?<=[ (=])/(?=etc|run|usr|lib|var|\{home)", f"{tmp_path}/", text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    found = subprocess.check_output(["bash", tmp_path / "others.sh"], text=True)
+    assert sorted(found.replace(str(tmp_path), "").replace("\t", " ").splitlines()) == sorted(
+        FOUND.splitlines()
+    )
 
 
 def test_a_crontab_of_another_user_does_not_run_what_it_names(tmp_path: Path) -> None:

@@ -489,6 +489,26 @@ def test_what_the_sandbox_hides_is_named_for_the_installer(
         assert screen.code == 0
 
 
+@pytest.mark.parametrize(
+    ("remark", "level", "said"),
+    [
+        ("runs update_webkassa_key.py", "WARNING", "another one is /etc/crontab:3 ("),
+        (
+            "may renew the key, runs schedule:run",
+            "OK",
+            "no other one found that is certain; look at /etc/crontab:3 (",
+        ),
+    ],
+)
+def test_what_only_may_renew_the_key_is_named_and_nothing_more(
+    box: Box, capsys: Any, remark: str, level: str, said: str
+) -> None:
+    box.script(box.bin / "bash", f"printf 'look\\t/etc/crontab:3\\t{remark}\\n'")
+    line = show(box, capsys).line("triggers")
+    assert line.startswith(level)
+    assert f"{said}{remark})" in line
+
+
 def test_code_that_does_not_start_is_critical(box: Box, capsys: Any) -> None:
     (box.current / "venv/bin/webkassa-key-updater").write_text("import no_such_thing\n")
     screen = show(box, capsys)
