@@ -14,6 +14,7 @@ from world.monitor import Monitor
 from world.pgbouncer import PgBouncer
 from world.postgres import Postgres
 from world.relay import ConnectProxy
+from world.serving import serving
 from world.shop import Shop, make_database
 from world.tls import Authority
 from world.webkassa_simulator import Simulator
@@ -110,5 +111,5 @@ def tls_shop(shop: Shop) -> Iterator[Shop]:
 
 @pytest.fixture
 def monitor() -> Iterator[Monitor]:
-    with Monitor() as monitor:
+    with serving(Monitor()) as monitor:
         yield monitor

@@ -1,4 +1,6 @@
-"""A server's files below a folder, and what its tools would say: systemctl, systemd-run, the program."""
+"""A server's files below a folder, and what its tools would say: systemctl, systemd-run, the program.
+
+They are started some hundred times, so they are shell and awk."""
 
 from __future__ import annotations
 
@@ -16,32 +18,31 @@ import server_status
 ROOT = Path(__file__).parents[1]
 ACTIVE = {"LoadState": "loaded", "UnitFileState": "enabled", "ActiveState": "active"}
 # Prints the properties that were asked for, as systemctl does, or fails as an old one does
-SYSTEMCTL = """#!{python} -SE
-import json, sys, time
-asked = [a for a in sys.argv[2:] if not a.startswith("-")]
-names = next(a for a in sys.argv if a.startswith("--property=")).partition("=")[2].split(",")
-units = json.load(open({units!r}))
-if "--timestamp=unix" in sys.argv and units.get("old"):
-    sys.exit("Invalid value: unix.")
-def shown(name, value):
-    is_old = units.get("old") or name == "NextElapseUSecRealtime"  # a date in any case
-    if value[:1] == "@" and is_old:
-        return time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(int(value[1:])))
-    return value
-blocks = []
-for name in asked:
-    unit = {{"Id": name, "LoadState": "not-found", "ActiveState": "inactive"}} | units.get(name, {{}})
-    blocks.append("\\n".join(f"{{n}}={{shown(n, unit.get(n, ''))}}" for n in names))
-print("\\n\\n".join(blocks))
+SYSTEMCTL = """#!/bin/sh
+exec awk -F '\t' -v typed="$*" '
+BEGIN {{
+    for (n = split(typed, words, " "); n; n--)
+        if (sub("^--property=", "", words[n])) properties = split(words[n], name, ",")
+        else if (words[n] == "--timestamp=unix") is_unix = 1
+        else if (words[n] ~ /[.]/) unit[++units] = words[n]
+}}
+$1 == "old" {{ is_old = 1 }}
+{{ value[$1, $2] = is_old || $2 == "NextElapseUSecRealtime" ? $4 : $3 }} # a date in any case
+END {{
+    if (is_old && is_unix) exit 1
+    for (u = units; u; u--) {{
+        found = (unit[u], "Id") in value
+        for (p = 1; p <= properties; p++)
+            print name[p] "=" (found ? value[unit[u], name[p]] : name[p] == "Id" ? unit[u] : \
+                name[p] == "LoadState" ? "not-found" : name[p] == "ActiveState" ? "inactive" : "")
+        print ""
+    }}
+}}' {units}
 """
 PROGRAM = """
-import json, sys
-if "--version" in sys.argv:
-    print("1.0.0")
-else:
-    report = json.load(open({report!r}))
-    print(json.dumps(report))
-    sys.exit(["OK", "WARNING", "CRITICAL", "UNKNOWN"].index(report["status"]))
+case $* in *--version*) echo 1.0.0 && exit ;; esac
+cat {report}
+exit $(cat {report}.code)
 """
 
 
@@ -52,6 +53,7 @@ class Box(server_status.Server):
         super().__init__(root)
         self.is_root, self.user, self.bin = True, "root", root / "bin"
         self.now = float(int(time.time()))
+        self.is_old = False  # systemd
         for folder in (self.current / "venv/bin", self.current / "alerts/bin", self.config,
                        self.state, self.units, self.socket.parent, self.bin):  # fmt: skip
             folder.mkdir(parents=True)
@@ -59,16 +61,13 @@ class Box(server_status.Server):
             (self.current / name).touch()
         for name in server_status.UNITS:
             (self.units / name).touch()
-        self.script(self.current / "venv/bin/python", f'exec {sys.executable} -S "$@"')
-        self.script(
-            self.bin / "systemd-run", 'while [ "$1" != -- ]; do shift; done\nshift\nexec "$@"'
-        )
-        self.script(self.current / "alerts/bin/python", f"exec {sys.executable} {__file__} {root}")
-        program = PROGRAM.format(report=str(root / "report"))
+        self.script(self.current / "venv/bin/python", 'shift\nexec sh "$@"')
+        unwrap = 'while [ "$1" != -- ]; do shift; done\nshift\nexec "$@"'
+        self.script(self.bin / "systemd-run", unwrap)
+        self.script(self.apprise, "")  # finds nothing wrong with the addresses
+        program = PROGRAM.format(report=root / "report")
         (self.current / "venv/bin/webkassa-key-updater").write_text(program)
-        systemctl = SYSTEMCTL.format(python=sys.executable, units=str(root / "units"))
-        (self.bin / "systemctl").write_text(systemctl)
-        (self.bin / "systemctl").chmod(0o755)
+        self.script(self.bin / "systemctl", SYSTEMCTL.format(units=root / "units"))
         self.settings.write_text("")
         self.settings.chmod(0o640)
         with socket.socket(socket.AF_UNIX) as listener:
@@ -77,7 +76,7 @@ class Box(server_status.Server):
             os.chdir("/")
         self.says("OK", "key 1a2b3c4d, 4.0 h old; the probe says alive", age_seconds=14400)
         self.properties: dict[str, Any] = {
-            name: ACTIVE | {"SubState": "waiting", "NextElapseUSecRealtime": f"@{self.now + 900:.0f}"}
+            name: ACTIVE | {"Id": name, "SubState": "waiting", "NextElapseUSecRealtime": f"@{self.now + 900:.0f}"}
             for name in server_status.UNITS if name.endswith((".timer", ".socket"))
         }  # fmt: skip
         self.unit(server_status.NET_TIMER, NextElapseUSecRealtime="")
@@ -88,7 +87,7 @@ class Box(server_status.Server):
         self.note("daily", self.now - 14400, renewed=True)
 
     def script(self, path: Path, line: str) -> None:
-        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.write_text(line if line.startswith("#!") else f"#!/bin/sh\n{line}\n")
         path.chmod(0o755)
 
     def says(self, level: str, message: str, **facts: Any) -> None:
@@ -99,10 +98,18 @@ class Box(server_status.Server):
     def report(self, level: str, message: str, accounts: list[dict[str, Any]]) -> None:
         report = {"status": level, "message": message, "accounts": accounts}
         (self.root / "report").write_text(json.dumps(report))
+        code = ("OK", "WARNING", "CRITICAL", "UNKNOWN").index(level)
+        (self.root / "report.code").write_text(f"{code}")
+
+    def looks_at_addresses(self) -> None:
+        """Have Apprise's Python look at the addresses, as on a server; it takes a second."""
+        self.script(self.apprise, f"exec {sys.executable} {__file__} {self.root}")
 
     def unit(self, name: str, **properties: str) -> None:
-        self.properties[name] = self.properties.get(name, {}) | properties
-        (self.root / "units").write_text(json.dumps(self.properties))
+        self.properties[name] = self.properties.get(name, {"Id": name}) | properties
+        rows = [f"{unit}\t{key}\t{value}\t{date_of(value)}\n"
+                for unit, values in self.properties.items() for key, value in values.items()]  # fmt: skip
+        (self.root / "units").write_text(("old\n" if self.is_old else "") + "".join(rows))
 
     def ended(self, name: str, moment: float, status: int = 0, way: int = 1, run: str = "") -> None:
         """Let systemd know of a run of a service."""
@@ -133,9 +140,14 @@ class Box(server_status.Server):
         (self.state / "run-daily.json").unlink()
 
 
+def date_of(value: str) -> str:
+    """Return a moment as systemd 250 and older say it."""
+    moment = time.gmtime(int(value[1:])) if value[:1] == "@" else None
+    return time.strftime("%a %Y-%m-%d %H:%M:%S UTC", moment) if moment else value
+
+
 if __name__ == "__main__":  # as Apprise's Python, when the status asks what is wrong with alerts
     import server_alert
 
-    print(
-        "".join(f"{line}\n" for line in server_alert.look(server_status.Server(Path(sys.argv[1]))))
-    )
+    server = server_status.Server(Path(sys.argv[1]))
+    print("".join(f"{line}\n" for line in server_alert.look(server)), end="")

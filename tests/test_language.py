@@ -13,12 +13,13 @@ import pytest
 import server_status
 from server import ROOT, Box
 
+pytestmark = pytest.mark.xdist_group("language")  # making a locale takes seconds
 
-@pytest.fixture
-def russian(tmp_path: Path) -> dict[str, str]:
+
+@pytest.fixture(scope="module")
+def russian(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a server in Russia."""
-    locales = tmp_path / "locales"
-    locales.mkdir()
+    locales = tmp_path_factory.mktemp("locales")
     with contextlib.suppress(FileNotFoundError):
         subprocess.run(
             ["localedef", "--no-archive", "-i", "ru_RU", "-f", "UTF-8", locales / "ru_RU.UTF-8"],

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import server_status
@@ -23,11 +22,34 @@ from world.shop import PROGRAM
 HOUR = 3600
 
 
+class Screen(str):
+    code = 0
+
+    def line(self, name: str) -> str:
+        """Return a finding with its level and what mends it."""
+        found = re.search(rf"^\w+ +{name}\b.*(\n {{21}}.*)*", self, re.MULTILINE)
+        assert found, self
+        return re.sub(r" +", " ", found[0])
+
+
+class ShownBox(Box):
+    said: pytest.CaptureFixture[str]
+
+    def show(self, *arguments: str) -> Screen:
+        code = server_status.main([*arguments], self)
+        screen = Screen(self.said.readouterr().out)
+        screen.code = code
+        return screen
+
+
 @pytest.fixture
-def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
+def box(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> ShownBox:
     if Path("/opt/webkassa-key-updater").exists():
         pytest.skip("it is installed here")
-    box = Box(tmp_path)
+    box = ShownBox(tmp_path)
+    box.said = capsys
     monkeypatch.setenv("PATH", f"{box.bin}:{os.environ['PATH']}")
     return box
 
@@ -42,29 +64,12 @@ def almaty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-class Screen(str):
-    code = 0
-
-    def line(self, name: str) -> str:
-        """Return a finding with its level and what mends it."""
-        found = re.search(rf"^\w+ +{name}\b.*(\n {{21}}.*)*", self, re.MULTILINE)
-        assert found, self
-        return re.sub(r" +", " ", found[0])
-
-
-def show(box: Box, capsys: pytest.CaptureFixture[str], *arguments: str) -> Screen:
-    code = server_status.main([*arguments], box)
-    screen = Screen(capsys.readouterr().out)
-    screen.code = code
-    return screen
-
-
 def when(moment: float) -> str:
     return server_status.when(moment)
 
 
-def test_a_good_server_is_ok(box: Box, capsys: Any) -> None:
-    screen = show(box, capsys)
+def test_a_good_server_is_ok(box: ShownBox) -> None:
+    screen = box.show()
     assert screen.startswith(
         "WEBKASSA OK - key 1a2b3c4d, 4.0 h old; the probe says alive; alerts are off|age=14400s;90000;176400\n"
     )
@@ -73,20 +78,20 @@ def test_a_good_server_is_ok(box: Box, capsys: Any) -> None:
     assert f"next run {when(box.now + 900)}" in screen.line("timer")
 
 
-def test_json_is_the_same_for_machines(box: Box, capsys: Any) -> None:
-    report = json.loads(show(box, capsys, "--json"))
+def test_json_is_the_same_for_machines(box: ShownBox) -> None:
+    report = json.loads(box.show("--json"))
     assert report["status"] == report["key"]["status"] == "OK"
     assert [run["kind"] for run in report["runs"]] == ["daily"]
     assert {"name", "status", "message", "mend"} == report["checks"][0].keys()
 
 
-def test_looking_changes_nothing(box: Box, capsys: Any) -> None:
+def test_looking_changes_nothing(box: ShownBox) -> None:
     def files() -> dict[str, float]:
         return {str(path): path.lstat().st_mtime for path in box.root.rglob("*")}
 
     before = files()
     for arguments in ([], ["--json"], ["--timers"]):
-        show(box, capsys, *arguments)
+        box.show(*arguments)
     assert files() == before
 
 
@@ -101,11 +106,9 @@ def failed_at_night(box: Box, code: int = 77, outcome: str = "Webkassa refuses i
     return moment
 
 
-def test_a_failure_is_told_with_its_meaning_and_whether_the_key_works(
-    box: Box, capsys: Any
-) -> None:
+def test_a_failure_is_told_with_its_meaning_and_whether_the_key_works(box: ShownBox) -> None:
     moment = failed_at_night(box)
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.startswith(
         f"WEBKASSA CRITICAL - last run: failing since {when(moment)} (code 77: Webkassa refuses the "
         "login, password or API key); key 1a2b3c4d, 4.0 h old; the probe says alive|age="
@@ -115,22 +118,20 @@ def test_a_failure_is_told_with_its_meaning_and_whether_the_key_works(
 
 
 @pytest.mark.parametrize("kind", ["consumer", "heal", "hand"])
-def test_a_run_that_renewed_nothing_hides_no_failure(box: Box, capsys: Any, kind: str) -> None:
+def test_a_run_that_renewed_nothing_hides_no_failure(box: ShownBox, kind: str) -> None:
     moment = failed_at_night(box)
     box.note(kind, box.now - HOUR, outcome="nothing to do: the key is young")
-    screen = show(box, capsys)
+    screen = box.show()
     assert f"failing since {when(moment)}" in screen.line("last run")
     assert screen.code == 2
 
 
 @pytest.mark.parametrize("kind", ["consumer", "heal", "hand", "boot"])
-def test_a_renewal_of_any_kind_ends_a_failure_and_is_named(
-    box: Box, capsys: Any, kind: str
-) -> None:
+def test_a_renewal_of_any_kind_ends_a_failure_and_is_named(box: ShownBox, kind: str) -> None:
     """It said "OK ... failing since ..., but the key was renewed since"."""
     moment = failed_at_night(box)
     box.note(kind, box.now - HOUR, renewed=True)
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.code == 0
     assert "failing" not in screen
     how = server_status.KINDS[kind]
@@ -139,39 +140,39 @@ def test_a_renewal_of_any_kind_ends_a_failure_and_is_named(
     )
 
 
-def test_somebody_elses_renewal_is_a_warning(box: Box, capsys: Any) -> None:
+def test_somebody_elses_renewal_is_a_warning(box: ShownBox) -> None:
     moment = failed_at_night(box)
     box.says("OK", "key 1a2b3c4d, 1.0 h old; the probe says alive", age_seconds=HOUR)
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.code == 1
     assert f"failing since {when(moment)}" in screen.line("last run")
     assert "Somebody else has renewed the key since." in screen.line("last run")
 
 
-def test_failing_since_is_what_the_program_noted(box: Box, capsys: Any) -> None:
+def test_failing_since_is_what_the_program_noted(box: ShownBox) -> None:
     box.note("daily", box.now - 3 * HOUR, 75, "PostgreSQL is away.", since=box.now - 51 * HOUR)
-    assert f"failing since {when(box.now - 51 * HOUR)}" in show(box, capsys).line("last run")
+    assert f"failing since {when(box.now - 51 * HOUR)}" in box.show().line("last run")
 
 
-def test_a_failure_outlives_a_boot(box: Box, capsys: Any) -> None:
+def test_a_failure_outlives_a_boot(box: ShownBox) -> None:
     """systemd forgets, the note stays."""
     moment = failed_at_night(box)
     box.ended(UPDATE, 0)
     box.unit(UPDATE, ExecMainExitTimestamp="", ExecMainStartTimestamp="", InvocationID="")
-    assert f"failing since {when(moment)}" in show(box, capsys).line("last run")
+    assert f"failing since {when(moment)}" in box.show().line("last run")
 
 
-def test_a_retry_that_is_to_come_is_no_alarm(box: Box, capsys: Any) -> None:
+def test_a_retry_that_is_to_come_is_no_alarm(box: ShownBox) -> None:
     failed_at_night(box, 75)
     box.unit(UPDATE, SubState="auto-restart", ActiveState="activating")
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.code == 1
     assert "It is tried again by itself." in screen.line("last run")
 
 
-def test_a_run_at_work_is_said(box: Box, capsys: Any) -> None:
+def test_a_run_at_work_is_said(box: ShownBox) -> None:
     box.unit(UPDATE, SubState="start", ExecMainStartTimestamp=f"@{box.now - 5:.0f}")
-    assert show(box, capsys).line("last run") == f"OK last run at work since {when(box.now - 5)}"
+    assert box.show().line("last run") == f"OK last run at work since {when(box.now - 5)}"
 
 
 # exit code, how it ended (CLD_EXITED, CLD_KILLED), what is said, what mends it
@@ -191,32 +192,32 @@ UNNOTED = [
 
 @pytest.mark.parametrize(("status", "way", "said", "mend"), UNNOTED)
 def test_a_run_that_could_note_nothing_is_told_by_systemd(
-    box: Box, capsys: Any, status: int, way: int, said: str, mend: str
+    box: ShownBox, status: int, way: int, said: str, mend: str
 ) -> None:
     box.ended(UPDATE, box.now - HOUR, status, way, run="d4" * 16)
-    line = show(box, capsys).line("last run")
+    line = box.show().line("last run")
     assert f"failing since {when(box.now - HOUR)} ({said})" in line
     assert mend in line
 
 
-def test_a_note_of_another_run_does_not_speak_for_this_one(box: Box, capsys: Any) -> None:
+def test_a_note_of_another_run_does_not_speak_for_this_one(box: ShownBox) -> None:
     """The invocation's number decides: after the note of a wrong password it was killed."""
     box.note("daily", box.now - 9 * HOUR, 77, "refused", run="c3" * 16)
     box.ended(UPDATE, box.now - HOUR, 9, 2, run="d4" * 16)
-    assert "signal 9" in show(box, capsys).line("last run")
+    assert "signal 9" in box.show().line("last run")
 
 
-def test_a_unit_that_systemd_could_not_start_at_all_is_told(box: Box, capsys: Any) -> None:
+def test_a_unit_that_systemd_could_not_start_at_all_is_told(box: ShownBox) -> None:
     box.ended(UPDATE, box.now - HOUR, run="c3" * 16)
     box.unit(UPDATE, ActiveState="failed", Result="resources", InvocationID="d4" * 16)
-    assert "systemd says resources" in show(box, capsys).line("last run")
+    assert "systemd says resources" in box.show().line("last run")
 
 
-def test_a_refused_login_leads_to_the_settings(box: Box, capsys: Any) -> None:
+def test_a_refused_login_leads_to_the_settings(box: ShownBox) -> None:
     """`check` would say ok to the same wrong password."""
     failed_at_night(box, 77)
     box.says("CRITICAL", "key 1a2b3c4d: Webkassa refused the login", age_seconds=14400)
-    screen = show(box, capsys)
+    screen = box.show()
     assert "-> sudo webkassa-key check" not in screen
     assert screen.count("-> ") == 1
     assert (
@@ -226,15 +227,15 @@ def test_a_refused_login_leads_to_the_settings(box: Box, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hand", "consumer", "heal"])
-def test_a_refused_login_of_any_run_is_critical(box: Box, capsys: Any, kind: str) -> None:
+def test_a_refused_login_of_any_run_is_critical(box: ShownBox, kind: str) -> None:
     """The night would be refused, too, though its last run was good."""
     box.note(kind, box.now - HOUR, 77, "Webkassa refuses it.")
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.code == 2
     assert f"refused it {server_status.KINDS[kind]} {when(box.now - HOUR)}" in screen.line("login")
     assert f"-> put the right login and password into {box.settings}" in screen.line("login")
     box.note("daily", box.now, renewed=True)
-    assert show(box, capsys).code == 0
+    assert box.show().code == 0
 
 
 def test_meanings_are_those_of_the_programs_help() -> None:
@@ -246,43 +247,43 @@ def test_meanings_are_those_of_the_programs_help() -> None:
     assert {code: table[code] for code in ours} == ours
 
 
-def test_no_boot_run_is_called_good(box: Box, capsys: Any) -> None:
+def test_no_boot_run_is_called_good(box: ShownBox) -> None:
     """An upgrade starts the same service, and there may have been no boot at all."""
     box.note("boot", box.now - HOUR, renewed=True)
     box.ended(BOOT, box.now - HOUR)
-    screen = show(box, capsys)
+    screen = box.show()
     assert "boot run" not in screen
     assert ", after a boot or an upgrade, done: stored" in screen
 
 
-def test_a_boot_run_that_failed_is_told(box: Box, capsys: Any) -> None:
+def test_a_boot_run_that_failed_is_told(box: ShownBox) -> None:
     box.note("boot", box.now - HOUR, 75, "PostgreSQL is away.")
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.line("boot run").startswith("CRITICAL boot run failing since")
 
 
-def test_runs_by_hand_are_among_the_last(box: Box, capsys: Any) -> None:
+def test_runs_by_hand_are_among_the_last(box: ShownBox) -> None:
     box.note("hand", box.now - 60, 78, "The settings are wrong:\n  WEBKASSA_LOGIN: is not set")
-    runs = show(box, capsys).partition("Last runs:\n")[2].splitlines()
+    runs = box.show().partition("Last runs:\n")[2].splitlines()
     assert runs == [
         f"{when(box.now - 60)}, by hand, code 78: The settings are wrong:",
         f"{when(box.now - 4 * HOUR)}, by the timer, done: stored the new key 1a2b3c4d",
     ]
 
 
-def test_all_times_are_of_this_machines_zone(box: Box, capsys: Any, almaty: None) -> None:
+def test_all_times_are_of_this_machines_zone(box: ShownBox, almaty: None) -> None:
     failed_at_night(box)
     box.note("hand", box.now - 60)
-    screen = show(box, capsys)
+    screen = box.show()
     assert "UTC" not in screen
     assert screen.count(" +05") >= 4
 
 
-def test_an_old_systemd_is_understood(box: Box, capsys: Any, almaty: None) -> None:
+def test_an_old_systemd_is_understood(box: ShownBox, almaty: None) -> None:
     """Before 251 there is no --timestamp=unix."""
-    box.properties["old"] = True
+    box.is_old = True
     box.ended(UPDATE, box.now - HOUR, 203, run="d4" * 16)
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.line("timer") == f"OK timer enabled, active, next run {when(box.now + 900)}"
     assert f"failing since {when(box.now - HOUR)} (code 203" in screen.line("last run")
 
@@ -293,30 +294,30 @@ def test_no_time_is_no_time(text: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"kind": "daily"}', "", '"x"'])
-def test_a_damaged_note_is_none(box: Box, capsys: Any, damage: str) -> None:
+def test_a_damaged_note_is_none(box: ShownBox, damage: str) -> None:
     (box.state / "run-daily.json").write_text(damage)
-    assert show(box, capsys).line("last run") == "OK last run none so far"
+    assert box.show().line("last run") == "OK last run none so far"
 
 
-def test_nothing_steers_the_terminal(box: Box, capsys: Any) -> None:
+def test_nothing_steers_the_terminal(box: ShownBox) -> None:
     failed_at_night(box, 75, "\033[2J\rgone")
     box.says("WARNING", "key \033[31m1a2b3c4d", age_seconds=14400)
-    screen = show(box, capsys)
+    screen = box.show()
     assert "\033" not in screen
     assert "\r" not in screen
 
 
-def test_without_the_probe_it_does_not_claim_to_know(box: Box, capsys: Any) -> None:
+def test_without_the_probe_it_does_not_claim_to_know(box: ShownBox) -> None:
     failed_at_night(box, 75)
     box.says("UNKNOWN", "PostgreSQL is away")
-    assert "); how the key stands is not known\n" in show(box, capsys)
+    assert "); how the key stands is not known\n" in box.show()
 
 
 # Many accounts -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def many(box: Box) -> Box:
+def many(box: ShownBox) -> ShownBox:
     box.make_many("east", "north", "south")
     rows = [{"account": name, "status": "OK", "message": f"key of {name}", "age_seconds": 4 * HOUR}
             for name in ("east", "north", "south")]  # fmt: skip
@@ -327,10 +328,10 @@ def many(box: Box) -> Box:
     return box
 
 
-def test_the_accounts_that_failed_are_named(many: Box, capsys: Any) -> None:
+def test_the_accounts_that_failed_are_named(many: ShownBox) -> None:
     many.note("daily", many.now - 3 * HOUR, 77, "refused", account="north", run="c3" * 16)
     many.ended(UPDATE, many.now - 3 * HOUR, 77, run="c3" * 16)
-    screen = show(many, capsys)
+    screen = many.show()
     assert (
         f"CRITICAL last run failing since {when(many.now - 3 * HOUR)} (code 77: Webkassa refuses"
         in screen.line("last run")
@@ -339,24 +340,24 @@ def test_the_accounts_that_failed_are_named(many: Box, capsys: Any) -> None:
     assert f"{many.accounts}/NAME.env, then: sudo webkassa-key update --if-needed" in screen
     assert ", by the timer, code 77: 2 of 3 accounts: done; not done: north 77" in screen
     many.note("hand", many.now - HOUR, account="south", renewed=True)
-    assert show(many, capsys).code == 2
+    assert many.show().code == 2
     many.note("hand", many.now - HOUR, account="north", renewed=True)
-    assert show(many, capsys).code == 0
+    assert many.show().code == 0
 
 
-def test_an_account_whose_file_is_gone_counts_no_more(many: Box, capsys: Any) -> None:
+def test_an_account_whose_file_is_gone_counts_no_more(many: ShownBox) -> None:
     many.note("daily", many.now - 3 * HOUR, 77, "refused", account="north")
     (many.accounts / "north.env").unlink()
-    assert show(many, capsys).code == 0
+    assert many.show().code == 0
 
 
-def test_a_killed_run_of_many_is_told_though_some_were_done(many: Box, capsys: Any) -> None:
+def test_a_killed_run_of_many_is_told_though_some_were_done(many: ShownBox) -> None:
     many.ended(UPDATE, many.now - 2 * HOUR, 9, 2, run="c3" * 16)
-    assert "signal 9" in show(many, capsys).line("last run")
+    assert "signal 9" in many.show().line("last run")
 
 
-def test_each_account_is_shown(many: Box, capsys: Any) -> None:
-    assert "\n OK: south: key of south" in show(many, capsys).line("key")
+def test_each_account_is_shown(many: ShownBox) -> None:
+    assert "\n OK: south: key of south" in many.show().line("key")
 
 
 # Timers and socket ---------------------------------------------------------------------------------
@@ -374,31 +375,31 @@ def test_each_account_is_shown(many: Box, capsys: Any) -> None:
     ],
 )  # fmt: skip
 def test_a_timer_that_will_not_come_is_critical(
-    box: Box, capsys: Any, properties: dict[str, str], said: str, mend: str
+    box: ShownBox, properties: dict[str, str], said: str, mend: str
 ) -> None:
     box.unit(TIMER, **properties)
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.code == 2
     assert said in screen.line("timer")
     assert f"-> {mend}" in screen.line("timer")
 
 
-def test_a_next_run_more_than_a_day_away_is_critical(box: Box, capsys: Any) -> None:
+def test_a_next_run_more_than_a_day_away_is_critical(box: ShownBox) -> None:
     """A clock that was ahead when the machine booted leaves every OnCalendar= in the future."""
     box.unit(TIMER, NextElapseUSecRealtime=f"@{box.now + 26 * HOUR:.0f}")
     for arguments in ([], ["--timers"]):
-        screen = show(box, capsys, *arguments)
+        screen = box.show(*arguments)
         assert screen.code == 2
         assert f"as late as {when(box.now + 26 * HOUR)}" in screen
         assert f"-> sudo systemctl restart {TIMER}; sudo systemctl restart {TIMER}\n" in screen
     box.unit(TIMER, NextElapseUSecRealtime=f"@{box.now + 24.5 * HOUR:.0f}")
-    assert show(box, capsys).code == show(box, capsys, "--timers").code == 0
+    assert box.show().code == box.show("--timers").code == 0
 
 
-def test_a_heal_timer_that_is_stuck_is_told(box: Box, capsys: Any) -> None:
+def test_a_heal_timer_that_is_stuck_is_told(box: ShownBox) -> None:
     box.unit(HEAL_TIMER, **ACTIVE, NextElapseUSecRealtime=f"@{box.now + 2 * HOUR:.0f}")
     for arguments in ([], ["--timers"]):
-        screen = show(box, capsys, *arguments)
+        screen = box.show(*arguments)
         assert screen.code == 1
         assert f"{HEAL_TIMER}: its next run is as late as" in screen
 
@@ -407,51 +408,49 @@ def test_a_heal_timer_that_is_stuck_is_told(box: Box, capsys: Any) -> None:
     "properties",
     [{"UnitFileState": "disabled"}, {"ActiveState": "inactive"}, {"SubState": "elapsed"}],
 )
-def test_a_net_that_is_not_there_is_a_warning(
-    box: Box, capsys: Any, properties: dict[str, str]
-) -> None:
+def test_a_net_that_is_not_there_is_a_warning(box: ShownBox, properties: dict[str, str]) -> None:
     box.unit(NET_TIMER, NextElapseUSecRealtime="", **properties)
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.code == 1
     assert f"{NET_TIMER}: " in screen
     assert "nothing steps in where the daily timer does not come" in screen
 
 
-def test_the_proof_of_an_installation_is_about_what_is_enabled(box: Box, capsys: Any) -> None:
-    assert show(box, capsys, "--timers") == f"Next run: {when(box.now + 900)}\n"
+def test_the_proof_of_an_installation_is_about_what_is_enabled(box: ShownBox) -> None:
+    assert box.show("--timers") == f"Next run: {when(box.now + 900)}\n"
     for name in (TIMER, NET_TIMER, BOOT_TIMER):
         box.unit(name, UnitFileState="disabled", ActiveState="inactive")
-    assert (show(box, capsys, "--timers"), show(box, capsys, "--timers").code) == ("", 0)
+    assert (box.show("--timers"), box.show("--timers").code) == ("", 0)
 
 
-def test_a_masked_service_is_told_before_its_time_comes(box: Box, capsys: Any) -> None:
+def test_a_masked_service_is_told_before_its_time_comes(box: ShownBox) -> None:
     box.unit(UPDATE, LoadState="masked")
-    screen = show(box, capsys)
+    screen = box.show()
     assert f"CRITICAL timer {UPDATE} is masked: nothing renews the key" in screen.line("timer")
     assert f"-> sudo systemctl unmask {UPDATE} && " in screen.line("timer")
 
 
-def test_consumers_cannot_ask_where_the_socket_was_removed(box: Box, capsys: Any) -> None:
-    assert "may ask for a new key: root" in show(box, capsys).line("consumers")
+def test_consumers_cannot_ask_where_the_socket_was_removed(box: ShownBox) -> None:
+    assert "may ask for a new key: root" in box.show().line("consumers")
     box.socket.unlink()
     for _ in ("nothing there", "a file there"):
-        screen = show(box, capsys)
+        screen = box.show()
         assert screen.line("consumers").startswith("WARNING consumers cannot ask for a new key")
         assert f"-> sudo systemctl restart {SOCKET}" in screen.line("consumers")
         box.socket.touch()
 
 
-def test_a_unit_that_is_missing_is_not_to_be_enabled(box: Box, capsys: Any) -> None:
+def test_a_unit_that_is_missing_is_not_to_be_enabled(box: ShownBox) -> None:
     off = {"UnitFileState": "disabled", "ActiveState": "inactive"}
     for name in (TIMER, BOOT_TIMER, SOCKET):
         box.unit(name, **off)
-    shown = show(box, capsys)
+    shown = box.show()
     assert f"-> sudo systemctl enable --now {TIMER}\n" in shown
     assert f"-> sudo systemctl enable {BOOT_TIMER}\n" in shown
     assert f"-> sudo systemctl enable --now {SOCKET}\n" in shown
     for name in (TIMER, BOOT_TIMER, SOCKET):
         (box.units / name).unlink()
-    assert "-> sudo systemctl enable" not in show(box, capsys)
+    assert "-> sudo systemctl enable" not in box.show()
 
 
 # The installation ----------------------------------------------------------------------------------
@@ -459,14 +458,14 @@ def test_a_unit_that_is_missing_is_not_to_be_enabled(box: Box, capsys: Any) -> N
 
 @pytest.mark.parametrize(("days", "level"), [(540, "OK"), (560, "WARNING")])
 def test_old_certificates_of_authorities_are_warned_of(
-    days: int, level: str, box: Box, capsys: Any
+    days: int, level: str, box: ShownBox
 ) -> None:
     issued = time.gmtime(time.time() - days * 86400)
     version = f"{issued.tm_year}.{issued.tm_mon}.{issued.tm_mday}"
     (box.current / f"venv/lib/python3.11/site-packages/certifi-{version}.dist-info").mkdir(
         parents=True
     )
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.line("code").startswith(level)
     date = time.strftime("%Y-%m-%d", issued)
     assert (f"certificates of authorities are of {date}" in screen) == (level == "WARNING")
@@ -474,7 +473,7 @@ def test_old_certificates_of_authorities_are_warned_of(
 
 
 def test_what_the_sandbox_hides_is_named_for_the_installer(
-    box: Box, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    box: ShownBox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if not str(tmp_path).startswith("/tmp/"):
         pytest.skip("needs its files in /tmp")
@@ -484,7 +483,7 @@ def test_what_the_sandbox_hides_is_named_for_the_installer(
         ("FAIL  /tmp/away", False),
     ):
         monkeypatch.setattr(sys, "stdin", io.StringIO(said))
-        screen = show(box, capsys, "--hidden")
+        screen = box.show("--hidden")
         assert (f"{tmp_path}/ca.pem is there, but the service cannot see it" in screen) == there
         assert screen.code == 0
 
@@ -501,55 +500,55 @@ def test_what_the_sandbox_hides_is_named_for_the_installer(
     ],
 )
 def test_what_only_may_renew_the_key_is_named_and_nothing_more(
-    box: Box, capsys: Any, remark: str, level: str, said: str
+    box: ShownBox, remark: str, level: str, said: str
 ) -> None:
     box.script(box.bin / "bash", f"printf 'look\\t/etc/crontab:3\\t{remark}\\n'")
-    line = show(box, capsys).line("triggers")
+    line = box.show().line("triggers")
     assert line.startswith(level)
     assert f"{said}{remark})" in line
 
 
-def test_code_that_does_not_start_is_critical(box: Box, capsys: Any) -> None:
-    (box.current / "venv/bin/webkassa-key-updater").write_text("import no_such_thing\n")
-    screen = show(box, capsys)
+def test_code_that_does_not_start_is_critical(box: ShownBox) -> None:
+    (box.current / "venv/bin/webkassa-key-updater").write_text("exit 1\n")
+    screen = box.show()
     assert "CRITICAL code does not start" in screen.line("code")
     assert f"-> sudo {box.current}/install.sh" in screen.line("code")
     assert screen.line("key").startswith("CRITICAL key not known")
 
 
-def test_alerts_that_are_off_are_not_called_ok(box: Box, capsys: Any) -> None:
-    screen = show(box, capsys)
+def test_alerts_that_are_off_are_not_called_ok(box: ShownBox) -> None:
+    screen = box.show()
     assert screen.line("alerts").startswith("OFF alerts nobody is told of a failure")
     assert screen.splitlines()[0].count("; alerts are off") == 1
 
 
-def test_an_apprise_that_does_not_start_is_told(box: Box, capsys: Any) -> None:
+def test_an_apprise_that_does_not_start_is_told(box: ShownBox) -> None:
     box.addresses.write_text("json://127.0.0.1\n")
     box.addresses.chmod(0o640)
     box.script(box.apprise, "exit 1")
-    line = show(box, capsys).line("alerts")
+    line = box.show().line("alerts")
     assert line.startswith("WARNING alerts cannot be sent: Apprise does not start")
     assert f"-> sudo {box.current}/install.sh --with-alerts" in line
 
 
-def test_settings_are_judged_by_their_rights(box: Box, capsys: Any) -> None:
+def test_settings_are_judged_by_their_rights(box: ShownBox) -> None:
     box.settings.chmod(0o644)
-    assert "644, not root:webkassa-key-updater 640" in show(box, capsys).line("settings")
+    assert "644, not root:webkassa-key-updater 640" in box.show().line("settings")
     box.settings.unlink()
-    assert "is missing: without it nothing renews the key" in show(box, capsys).line("settings")
+    assert "is missing: without it nothing renews the key" in box.show().line("settings")
     box.settings.symlink_to("/srv/away")
-    assert "is a link to /srv/away, which is not there" in show(box, capsys).line("settings")
+    assert "is a link to /srv/away, which is not there" in box.show().line("settings")
 
 
-def test_who_may_not_look_is_told_so(box: Box, capsys: Any) -> None:
+def test_who_may_not_look_is_told_so(box: ShownBox) -> None:
     box.is_root, box.user, box.unseen = False, "nobody", "not visible to nobody without sudo"
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.code == 3
     assert screen.line("key").startswith("UNKNOWN key not visible to nobody without sudo")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_stranger_sees_what_everybody_sees_and_no_traceback(box: Box) -> None:
+def test_a_stranger_sees_what_everybody_sees_and_no_traceback(box: ShownBox) -> None:
     box.config.chmod(0o700)
     box.state.chmod(0o700)
     for folder in (box.root, *box.root.parents):
@@ -568,10 +567,10 @@ def test_a_stranger_sees_what_everybody_sees_and_no_traceback(box: Box) -> None:
     assert "UNSEEN    settings   not visible to nobody without sudo\n" in done.stdout
 
 
-def test_nothing_installed_is_critical(box: Box, capsys: Any) -> None:
+def test_nothing_installed_is_critical(box: ShownBox) -> None:
     box.current.rename(box.current.with_name("away"))
     (box.units / TIMER).unlink()
-    screen = show(box, capsys)
+    screen = box.show()
     assert screen.startswith("WEBKASSA CRITICAL - installed: no: nothing here renews the key")
     assert screen.code == 2
 
