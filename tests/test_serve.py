@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import importlib.util
 import os
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 from test_units import UNITS, directives, seconds
-from world.shop import PROGRAM, ROOT, Result, Shop, fingerprint
+from world.shop import PROGRAM, ROOT, UPDATERS, Result, Shop, fingerprint
 from world.waiting import await_
 from world.webkassa_simulator import answer, slow
 
@@ -423,6 +424,28 @@ def test_stop_in_the_middle_of_a_login_is_obeyed_after_the_commit(
     salon.stop(process, number)
     assert salon.shop.holds_the_live_key
     assert len(salon.runs) == 1
+
+
+def test_stop_is_passed_on_to_a_run_that_waits_for_the_lock(salon: Salon) -> None:
+    with salon.shop.lock_held():
+        process = salon.serve()
+        await_(lambda: salon.shop.sql(UPDATERS))
+        start = time.monotonic()
+        said = salon.stop(process)
+        assert time.monotonic() - start < 30  # it would wait for 77 s
+    assert "boot: exit code 143, not tried again" in said
+    assert salon.webkassa.calls == []
+
+
+def test_signal_that_comes_to_another_thread_is_obeyed(young: Salon) -> None:
+    """The kernel may choose any thread; Python's handlers run in the main one, which sleeps."""
+    process = young.serve()
+    young.await_run()
+    await_(young.socket.exists)
+    threads = [int(task.name) for task in Path(f"/proc/{process.pid}/task").iterdir()]
+    other = next(thread for thread in threads if thread != process.pid)
+    assert ctypes.CDLL(None).tgkill(process.pid, other, signal.SIGTERM) == 0
+    assert young.shop.finish(process).code == 0
 
 
 def test_consumer_has_its_answer_when_the_container_is_stopped(young: Salon) -> None:

@@ -88,6 +88,7 @@ class Engine:
 
     def close(self) -> None:
         self.remove_containers()
+        self.run("network", "prune", "--force")  # Compose's are the host's links
         self.daemon.terminate()
         self.daemon.wait(60)
         self.log.close()

@@ -7,12 +7,15 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from shown import MANUALS, snippet
 
-from .common import FOLDER, HOLD, needs, seconds, tool
+from .common import FOLDER, HOLD, await_, seconds, tool
 from .conftest import Salon
 
 FILE = FOLDER / "compose.yaml"
@@ -68,20 +71,68 @@ def test_no_secret_is_in_the_environment() -> None:
                 assert value.removeprefix("/run/secrets/") in service["secrets"]
 
 
-@needs("WEBKASSA_PASSWORD_FILE")
-def test_compose_runs_an_update(compose: list[str], salon: Salon) -> None:
-    (salon.home / "secrets").mkdir()
+def test_an_application_in_another_file_joins_as_the_manual_says(
+    compose: list[str], tmp_path: Path
+) -> None:
+    for manual in MANUALS:
+        (tmp_path / "manual.yaml").write_text(snippet("renew compose", manual))
+        (tmp_path / "shop.yaml").write_text("services: {shop: {image: shop}}")
+        files = [f"--file={tmp_path / name}" for name in ("manual.yaml", "shop.yaml")]
+        result = subprocess.run([*compose, *files, "config"], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        joined = yaml.safe_load(result.stdout)
+        assert joined["networks"].keys() == {STACK["networks"]["default"]["name"]}
+        assert joined["volumes"].keys() == {STACK["volumes"]["renew"]["name"]}
+        assert "/run/webkassa-key" in str(joined["services"]["shop"]["volumes"])
+
+
+Compose = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def stack(compose: list[str], salon: Salon) -> Iterator[Compose]:
+    """Compose with the file, and the database and the Webkassa of the tests, which are the host's.
+    The secrets are as the file's first lines make them."""
+    folder = salon.home / "containers"
+    (folder / "secrets").mkdir(parents=True, mode=0o700)
+    shutil.copy(FILE, folder)
     for name in ("WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "POSTGRES_PASSWORD"):
-        salon.secret(f"secrets/{name.lower()}", salon.settings.pop(name) + "\n")
-    shutil.copy(FILE, salon.home)
+        file = folder / "secrets" / name.lower()
+        file.write_text(salon.settings.pop(name) + "\n", encoding="utf-8")
+        file.chmod(0o444)
+    os.chown(folder / "secrets", 54321, 54321)
     world: dict[str, Any] = {"network_mode": "host", "environment": salon.settings}
-    override = {"services": {"webkassa-key": world}}  # the database of the tests is the host's
-    (salon.home / "override.yaml").write_text(json.dumps(override))
-    files = [f"--file={salon.home / name}" for name in ("compose.yaml", "override.yaml")]
-    process = subprocess.Popen(
-        [*compose, *files, "run", "--rm", "-T", "--no-deps", "webkassa-key"], env=salon.engine.env,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    result = salon.shop.finish(process)
+    override = {"services": dict.fromkeys(("webkassa-key", "webkassa-key-serve"), world)}
+    (folder / "override.yaml").write_text(json.dumps(override))
+    files = [f"--file={folder / name}" for name in ("compose.yaml", "override.yaml")]
+
+    def stack(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*compose, *files, *arguments], env=salon.engine.env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    yield stack
+    stack("down", "--volumes").communicate()
+
+
+def test_compose_runs_an_update(stack: Compose, salon: Salon) -> None:
+    result = salon.shop.finish(stack("run", "--rm", "-T", "--no-deps", "webkassa-key"))
     assert result.code == 0, result.err
     assert salon.shop.holds_the_live_key
+
+
+def test_compose_serves_and_its_messages_name_a_command_of_compose(
+    stack: Compose, salon: Salon
+) -> None:
+    salon.webkassa.password = "another"
+    result = salon.shop.finish(stack("up", "--detach", "--no-deps", "webkassa-key-serve"))
+    assert result.code == 0, result.err
+
+    def log() -> str:
+        return stack("logs", "webkassa-key-serve").communicate()[0]
+
+    await_(lambda: "exit code 77, not tried again" in log(), pause=1)
+    assert "run: docker compose run --rm webkassa-key update" in log()
+    result = salon.shop.finish(stack("run", "--rm", "-T", "--no-deps", "webkassa-key", "check"))
+    assert result.code == 77  # the refusal is remembered in the volume that both have
