@@ -50,7 +50,6 @@ import ipaddress
 import itertools
 import json
 import logging
-import math
 import os
 import queue
 import random
@@ -247,6 +246,8 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
         row = logins.row = logins.key_age.correct(store.lock_row())
         logins.key_age.note_first_sight(row)
         logins.webkassa.is_doubted = logins.probe_doubt.is_valid(row)
+        if not logins.asked:
+            store.reject_other_rows(row)
         reason = reason_to_stop(job, logins, row, store.table)
         if reason and store.in_transaction():
             if logins.ended_by:  # the token is stored, or another's; what ended the logins is said
@@ -428,7 +429,7 @@ def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> O
         reason = reason_if_not_this_key(job.mode, row, logins)
     if reason:
         return Outcome(0, reason, key)
-    waiting_since = logins.started if logins.has_waited else math.inf
+    waiting_since = logins.started if logins.has_waited else None
     if refusal := logins.refusals.find(row, waiting_since, job.mode == ALWAYS):
         raise refusal
     return None
@@ -1266,12 +1267,18 @@ class KeyStore:
         self.take_lock(f"{self.table.short}:{self.account.service}")
         row = self.select_row("FOR NO KEY UPDATE")
         others = [] if row.exists else other_rows(self)[:1]
-        similar = next((name for name, is_similar in others if is_similar), "")
+        return row._replace(beside="".join(name for name, _ in others))
+
+    def reject_other_rows(self, row: KeyRow) -> None:
+        """Raise WriteRefused where consumers may read another row than ours. Not to be asked with a
+        token in hand, which is better stored in the wrong row than lost."""
+        others = [] if row.exists else other_rows(self)
+        similar = [name for name, is_similar in others if is_similar]
         is_hidden = not row.exists and self.select_row("").exists
         elsewhere = "" if self.account.schema else self.find_row_elsewhere(row)
-        if fault := row_fault(self.table, self.account.service, is_hidden, similar, elsewhere):
+        facts = (is_hidden, "".join(similar[:1]), elsewhere)
+        if fault := row_fault(self.table, self.account.service, *facts):
             raise fault
-        return row._replace(beside="".join(name for name, _ in others))
 
     def find_row_elsewhere(self, row: KeyRow) -> str:
         """Return another table of this name that consumers may read instead: one of the search path
@@ -1562,20 +1569,19 @@ class Note:
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         self.file = Path(account.state_folder) / f"{kind}-{name}.json"
 
-    def read(self, life: float) -> dict[str, Any]:
-        """Return its facts, none if it is older than `life` seconds."""
+    def read(self, life: float = 0) -> dict[str, Any]:
+        """Return its facts, none if it is older than `life` seconds; 0: however old it is."""
         with contextlib.suppress(Exception):
             note = json.loads(run_with_deadline(Deadline(1), None, self.file.read_text))
-            if 0 <= time.time() - note["time"] < life:
+            if not life or 0 <= time.time() - note["time"] < life:
                 return dict(note)
         return {}
 
     def write(self, **facts: object) -> bool:
         """Say whether it was written."""
+        text = json.dumps({"time": time.time()} | facts)
         with contextlib.suppress(Exception):
-            run_with_deadline(
-                Deadline(1), None, self.write_text, json.dumps({"time": time.time()} | facts)
-            )
+            run_with_deadline(Deadline(1), None, self.write_text, text)
             return True
         return False
 
@@ -1599,14 +1605,11 @@ class KeyAge:
 
     def correct(self, row: KeyRow) -> KeyRow:
         """Return the row with the age of its key, as far as it was noted."""
-        note = self.note.read(math.inf)
-        age = row.now - note.get("moment", math.inf)
-        if age < 0 or note.get("key") != row.key.fingerprint:
-            return row
-        if note.get("stored"):
-            return row._replace(age=age, age_from="note")
-        if age > (self.max_age if row.age is None else row.age):  # at least that old
-            return row._replace(age=age, age_from="note")
+        note = self.note.read()
+        with contextlib.suppress(KeyError, TypeError):  # one that is not whole counts as none
+            age, by_row = row.now - note["moment"], self.max_age if row.age is None else row.age
+            if note["key"] == row.key.fingerprint and age >= (0 if note["stored"] else by_row):
+                return row._replace(age=age, age_from="note")
         return row
 
     def was_early(self) -> bool:
@@ -1614,7 +1617,7 @@ class KeyAge:
         return bool(self.note.read(YOUNG).get("early"))
 
     def note_first_sight(self, row: KeyRow) -> None:
-        if row.key and self.note.read(math.inf).get("key") != row.key.fingerprint:
+        if row.key and self.note.read().get("key") != row.key.fingerprint:
             self.note.write(key=row.key.fingerprint, moment=row.now, stored=False)
 
     def note_renewal(self, row: KeyRow, early: bool) -> None:
@@ -1640,7 +1643,7 @@ class Refusals:
         return hashlib.pbkdf2_hmac("sha256", text.encode(), salt.encode(), 200_000).hex()
 
     def find(
-        self, row: KeyRow, waiting_since: float = math.inf, always: bool = False
+        self, row: KeyRow, waiting_since: float | None = None, always: bool = False
     ) -> WebkassaFailure | None:
         """Return the failure of this very login within a day, for the same stored key. `always`, and
         an answer without a token: only where it failed while somebody waits for the lock."""
@@ -1648,8 +1651,11 @@ class Refusals:
         if not note or note.get("key") != row.key.fingerprint:
             return None
         code, moment = note.get("code"), note["time"]
-        is_waiters = moment >= waiting_since and moment > time.time() - self.SHORT_LIFE
-        if not is_waiters and (always or code != LOGIN_REFUSED):
+        is_waiters = waiting_since is not None and moment >= waiting_since
+        is_waiters = is_waiters and moment > time.time() - self.SHORT_LIFE
+        if code not in (LOGIN_REFUSED, NONSENSE):
+            return None
+        if not is_waiters and (always or code == NONSENSE):
             return None
         if note.get("hash") != self.credential_hash(str(note.get("salt"))):
             return None
@@ -2339,6 +2345,7 @@ def check_store(job: Job, deadline: Deadline) -> tuple[list[Line], KeyRow | None
             store.read_row()
             row = store.lock_row()
             lines.append(("ok", Message("lock: taken"), 0))
+            store.reject_other_rows(row)
             step = "write"
             store.rehearse(row)
             done = first_that_holds(

@@ -179,6 +179,20 @@ def test_lock_is_taken_again_after_a_reconnect(shop: Shop) -> None:
     assert shop.holds_the_live_key
 
 
+def test_second_table_that_appears_after_the_login_costs_no_key(shop: Shop) -> None:
+    """Before it, such a table is a fault; a token in hand is stored."""
+
+    def copy_the_table(token: str) -> None:
+        shop.sql("CREATE SCHEMA app; CREATE TABLE app.api_keys AS SELECT * FROM api_keys")
+        shop.kill_connections()
+        shop.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
+
+    shop.webkassa.on_issue = once(copy_the_table)
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations) == (0, 1), result.err
+    assert shop.holds_the_live_key
+
+
 # The same token twice ----------------------------------------------------------------------------
 
 

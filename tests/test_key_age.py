@@ -120,7 +120,9 @@ def test_row_tells_the_age_of_a_key_that_was_seen_after_it(shop: Shop) -> None:
     assert shop.webkassa.authorizations == 1
 
 
-@pytest.mark.parametrize("flaw", ["another key", "the future", "no JSON", "missing", "not ours"])
+@pytest.mark.parametrize(
+    "flaw", ["another key", "the future", "no JSON", "missing", "not ours", "a text"]
+)
 def test_where_no_note_fits_the_row_counts(touched: Shop, flaw: str) -> None:
     touched.let_key_age("25 hours")
     touched.sql(TOUCH)
@@ -130,6 +132,8 @@ def test_where_no_note_fits_the_row_counts(touched: Shop, flaw: str) -> None:
         told["key"] = "0badc0de"
     elif flaw == "the future":
         told["moment"] += 26 * 3600 + 600
+    elif flaw == "a text":
+        told["moment"] = "yesterday"
     elif flaw == "not ours":
         del told["stored"], told["moment"]
     file.write_text("{" if flaw == "no JSON" else json.dumps(told))
