@@ -1734,8 +1734,8 @@ def read_account(values: Mapping[str, str], faults: list[Message]) -> Account:
     home = values.get("HOME") or os.path.expanduser("~")
     state = f"{values.get('XDG_STATE_HOME') or f'{home}/.local/state'}/webkassa-key-updater"
     account = Account(
-        login=Secret(read.text("WEBKASSA_LOGIN", required=True)),
-        password=Secret(read.text("WEBKASSA_PASSWORD", required=True, any_end=True)),
+        login=Secret(read.text("WEBKASSA_LOGIN", None)),
+        password=Secret(read.text("WEBKASSA_PASSWORD", None, any_end=True)),
         auth_url=auth_url, api_key=Secret(api_key), probe_url=probe_url,
         service=read.text("WEBKASSA_SERVICE_NAME", "Webkassa"),
         max_age=read.duration("WEBKASSA_MAX_AGE", "24h", 1, 366 * 86400),
@@ -1815,14 +1815,13 @@ class SettingsParser:
         """Add a fault; `what` is a sentence about {name}."""
         self.faults.append(Message(what, name=name, **facts))
 
-    def text(
-        self, name: str, default: str = "", required: bool = False, any_end: bool = False
-    ) -> str:
-        """Return any text. A quote or a blank at an end is an oversight, but not of a password."""
-        value = self.values.get(name, default)
+    def text(self, name: str, default: str | None = "", any_end: bool = False) -> str:
+        """Return any text; `default` None: it is required. A quote or a blank at an end is an
+        oversight, but not of a password (`any_end`)."""
+        value = self.values.get(name, default or "")
         hidden = [ord(c) for c in value if unicodedata.category(c) in self.HIDDEN]
         what = first_that_holds(
-            (required and not value, "{name}: is not set"),
+            (default is None and not value, "{name}: is not set"),
             (self.PLACEHOLDER.fullmatch(value), "{name}: is still a placeholder"),
             (hidden, "{name}: contains the invisible character U+{codes[0]:04X}"),
             (not any_end and value != value.strip().strip(self.QUOTES),
@@ -1863,8 +1862,7 @@ class SettingsParser:
         seconds = int(match[1]) * unit[match[2]] if match else 0
         if not shortest <= seconds <= longest:
             what = "{name}: is not a duration like {default}, from {shortest}s to {longest}s"
-            facts = {"default": default, "shortest": shortest, "longest": longest}
-            self.fault(name, what, **facts)
+            self.fault(name, what, default=default, shortest=shortest, longest=longest)
         return seconds
 
 
@@ -1949,18 +1947,13 @@ ALIASES = {  # what others call a setting that decides which host or which datab
     "DATABASE_URL": "(POSTGRES|WEBKASSA)_(URL|URI|DSN|DATABASE_URL)",
     "API_KEYS_TABLE": "API_KEYS?_(.*_)?TABLE.*",
 }
-POSTGRES = {  # settings and libpq's parameters; then its own variables, and the same
-    "POSTGRES_HOST": "host", "POSTGRES_PORT": "port", "POSTGRES_DB": "dbname",
-    "POSTGRES_USER": "user", "POSTGRES_PASSWORD": "password",
-}  # fmt: skip
-LIBPQ = {"PGDATABASE": "dbname"} | {
-    f"PG{parameter.upper().replace('_', '')}": parameter
-    for parameter in (
-        "host", "hostaddr", "port", "user", "password", "passfile", "options", "sslmode",
-        "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding", "target_session_attrs",
-        "service",
-    )
-}  # fmt: skip
+# Settings and libpq's parameters; then its own variables, and the same
+POSTGRES = {"POSTGRES_HOST": "host", "POSTGRES_PORT": "port", "POSTGRES_DB": "dbname",
+            "POSTGRES_USER": "user", "POSTGRES_PASSWORD": "password"}  # fmt: skip
+LIBPQ = {"PGDATABASE": "dbname"} | {f"PG{name.upper().replace('_', '')}": name for name in (
+    "host", "hostaddr", "port", "user", "password", "passfile", "options", "sslmode", "sslrootcert",
+    "sslcert", "sslkey", "sslcrl", "channel_binding", "target_session_attrs", "service",
+)}  # fmt: skip
 # Of one of many accounts: never inherited; of all: may be in a file that NAME_FILE names
 OWN = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_SERVICE_NAME", "HEALTHCHECK_URL"}
 IN_FILES = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY", "POSTGRES_PASSWORD",
@@ -2056,7 +2049,7 @@ def probe_refuses_every_key(key: Secret, webkassa: Webkassa) -> SettingsFault:
 
 
 NOT_BELIEVED = (
-    "Set WEBKASSA_PROBE_URL=off, or ask Webkassa why RefUnits refuses it. Then run: `check`"
+    "Set WEBKASSA_PROBE_URL=off or ask Webkassa why RefUnits refuses it. Then run: `check`"
 )
 
 
@@ -2091,13 +2084,11 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
     ("verify_code 9", "The certificate of {host} is not valid yet.",
      "Is the clock of this machine right? Then run: `check`"),
     ("verify_code 10", "The certificate of {host} has expired.",
-     "Is the clock of this machine right? If so, the host's owner must renew the certificate."
-     " Then run: `check`"),
+     "Is the clock of this machine right? If so, the host's owner must renew it. Then run: `check`"),
     ("verify_code 62 or verify_code 64", "The certificate of {host} has another name.",
      "Is the host in the URL right? Then run: `check`"),
     ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer.",
-     "Does a proxy read along? Then its certificate belongs in REQUESTS_CA_BUNDLE."
-     " Then run: `check`"),
+     "Does a proxy read along? Put its certificate into REQUESTS_CA_BUNDLE. Then run: `check`"),
     ("no proxy", "{host} cannot be reached through the proxy.", ""),
     ("gaierror", "{host} has a name that cannot be resolved.", ""),
     ("NewConnectionError", "{host} refuses the connection, or there is no network.", ""),
@@ -2277,12 +2268,6 @@ def as_failure(error: Exception) -> Failure:
     return Failure("A bug of this program: {where}.", where=where)
 
 
-def describe_key(row: KeyRow) -> Message:
-    """Return fingerprint and age of a stored key, for a person."""
-    what = "{key}" if row.age is None else "{key}, {hours:.1f} h old"
-    return Message(what, key=row.key.fingerprint, hours=(row.age or 0) / 3600)
-
-
 def first_that_holds(*cases: tuple[object, str]) -> str:
     """Return the sentence of the first case whose condition holds, or ""."""
     return next((sentence for holds, sentence in cases if holds), "")
@@ -2292,7 +2277,6 @@ def advice_for(failure: Failure) -> Message:
     return failure.advice or Message(CODES[failure.code][1])
 
 
-NOW = Message("Run again now: `update`")
 CODES = {  # exit codes: in short, and what to do now
     69: ("Webkassa cannot be reached or is failing", "Try again later: `update`"),
     70: ("a bug", "Please report it. How the key stands: `status`"),
@@ -2306,8 +2290,6 @@ CODES = {  # exit codes: in short, and what to do now
 
 
 # ---- Check and status: they never authorize
-
-Line = tuple[str, Message, int]  # of a check: "ok", "WARN" or "FAIL", what about it, exit code
 
 
 def check(job: Job) -> Iterator[Line]:
@@ -2366,16 +2348,15 @@ def check_store(job: Job, deadline: Deadline) -> tuple[list[Line], KeyRow | None
 
 def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Line]:
     """Yield what an update gets along with, but a person should know of the table."""
-    if not store.table.times:
-        what = "table: it has no column updated_at or created_at, so no age is known"
-        yield "WARN", Message(what), 0
-    for name, is_similar in other_rows(store):
-        if is_similar:
-            what = "table: beside the row there is {name!r}; do consumers read that one?"
-            yield "WARN", Message(what, name=name), 0
-    if store.account.schema and (elsewhere := store.find_row_elsewhere(row)):
-        what = "table: {name} has such a row, too; do consumers read that one?"
-        yield "WARN", Message(what, name=elsewhere), 0
+    similar = ", ".join(repr(name) for name, is_similar in other_rows(store) if is_similar)
+    elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
+    for is_so, what in (
+        (not store.table.times, "table: no column updated_at or created_at, so no age is known"),
+        (similar, "table: beside the row there is {similar}; do consumers read that one?"),
+        (elsewhere, "table: {elsewhere} has such a row, too; do consumers read that one?"),
+    ):
+        if is_so:
+            yield "WARN", Message(what, similar=similar, elsewhere=elsewhere), 0
     try:  # last, for a refusal ends the transaction
         store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
     except WriteRefused as refusal:
@@ -2460,10 +2441,16 @@ def classify(
     return level, Message(what, **facts), advice
 
 
+def describe_key(row: KeyRow) -> Message:
+    """Return fingerprint and age of a stored key, for a person."""
+    what = "{key}" if row.age is None else "{key}, {hours:.1f} h old"
+    return Message(what, key=row.key.fingerprint, hours=(row.age or 0) / 3600)
+
+
+NOW = Message("Run again now: `update`")
+Line = tuple[str, Message, int]  # of a check: "ok", "WARN" or "FAIL", what about it, exit code
 STATUS_TIME = 5.0  # seconds
 TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
-WARNING_AGE, CRITICAL_AGE = 25 * 3600, 49 * 3600  # seconds: a daily key, with an hour to spare
-LEVELS, UNKNOWN = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), 3  # exit codes of monitoring plug-ins
 
 
 def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Failure | None]:
@@ -2560,8 +2547,7 @@ class Command:
         try:
             values, faults = self.load_settings()
             if self.folder:
-                code: int = load_accounts_module().do_many(self, values, faults)
-                return code
+                return int(load_accounts_module().do_many(self, values, faults))
             account = read_account(values, faults)
         except SettingsFault as fault:
             account = fault
@@ -2654,6 +2640,10 @@ class Command:
             shown += [f"{account['status']}: {account['message']}"] if self.folder else []
             say(", ".join(shown).replace("|", "/").replace("\n", " "))
         return LEVELS.index(level)
+
+
+WARNING_AGE, CRITICAL_AGE = 25 * 3600, 49 * 3600  # seconds: a daily key, with an hour to spare
+LEVELS, UNKNOWN = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), 3  # exit codes of monitoring plug-ins
 
 
 class Terminal:
