@@ -33,8 +33,8 @@ readonly STEPS=(
     'put_back_what_was_cut_short  -'
     'look_for_others              -'
     'build_release                remove_new_release'
-    'make_users_and_folders       -' # users stay, as with packages
-    'place_settings               remove_new_settings'
+    'make_users_and_folders       remove_new_settings' # users stay, as with packages
+    'place_settings               -'
     'stage_units                  -' # the stage goes in any case
     'verify_units                 -'
     'check_release                -'
@@ -425,7 +425,7 @@ show_said() {
         done
         [[ -z $placed || -z $file ]] || text=${text//"$SETTINGS"/"$file"}
     fi
-    say "$text"
+    [[ -z $text ]] || say "$text"
 }
 
 # Links, so that putting them back needs no room on the disk

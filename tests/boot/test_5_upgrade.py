@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import time
 from typing import Any
 
@@ -380,6 +382,49 @@ def test_a_place_without_room_or_execution_is_named(site: Site) -> None:
         assert result.returncode == 1
         assert said in result.stdout
     works(site)
+
+
+def allow_user_namespaces(number: str) -> str:
+    """Set how many this host allows; return how many it did. /proc/sys may be read-only."""
+    script = 'mount -t proc proc /mnt && cat "$0" && echo "$1" > "$0"'
+    command = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "/mnt/sys/user/max_user_namespaces",
+        number,
+    ]
+    return subprocess.check_output(command, text=True).strip()
+
+
+@pytest.mark.skipif(
+    not os.environ.get("WEBKASSA_BOOT_USERNS"),
+    reason="WEBKASSA_BOOT_USERNS=1: this host is to allow no user namespaces for some minutes",
+)
+def test_a_host_that_forbids_user_namespaces_is_served_without(site: Site) -> None:
+    site.reset()
+    sandbox = site.machine.root / f"{UNITS}/webkassa-key-.service.d/00-sandbox.conf"[1:]
+    before = allow_user_namespaces("0")
+    try:
+        site.start()
+        await_(lambda: site.state() == "failed")
+        status = site.status()
+        assert "code 217: " in status.stdout
+        assert f"-> sudo {CURRENT}/install.sh\n" in status.stdout
+        result = site.install()
+        assert result.returncode == 0, result.stdout
+        assert (
+            "allows no user namespaces, so the services run without PrivateUsers=" in result.stdout
+        )
+        assert "\nPrivateUsers=" not in sandbox.read_text()
+        assert site.start().returncode == 0
+        assert site.status().returncode == 0
+    finally:
+        allow_user_namespaces(before)
+    assert site.install("--no-run").returncode == 0
+    assert "\nPrivateUsers=true\n" in sandbox.read_text()
 
 
 def test_install_again_heals_a_broken_venv_and_keeps_settings(site: Site) -> None:
