@@ -2045,12 +2045,10 @@ def probe_refuses_every_key(key: Secret, webkassa: Webkassa) -> SettingsFault:
     """Say that a key is stored, but not proven."""
     what = "The stored key {key} is not proven: the probe at {host} refuses every new key."
     host = host_of(webkassa.probe_url)
-    return SettingsFault(what, NOT_BELIEVED, key=key.fingerprint, host=host)
+    return SettingsFault(what, DOUBT, key=key.fingerprint, host=host)
 
 
-NOT_BELIEVED = (
-    "Set WEBKASSA_PROBE_URL=off or ask Webkassa why RefUnits refuses it. Then run: `check`"
-)
+DOUBT = "Set WEBKASSA_PROBE_URL=off or ask Webkassa why RefUnits refuses it. Then run: `check`"
 
 
 def no_answer(host: str, error: Exception, was_sent: bool) -> Failure:
@@ -2108,9 +2106,6 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
 DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"
 
 
-CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")  # of Docker; of Podman
-
-
 def connect_failure(account: Account, target: dict[str, str], error: Exception) -> StoreUnavailable:
     """Say why PostgreSQL cannot be reached. Its own words follow the server's language, so whether
     somebody listens is tried again: `port_is_open`."""
@@ -2122,6 +2117,7 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
     is_name = not host.startswith(("/", "@")) and not parse_address(host)
     is_open = not is_name and port_open(host, int(target.get("port", 5432)))
     is_silent = isinstance(error, TimeoutError)
+    in_container = any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv")))  # Docker; Podman
     what = first_that_holds(
         (is_name, "PostgreSQL ({where}) has a name that cannot be resolved."),
         (not is_open, "PostgreSQL ({where}) cannot be reached: connection refused or timed out."),
@@ -2129,16 +2125,16 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
         (True, "PostgreSQL ({where}) is there, but the connection is rejected: role, password,"
          " database, TLS, no free place."),
     )  # fmt: skip
-    advice = "To see why: {psql}\nThen run: `check`"
-    if not account.database:  # libpq's defaults may be meant, but seldom are
-        advice = "No database is set: is the # still before POSTGRES_HOST?\nThen run: `check`"
-    elif is_name and "." not in host:
-        advice = "A service of Docker Compose has its name in that stack's network alone. " + advice
-    elif not is_open and is_loopback(host) and any(map(os.path.exists, CONTAINER_MARKS)):
-        advice = (
-            "{host} in a container is the container itself, unless it has the host's network."
-            " Set POSTGRES_HOST to the name of PostgreSQL's container.\nThen run: `check`"
-        )
+    advice = first_that_holds(  # libpq's defaults may be meant, but seldom are
+        (not account.database,
+         "No database is set: is the # still before POSTGRES_HOST?\nThen run: `check`"),
+        (is_name and "." not in host, "A service of Docker Compose has its name in that stack's"
+         " network alone. To see why: {psql}\nThen run: `check`"),
+        (not is_open and is_loopback(host) and in_container,
+         "{host} in a container is the container itself, unless it has the host's network."
+         " Set POSTGRES_HOST to the name of PostgreSQL's container.\nThen run: `check`"),
+        (True, "To see why: {psql}\nThen run: `check`"),
+    )  # fmt: skip
     return StoreUnavailable(
         what, advice, where=where or "at the default address", port_is_open=is_open, host=host,
         psql="psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown)),
@@ -2227,35 +2223,33 @@ def table_fault(table: Table) -> WriteRefused | None:
     """Say why a table cannot serve, if so."""
     missing = [name for name in ("service_name", "api_key") if name not in table.columns]
     kind, category = table.columns.get("api_key", ["", ""])
-    facts = {"table": table.short, "column": "".join(missing[:1]), "kind": kind}
-    if table.found is False:
-        what = "The table is not found by its name, but {table} is there."
-        advice = "Set API_KEYS_TABLE={table}, or to a new one. If it may not be read: {grants}"
-        return WriteRefused(what, advice, **facts, grants=describe_grants(table))
-    what = first_that_holds(
-        (missing, "The table {table} has no column {column}."),
-        (category != "S", "The column api_key of {table} must be text, but it is {kind}."),
-    )
-    return WriteRefused(what, **facts) if what else None
+    facts = {"table": table.short, "column": "".join(missing[:1]), "kind": kind,
+             "grants": describe_grants(table)}  # fmt: skip
+    faults = (
+        (table.found is False, "The table is not found by its name, but {table} is there.",
+         "Set API_KEYS_TABLE={table}, or to a new one. If it may not be read: {grants}"),
+        (missing, "The table {table} has no column {column}.", ""),
+        (category != "S", "The column api_key of {table} must be text, but it is {kind}.", ""),
+    )  # fmt: skip
+    found = [WriteRefused(what, advice, **facts) for is_so, what, advice in faults if is_so]
+    return found[0] if found else None
 
 
 def row_fault(
     table: Table, service: str, is_hidden: bool, similar: str, elsewhere: str
 ) -> WriteRefused | None:
     """Say why the row of a table cannot serve, if so."""
-    what, advice = "", "Set API_KEYS_TABLE to the table that consumers read. Then run: `check`"
-    if is_hidden:
-        what = "{table} has a row {service!r} that may be seen, but not locked: row-level security?"
-        advice = ""
-    elif similar:
-        what = "{table} has no row {service!r}, but {similar!r}."
-        advice = "Set WEBKASSA_SERVICE_NAME to the row that consumers read. Then run: `check`"
-    elif elsewhere:
-        what = (
-            "{elsewhere} has a row {service!r}, too: which one do consumers read, that or {table}?"
-        )
     facts = {"table": table.shown, "service": service, "similar": similar, "elsewhere": elsewhere}
-    return WriteRefused(what, advice, **facts) if what else None
+    faults = (
+        (is_hidden, "{table} has a row {service!r} that may be seen, but not locked: row-level"
+         " security?", ""),
+        (similar, "{table} has no row {service!r}, but {similar!r}.",
+         "Set WEBKASSA_SERVICE_NAME to the row that consumers read. Then run: `check`"),
+        (elsewhere, "{elsewhere} has a row {service!r}, too: which one do consumers read, that or"
+         " {table}?", "Set API_KEYS_TABLE to the table that consumers read. Then run: `check`"),
+    )  # fmt: skip
+    found = [WriteRefused(what, advice, **facts) for is_so, what, advice in faults if is_so]
+    return found[0] if found else None
 
 
 def as_failure(error: Exception) -> Failure:
@@ -2292,50 +2286,51 @@ CODES = {  # exit codes: in short, and what to do now
 # ---- Check and status: they never authorize
 
 
-def check(job: Job) -> Iterator[Line]:
-    """Try everything but authorizing; change nothing. Yield a line for each thing that was tried."""
+def check(job: Job) -> Iterator[Finding]:
+    """Try everything but authorizing; change nothing. Yield what is found of each thing."""
     account, webkassa = job.account, Webkassa(job.account)
-    yield "ok", Message("settings: service {service}", service=account.service), 0
-    lines, row = check_store(job, Deadline(CHECK_TIME))
-    yield from lines
+    yield Finding("ok", Message("settings: service {service}", service=account.service))
+    findings, row = check_store(job, Deadline(CHECK_TIME))
+    yield from findings
     yield check_host(account.ca_file, webkassa.url, "webkassa")
     if row:
         row = KeyAge(account).correct(row)
         verdict, refusal = look_at_key(account, row, 2 * PROBE_TIME)
         if refusal:
-            yield failed_step("login", refusal, advice_for(refusal))
-        level, what, advice = classify(row, verdict, None)
-        is_good = level in ("OK", "UNKNOWN") and not row.is_touched
-        line = "stored key: {what}. {advice}" if advice else "stored key: {what}"
-        yield "ok" if is_good else "WARN", Message(line, what=what, advice=advice), 0
+            yield failed_step("login", refusal)
+        found = classify(row, verdict, None)
+        is_good = found.level in ("OK", "UNKNOWN") and not row.is_touched
+        what = "stored key: {what}." if found.advice else "stored key: {what}"
+        said = Message(what, what=found.message)
+        yield Finding("ok" if is_good else "WARN", said, found.advice)
     if account.healthcheck_url:
         yield check_host(account.ca_file, account.healthcheck_url.value, "monitor")
 
 
-def check_store(job: Job, deadline: Deadline) -> tuple[list[Line], KeyRow | None]:
+def check_store(job: Job, deadline: Deadline) -> tuple[list[Finding], KeyRow | None]:
     """Go through all that an update does with PostgreSQL; wait for a lock until `deadline`. Return
-    what to say about it, and the row, None if anything failed."""
-    lines, step = list[Line](), "database"
+    what is found, and the row, None if anything failed."""
+    findings, step = list[Finding](), "database"
     try:
         with KeyStore(job, deadline) as store:
             ((version,),), _ = store.run("SHOW server_version")
             at, table = store.connection.info, store.table
             what = "database: PostgreSQL {version} at {host}:{port}, {table}"
             facts = {"host": at.host or "the default socket", "port": at.port, "table": table.shown}
-            lines, step = [("ok", Message(what, version=version, **facts), 0)], "table"
+            findings, step = [Finding("ok", Message(what, version=version, **facts))], "table"
             create_missing_table(store, commit=False)
             store.read_row()
             row = store.lock_row()
-            lines.append(("ok", Message("lock: taken"), 0))
+            findings.append(Finding("ok", Message("lock: taken")))
             store.reject_other_rows(row)
             step = "write"
             store.rehearse(row)
-            done = first_that_holds(
+            what = first_that_holds(
                 (row.exists, "write: rehearsed and taken back (row)"),
                 (table.found is not None, "write: rehearsed and taken back (table, no row yet)"),
                 (True, "write: rehearsed and taken back (no table yet)"),
             )
-            return [*lines, ("ok", Message(done), 0), *table_warnings(store, row)], row
+            return [*findings, Finding("ok", Message(what)), *table_warnings(store, row)], row
     except Failure as failure:
         if isinstance(failure, LockBusy) and deadline.left > 1:  # left for the last look
             held = Message("the lock held by {holder}", holder=failure.holder)
@@ -2343,10 +2338,10 @@ def check_store(job: Job, deadline: Deadline) -> tuple[list[Line], KeyRow | None
             time.sleep(KeyStore.LOCK_PAUSE)
             return check_store(job, deadline)
         step = "lock" if isinstance(failure, LockBusy) else step
-        return [*lines, failed_step(step, failure, advice_for(failure))], None
+        return [*findings, failed_step(step, failure)], None
 
 
-def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Line]:
+def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
     similar = ", ".join(repr(name) for name, is_similar in other_rows(store) if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
@@ -2356,31 +2351,32 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Line]:
         (elsewhere, "table: {elsewhere} has such a row, too; do consumers read that one?"),
     ):
         if is_so:
-            yield "WARN", Message(what, similar=similar, elsewhere=elsewhere), 0
+            yield Finding("WARN", Message(what, similar=similar, elsewhere=elsewhere))
     try:  # last, for a refusal ends the transaction
         store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
     except WriteRefused as refusal:
         what = "table: a key of another form, with 64 characters, could not be stored: {why}"
-        yield "WARN", Message(what, why=refusal.message), 0
+        yield Finding("WARN", Message(what, why=refusal.message))
 
 
-def check_host(ca_file: str, url: str, name: str) -> Line:
+def check_host(ca_file: str, url: str, name: str) -> Finding:
     """Reach a host, with TLS, without credentials and without a path that means anything."""
-    host, root = host_of(url), f"{urlsplit(url).scheme}://{host_of(url)}/"
-    request = requests.Request("HEAD", root)
+    facts = {"name": name, "host": host_of(url)}
+    request = requests.Request("HEAD", f"{urlsplit(url).scheme}://{host_of(url)}/")
     try:
         send_request(new_session(ca_file), request, Deadline(CHECK_TIME), LOGIN_LIMIT)
     except Failure as failure:
-        return failed_step(name, failure, failure.advice or Message("Try again later: `check`"))
-    if host in TEST_HOSTS:
+        again = failure.advice or Message("Try again later: `check`")
+        return failed_step(name, failure)._replace(advice=again)
+    if host_of(url) in TEST_HOSTS:
         what = "{name}: {host} answers; it is Webkassa's TEST system"
-        return "WARN", Message(what, name=name, host=host), 0
-    return "ok", Message("{name}: {host} answers", name=name, host=host), 0
+        return Finding("WARN", Message(what, **facts))
+    return Finding("ok", Message("{name}: {host} answers", **facts))
 
 
-def failed_step(name: str, failure: Failure, advice: Message) -> Line:
-    what = Message("{name}: {why} {advice}", name=name, why=failure.message, advice=advice)
-    return "FAIL", what, failure.code
+def failed_step(name: str, failure: Failure) -> Finding:
+    what = Message("{name}: {why}", name=name, why=failure.message)
+    return Finding("FAIL", what, advice_for(failure), failure.code)
 
 
 def status(account: Account | SettingsFault, as_typed: Callable[[Message], str]) -> dict[str, Any]:
@@ -2395,26 +2391,31 @@ def status(account: Account | SettingsFault, as_typed: Callable[[Message], str])
         with KeyStore(job, deadline) as store:
             row = KeyAge(account).correct(store.read_row())
         verdict, refusal = look_at_key(account, row, max(deadline.left, 2.0))
-        level, what, advice = classify(row, verdict, refusal)
+        found = classify(row, verdict, refusal)
         age = None if row.age is None else round(row.age)
         facts |= {"fingerprint": row.key.fingerprint, "age_seconds": age, "age_from": row.age_from}
         facts |= {"changed": row.changed, "probe": verdict}
     except Failure as failure:
-        level, what, advice = "UNKNOWN", failure.message, advice_for(failure)
-    said = Message("{what}\n{advice}", what=what, advice=advice) if advice else what
-    return facts | {"status": level, "message": as_typed(said)}
+        found = Finding("UNKNOWN", failure.message, advice_for(failure))
+    message = "\n".join(as_typed(part) for part in (found.message, found.advice) if part)
+    return facts | {"status": found.level, "message": message}
 
 
-def classify(
-    row: KeyRow, verdict: str, refusal: Failure | None
-) -> tuple[str, Message, Message | None]:
-    """Given a stored key, the probe's verdict and the refusal of a login that is remembered, return
-    a monitoring level, a sentence, and what to do now."""
+def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Failure | None]:
+    """Return the probe's verdict on a stored key, and the refusal of a login that is remembered."""
+    webkassa = Webkassa(account)
+    webkassa.is_doubted = ProbeDoubt(account).is_valid(row)
+    return webkassa.probe(row.key, seconds), Refusals(account).find(row)
+
+
+def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
+    """Say how a stored key stands, given the probe's verdict and the refusal of a login that is
+    remembered."""
     age, row_age, is_touched = row.age or 0, row.row_age or 0, row.is_touched
     end = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(time.time() + 86400 - age))
     facts = {"key": describe_key(row), "verdict": verdict, "hours": abs(row_age) / 3600,
              "why": refusal and refusal.message, "end": end}  # fmt: skip
-    correct, settle = Message(CODES[LOGIN_REFUSED][1]), Message(NOT_BELIEVED)
+    correct, settle = Message(CODES[LOGIN_REFUSED][1]), Message(DOUBT)
     old = "key {key}: older than 25 h; the probe says {verdict}"
     good = "key {key}; the probe says {verdict}"
     cases = (
@@ -2438,7 +2439,7 @@ def classify(
         (True, "OK", good, None),
     )  # fmt: skip
     _, level, what, advice = next(case for case in cases if case[0])
-    return level, Message(what, **facts), advice
+    return Finding(level, Message(what, **facts), advice)
 
 
 def describe_key(row: KeyRow) -> Message:
@@ -2447,17 +2448,18 @@ def describe_key(row: KeyRow) -> Message:
     return Message(what, key=row.key.fingerprint, hours=(row.age or 0) / 3600)
 
 
+class Finding(NamedTuple):
+    """What is said of a thing. `level`: "ok", "WARN" or "FAIL" in a check, else one of LEVELS."""
+
+    level: str
+    message: Message
+    advice: Message | None = None
+    code: int = 0  # exit code
+
+
 NOW = Message("Run again now: `update`")
-Line = tuple[str, Message, int]  # of a check: "ok", "WARN" or "FAIL", what about it, exit code
 STATUS_TIME = 5.0  # seconds
 TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
-
-
-def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Failure | None]:
-    """Return the probe's verdict on a stored key, and the refusal of a login that is remembered."""
-    webkassa = Webkassa(account)
-    webkassa.is_doubted = ProbeDoubt(account).is_valid(row)
-    return webkassa.probe(row.key, seconds), Refusals(account).find(row)
 
 
 # ---- Command line: nothing above touches the environment or the terminal
@@ -2615,11 +2617,12 @@ class Command:
             ping(monitor, outcome.code)
         return outcome.code
 
-    def print_check(self, lines: Iterable[Line], row: str) -> int:
-        """Print each line of a check; return the exit code of the first that failed."""
+    def print_check(self, findings: Iterable[Finding], row: str) -> int:
+        """Print what a check found; return the exit code of the first thing that failed."""
         first = 0
-        for word, what, code in lines:
-            say(f"{word:5} {row}{self.as_typed(what)}")
+        for level, message, advice, code in findings:
+            said = " ".join(self.as_typed(part) for part in (message, advice) if part)
+            say(f"{level:5} {row}{said}")
             first = first or code
         return first
 
