@@ -48,7 +48,7 @@ STEPS = [
     "mv -T \"$HOME_DIR/.next\"",
     "mv -fT \"$SNAPSHOT/$name.new\"",
     "mv -fT \"$COMMAND.new\"",
-    "systemctl start \"$unit\"",
+    "systemctl \"$verb\" \"$unit\"",
     "systemctl start \"$service\"",
     "rm -f \"$HOME_DIR/previous\"",
     "rm -rf \"$1\"",
