@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from world.relay import CutAtCommit, Link, Relay
+from world.relay import CutAtCommit, Link
 from world.shop import Shop, fingerprint, lock_number, trigger
 from world.waiting import await_
 from world.webkassa_simulator import (
@@ -55,9 +55,7 @@ def test_later_login_of_ours_wins_over_the_key_that_another_stored(
         shop.sql(SET_KEY, "of an earlier login")
 
     shop.webkassa.on_issue = once(other_updater)
-    result = shop.run(**env)
-    assert (result.code, shop.webkassa.authorizations) == (0, 2)
-    assert shop.holds_the_live_key
+    shop.renew(logins=2, **env)
 
 
 def test_login_of_another_that_was_killed_before_it_stored_is_noticed(
@@ -70,9 +68,7 @@ def test_login_of_another_that_was_killed_before_it_stored_is_noticed(
         shop.webkassa.issue()
 
     shop.webkassa.on_issue = once(other_updater)
-    result = shop.run(**env)
-    assert (result.code, shop.webkassa.authorizations) == (0, 2)
-    assert shop.holds_the_live_key
+    shop.renew(logins=2, **env)
 
 
 def another_stores_a_key(shop: Shop, verdict: Any) -> None:
@@ -93,9 +89,7 @@ def test_key_of_another_that_is_not_called_alive_is_no_reason_to_be_done(
         another_stores_a_key(shop, verdict)
 
     shop.webkassa.on_issue = once(other_updater)
-    result = shop.run()
-    assert (result.code, shop.webkassa.authorizations) == (0, 2)
-    assert shop.holds_the_live_key
+    shop.renew(logins=2)
 
 
 @pytest.mark.parametrize("verdict", [DEAD, UNCLEAR])
@@ -109,9 +103,7 @@ def test_key_of_another_is_not_enough_where_ours_was_alive_a_moment_ago(
         handler.send(200, good)
 
     shop.webkassa.probe_script.append(other_updater)
-    result = shop.run()
-    assert (result.code, shop.webkassa.authorizations) == (0, 2)
-    assert shop.holds_the_live_key
+    shop.renew(logins=2)
 
 
 def test_row_that_somebody_restored_by_hand_is_no_newer_key(shop: Shop) -> None:
@@ -172,8 +164,8 @@ def test_lock_is_taken_again_after_a_reconnect(shop: Shop) -> None:
         threading.Thread(target=log_in_and_store).start()
 
     shop.webkassa.on_issue = once(other_updater)
-    with Relay(("127.0.0.1", shop.server.port)) as relay:
-        result = shop.run(POSTGRES_PORT=str(relay.port))
+    with shop.relay() as relay:
+        result = shop.run()
     assert (result.code, len(waited), shop.webkassa.authorizations) == (0, 1, 1)
     assert "nother updater" in result.err
     assert shop.holds_the_live_key
@@ -221,9 +213,7 @@ def test_unanswered_login_that_kills_the_next_is_noticed_after_the_commit(shop: 
 
     shop.webkassa.script.append(late(60, hang_up=True))
     shop.webkassa.probe_script.append(answer_then_late_login)
-    result = shop.run()
-    assert (result.code, shop.webkassa.authorizations) == (0, 3)
-    assert shop.holds_the_live_key
+    shop.renew(logins=3)
 
 
 @pytest.mark.parametrize("verdict", ["unclear", "off"])
@@ -257,15 +247,13 @@ def test_unanswered_login_may_yet_kill_the_key_of_another(shop: Shop) -> None:
 
     shop.webkassa.script.append(late(60, hang_up=True))
     shop.webkassa.script.append(other_updater)
-    result = shop.run()
-    assert (result.code, shop.webkassa.authorizations) == (0, 3)
-    assert shop.holds_the_live_key
+    shop.renew(logins=3)
 
 
 def test_commit_that_went_through_is_probed_after_an_unanswered_login(shop: Shop) -> None:
     """The late login takes effect while we do not know of our own commit."""
     shop.webkassa.script.append(late(60, hang_up=True))
-    with Relay(("127.0.0.1", shop.server.port)) as relay:
+    with shop.relay() as relay:
         cut = CutAtCommit(relay)
 
         def answer_and_kill(link: Link, data: bytes) -> bytes | None:
@@ -275,7 +263,7 @@ def test_commit_that_went_through_is_probed_after_an_unanswered_login(shop: Shop
             return passed
 
         relay.to_client = answer_and_kill
-        result = shop.run(POSTGRES_PORT=str(relay.port))
+        result = shop.run()
     assert (result.code, cut.cuts, shop.webkassa.authorizations) == (0, 1, 3)
     assert shop.holds_the_live_key
 
@@ -304,8 +292,8 @@ def test_row_before_the_token_is_the_one_of_its_own_login(shop: Shop) -> None:
     others: list[str] = []
     shop.webkassa.on_issue = once(lose_lock)
     shop.webkassa.verdict = verdict
-    with Relay(("127.0.0.1", shop.server.port), to_server=lose_lock_again) as relay:
-        result = shop.run(POSTGRES_PORT=str(relay.port))
+    with shop.relay(to_server=lose_lock_again):
+        result = shop.run()
     assert len(others) == 1
     assert shop.key == shop.webkassa.live
     assert (result.code, shop.webkassa.authorizations) == (0, 2)
@@ -337,8 +325,7 @@ def test_stored_key_of_another_is_not_enough_after_an_unanswered_login(shop: Sho
         handler.hang_up()
 
     shop.webkassa.script.append(lose_lock)
-    assert shop.run().code == 0
-    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (2, True)
+    shop.renew(logins=2)
 
 
 def test_key_that_another_stored_while_our_login_was_put_off_is_enough(shop: Shop) -> None:
@@ -350,9 +337,7 @@ def test_key_that_another_stored_while_our_login_was_put_off_is_enough(shop: Sho
         handler.send(429, b"")
 
     shop.webkassa.script.append(Behaviour(lose_lock, refuses=True))
-    result = shop.run()
-    assert (result.code, shop.webkassa.authorizations) == (0, 1)
-    assert shop.holds_the_live_key
+    shop.renew()
 
 
 # What PostgreSQL says, spoiled on its way ----------------------------------------------------------
@@ -370,8 +355,8 @@ def test_rollback_that_answers_a_commit_is_no_commit(shop: Shop) -> None:
         text = data[5 : match.start()] + b"ROLLBACK\0"
         return b"Q" + (len(text) + 4).to_bytes(4, "big") + text
 
-    with Relay(("127.0.0.1", shop.server.port), to_server=roll_back) as relay:
-        result = shop.run(POSTGRES_PORT=str(relay.port))
+    with shop.relay(to_server=roll_back):
+        result = shop.run()
     assert (result.code, len(rolled_back), shop.webkassa.authorizations) == (0, 1, 1)
     assert shop.holds_the_live_key
 
@@ -387,8 +372,8 @@ def test_bug_of_ours_in_the_store_does_not_cost_the_token(shop: Shop) -> None:
         return data
 
     shop.webkassa.on_issue = shop.kill_connections
-    with Relay(("127.0.0.1", shop.server.port), to_client=spoil) as relay:
-        result = shop.run(POSTGRES_PORT=str(relay.port))
+    with shop.relay(to_client=spoil) as relay:
+        result = shop.run()
     assert (result.code, len(spoiled), shop.webkassa.authorizations) == (0, 1, 1)
     assert shop.holds_the_live_key
 
@@ -403,6 +388,4 @@ def test_write_that_is_changed_at_the_commit_alone_is_noticed(shop: Shop) -> Non
     shop.sql(
         trigger(body=body, kind="CONSTRAINT", when="AFTER UPDATE", deferred="INITIALLY DEFERRED")
     )
-    result = shop.run()
-    assert (result.code, shop.webkassa.authorizations) == (0, 1)
-    assert shop.holds_the_live_key
+    shop.renew()

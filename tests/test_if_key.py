@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 from world.shop import PROGRAM, Result, Shop, fingerprint
-from world.waiting import await_
+from world.waiting import await_, within
 from world.webkassa_simulator import ALIVE, DEAD, UNCLEAR
+
+BY_INPUT = ("update", "--if-key", "-")
 
 
 @pytest.fixture
 def dead(shop: Shop) -> Shop:
     """A shop whose key died before its time: somebody logged in elsewhere."""
-    shop.sql(
-        "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - interval '1 hour' WHERE id = 1"
-    )
+    shop.age("1 hour")
     shop.webkassa.live = None
     return shop
 
 
 def of_input(shop: Shop, text: bytes) -> Result:
-    run = subprocess.run(
-        [sys.executable, str(PROGRAM), "update", "--if-key", "-"],
-        env=shop.env, input=text, capture_output=True,
-    )  # fmt: skip
-    return shop.watched(Result(run.returncode, run.stdout.decode(), run.stderr.decode()))
+    return shop.finish(shop.start_with({"stdin": text}, *BY_INPUT))
 
 
 def test_key_that_is_still_stored_is_renewed(dead: Shop) -> None:
-    result = dead.main("update", "--if-key", fingerprint(dead.old_key))
-    assert (result.code, dead.webkassa.authorizations) == (0, 1)
-    assert dead.holds_the_live_key
+    dead.assert_renewed(dead.main("update", "--if-key", fingerprint(dead.old_key)))
 
 
 def test_key_is_renewed_though_the_probe_calls_it_alive(dead: Shop) -> None:
     """The consumer knows better: that the probe refuses a dead key is not verified."""
     dead.webkassa.live = dead.old_key
-    assert dead.main("update", "--if-key", fingerprint(dead.old_key)).code == 0
-    assert dead.webkassa.authorizations == 1
+    dead.assert_renewed(dead.main("update", "--if-key", fingerprint(dead.old_key)))
 
 
-def test_key_that_is_stored_no_more_asks_for_nothing(dead: Shop) -> None:
+@pytest.mark.parametrize("lives", [True, False])
+def test_key_that_is_stored_no_more_asks_for_nothing(dead: Shop, lives: bool) -> None:
+    dead.webkassa.live = dead.old_key if lives else None
     result = dead.main("update", "--if-key", "0badc0de")
     assert (result.code, dead.webkassa.authorizations) == (0, 0)
-    assert dead.key == dead.old_key
+    assert dead.is_untouched
     assert "0badc0de" in result.err
     assert fingerprint(dead.old_key) in result.err  # the one to read now
 
@@ -65,10 +60,7 @@ def test_key_younger_than_a_minute_is_probed(
     dead: Shop, seconds: int, verdict: str, code: int, logins: int
 ) -> None:
     """Twenty consumers that were told code 2 make one login, however late the last comes."""
-    dead.sql(
-        "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - %s::interval WHERE id = 1",
-        f"{seconds} seconds",
-    )
+    dead.age(f"{seconds} seconds")
     dead.webkassa.verdict = lambda token: verdict if token == dead.old_key else ALIVE
     result = dead.main("update", "--if-key", fingerprint(dead.old_key))
     assert (result.code, dead.webkassa.authorizations) == (code, logins), result.err
@@ -92,33 +84,31 @@ def test_twenty_at_once_make_one_login(dead: Shop) -> None:
         runs = [dead.start("update", "--if-key", key, "-v") for _ in range(20)]
         await_(lambda: dead.has_said(*runs), 40)
     assert [dead.finish(run).code for run in runs] == [0] * 20
-    assert dead.webkassa.authorizations == 1
-    assert dead.holds_the_live_key
+    assert (dead.webkassa.authorizations, dead.holds_the_live_key) == (1, True)
 
 
 @pytest.mark.parametrize("ending", [b"", b" \r\n", b"\nsecond line\n"])
 def test_fingerprint_is_read_from_standard_input(dead: Shop, ending: bytes) -> None:
-    assert of_input(dead, b"0badc0de" + ending).code == 0
-    assert dead.webkassa.authorizations == 0
-    assert of_input(dead, fingerprint(dead.old_key).encode() + ending).code == 0
-    assert dead.webkassa.authorizations == 1
-    assert dead.holds_the_live_key
+    for other in (b"0badc0de", b"0BADC0DE"):
+        assert of_input(dead, other + ending).code == 0
+        assert dead.webkassa.authorizations == 0
+    dead.assert_renewed(of_input(dead, fingerprint(dead.old_key).encode() + ending))
 
 
 @pytest.mark.parametrize("line", [b"\n", b"", b" \r\n"])
 def test_empty_line_is_if_needed(dead: Shop, line: bytes) -> None:
     dead.webkassa.live = dead.old_key
-    assert of_input(dead, line).code == 0
-    assert dead.webkassa.authorizations == 0
+    result = of_input(dead, line)
+    assert (result.code, dead.webkassa.authorizations) == (0, 0)
+    assert "Nothing to do" in result.err
     dead.webkassa.live = None
-    assert of_input(dead, line).code == 0
-    assert dead.webkassa.authorizations == 1
+    dead.assert_renewed(of_input(dead, line))
 
 
 def test_line_is_read_before_its_end_comes(dead: Shop) -> None:
     """A socket stays open: who asked waits there for the answer."""
     process = subprocess.Popen(
-        [sys.executable, str(PROGRAM), "update", "--if-key", "-"],
+        [sys.executable, str(PROGRAM), *BY_INPUT],
         env=dead.env, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdin
@@ -128,15 +118,7 @@ def test_line_is_read_before_its_end_comes(dead: Shop) -> None:
     process.communicate()
 
 
-WRONG = [
-    "xyz",
-    "0badc0de0",
-    "٠" * 8,
-    "if needed",
-]
-
-
-@pytest.mark.parametrize("text", WRONG)
+@pytest.mark.parametrize("text", ["xyz", "0badc0de0", "٠" * 8, "if needed"])
 @pytest.mark.parametrize("way", ["argument", "input"])
 def test_what_is_no_fingerprint_is_wrong_usage(dead: Shop, text: str, way: str) -> None:
     if way == "argument":
@@ -151,29 +133,21 @@ def test_what_is_no_fingerprint_is_wrong_usage(dead: Shop, text: str, way: str) 
 
 def test_key_itself_in_place_of_its_fingerprint_is_not_repeated(dead: Shop) -> None:
     """`watched` looks for it in what is said."""
-    for result in (
-        dead.finish(dead.start("update", "--if-key", dead.old_key)),
-        of_input(dead, dead.old_key.encode() + b"\n"),
-    ):
-        assert result.code == 2
+    assert dead.finish(dead.start("update", "--if-key", dead.old_key)).code == 2
+    assert of_input(dead, dead.old_key.encode() + b"\n").code == 2
     assert dead.webkassa.calls == []
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe\xff\xfe\n", b"\0\0\0\0\0\0\0\0\n"])
 def test_bytes_that_are_no_text_are_wrong_usage(dead: Shop, text: bytes) -> None:
-    result = of_input(dead, text)
-    assert (result.code, dead.webkassa.calls) == (2, [])
+    assert (of_input(dead, text).code, dead.webkassa.calls) == (2, [])
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["check", "--if-key", "0badc0de"],
-        ["status", "--if-key", "0badc0de"],
-        ["update", "--if-needed", "--if-key", "0badc0de"],
-        ["update", "--if-key"],
-    ],
-)
+    [["check", "--if-key", "0badc0de"], ["status", "--if-key", "0badc0de"],
+     ["update", "--if-needed", "--if-key", "0badc0de"], ["update", "--if-key"]],
+)  # fmt: skip
 def test_it_goes_with_update_alone(dead: Shop, arguments: list[str]) -> None:
     result = dead.finish(dead.start(*arguments))
     assert result.code == (3 if "status" in arguments else 2)
@@ -189,16 +163,10 @@ def test_closed_standard_input_is_no_bug(dead: Shop) -> None:
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("stored", ["no row", "empty"])
+@pytest.mark.parametrize("stored", ["DELETE FROM api_keys", "UPDATE api_keys SET api_key = ''"])
 def test_missing_key_is_fetched_whatever_the_fingerprint(dead: Shop, stored: str) -> None:
-    dead.sql(
-        "DELETE FROM api_keys WHERE id = 1"
-        if stored == "no row"
-        else "UPDATE api_keys SET api_key = '' WHERE id = 1"
-    )
-    assert dead.main("update", "--if-key", "0badc0de").code == 0
-    assert dead.webkassa.authorizations == 1
-    assert dead.holds_the_live_key
+    dead.sql(f"{stored} WHERE id = 1")
+    dead.assert_renewed(dead.main("update", "--if-key", "0badc0de"))
 
 
 def test_age_that_is_not_known_renews(dead: Shop) -> None:
@@ -209,11 +177,9 @@ def test_age_that_is_not_known_renews(dead: Shop) -> None:
 
 def test_silent_client_is_not_waited_for_longer_than_10_s(shop: Shop) -> None:
     """At the socket, silent clients would else hold all its places."""
-    process = subprocess.Popen(
-        [sys.executable, str(PROGRAM), "update", "--if-key", "-"],
-        env=shop.env, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    start = time.monotonic()
-    assert process.wait(30) == 2
-    assert 9 < time.monotonic() - start < 60
-    assert shop.webkassa.calls == []
+    silent, writing = os.pipe()
+    with within(60, least=9):
+        result = shop.finish(shop.start_with({"stdin": silent}, *BY_INPUT))
+    assert (result.code, shop.webkassa.calls) == (2, [])
+    os.close(silent)
+    os.close(writing)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-from world.shop import PROGRAM, Shop, fingerprint
+from world.shop import Shop
 from world.webkassa_simulator import ALIVE, answer, errors
 
 
@@ -27,7 +24,7 @@ from world.webkassa_simulator import ALIVE, answer, errors
 def test_if_needed_asks_only_for_an_old_or_dead_key(
     shop: Shop, age: str, probe: object, asks: bool
 ) -> None:
-    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - %s::interval", age)
+    shop.age(age)
     if probe is not None:
         shop.webkassa.probe_script.append(answer(200, probe))
     assert shop.run("update", "--if-needed").code == 0
@@ -79,62 +76,3 @@ def test_key_of_unknown_age_is_judged_by_the_probe_alone(
         assert "no usable time of change" in result.err
     if code == 78:
         assert "WEBKASSA_PROBE_URL" in result.err
-
-
-# --if-key ----------------------------------------------------------------------------------------
-
-
-def test_if_key_logs_in_when_that_key_is_still_stored(shop: Shop) -> None:
-    """Whatever the probe says: the consumer was told code 2."""
-    assert shop.run("update", "--if-key", fingerprint(shop.old_key)).code == 0
-    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
-
-
-@pytest.mark.parametrize("live", [True, False])
-def test_if_key_asks_for_nothing_when_another_key_is_stored(shop: Shop, live: bool) -> None:
-    shop.webkassa.live = shop.webkassa.live if live else None
-    result = shop.run("update", "--if-key", "0123abcd")
-    assert (result.code, shop.webkassa.authorizations) == (0, 0)
-    assert fingerprint(shop.old_key) in result.err
-    assert shop.is_untouched
-
-
-@pytest.mark.parametrize(("age", "asks"), [("55 seconds", False), ("65 seconds", True)])
-def test_if_key_leaves_a_key_alone_that_is_younger_than_a_minute(
-    shop: Shop, age: str, asks: bool
-) -> None:
-    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - %s::interval", age)
-    assert shop.run("update", "--if-key", fingerprint(shop.old_key)).code == 0
-    assert shop.webkassa.authorizations == asks
-
-
-@pytest.mark.parametrize("statement", ["DELETE FROM api_keys", "UPDATE api_keys SET api_key = ''"])
-def test_if_key_logs_in_where_no_key_is_stored(shop: Shop, statement: str) -> None:
-    shop.sql(statement + " WHERE service_name = 'Webkassa'")
-    assert shop.run("update", "--if-key", "0123abcd").code == 0
-    assert shop.holds_the_live_key
-
-
-def test_if_key_reads_standard_input_and_an_empty_line_is_if_needed(shop: Shop) -> None:
-    def told(text: str) -> tuple[int, str]:
-        process = subprocess.run(
-            [sys.executable, str(PROGRAM), "update", "--if-key", "-"],
-            env=shop.env, input=text, capture_output=True, text=True,
-        )  # fmt: skip
-        return process.returncode, process.stderr
-
-    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - interval '1 hour'")
-    for text in ("\n", "", "0123abcd\n", "0123ABCD\r\n"):
-        code, said = told(text)
-        assert (code, shop.webkassa.authorizations) == (0, 0), said
-        assert "Nothing to do" in said
-    assert told("nonsense\n")[0] == 2
-    assert told(fingerprint(shop.old_key) + "\n")[0] == 0
-    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
-
-
-def test_many_if_key_of_one_dead_key_make_one_authorize(shop: Shop) -> None:
-    shop.webkassa.live = None
-    runs = [shop.start("update", "--if-key", fingerprint(shop.old_key)) for _ in range(12)]
-    assert [shop.finish(run).code for run in runs] == [0] * 12
-    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from world.monitor import Monitor
 from world.shop import Shop
-from world.webkassa_simulator import Handler, Simulator
+from world.waiting import within
 
 
-class Monitor(Simulator):
-    """A monitor that answers with the status in its URL."""
+def test_monitor_is_told_of_success_and_failure_of_updates_alone(
+    shop: Shop, monitor: Monitor
+) -> None:
+    url = f"{monitor.origin}/canary-uuid?x=1"
+    assert shop.run(HEALTHCHECK_URL=url).code == 0
+    assert shop.run(HEALTHCHECK_URL=url, POSTGRES_PORT="9").code == 75
+    for command in ("check", "status"):
+        assert shop.run(command, HEALTHCHECK_URL=url).code == 0
+    assert monitor.paths == ["/canary-uuid?x=1", "/canary-uuid/fail?x=1"]
 
-    def act(self, handler: Handler, body: object) -> None:
-        status = int(handler.path.split("/")[1])
-        handler.send(status, b"", {"Location": self.url} if status == 301 else None)
 
-    @property
-    def paths(self) -> list[str]:
-        return [call.path for call in self.calls]
-
-
-@pytest.fixture
-def monitor() -> Iterator[Monitor]:
-    with Monitor() as monitor:
-        yield monitor
+def test_monitor_that_hangs_or_is_gone_never_changes_the_outcome(
+    shop: Shop, monitor: Monitor
+) -> None:
+    with within(30):
+        result = shop.run(HEALTHCHECK_URL=f"{monitor.origin}/canary-hang")
+    assert (result.code, "canary" in result.err) == (0, False)
+    assert shop.run(HEALTHCHECK_URL="http://127.0.0.1:9/canary").code == 0
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 410, 429, 500, 503])
@@ -50,16 +52,19 @@ def test_monitor_that_took_it_is_not_mentioned(shop: Shop, monitor: Monitor, sta
     assert (result.code, result.err.count("\n")) == (0, 1)
 
 
-FAULTS = {
-    "missing": {"WEBKASSA_LOGIN": ""},
-    "two": {"WEBKASSA_LOGIN": "", "WEBKASSA_AUTH_URL": "http://x.example/api/Authorize"},
-    "database": {"DATABASE_URL": "nonsense"},
+FAULTS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "missing": ([], {"WEBKASSA_LOGIN": ""}),
+    "two": ([], {"WEBKASSA_LOGIN": "", "WEBKASSA_AUTH_URL": "http://x.example/api/Authorize"}),
+    "database": ([], {"DATABASE_URL": "nonsense"}),
+    # Whoever deleted it did not mean to silence the monitor
+    "a file that is gone": (["--env-file", "/nowhere/x.env"], {}),
 }
 
 
 @pytest.mark.parametrize("case", FAULTS)
 def test_fault_of_the_settings_is_told(shop: Shop, monitor: Monitor, case: str) -> None:
-    result = shop.main("update", HEALTHCHECK_URL=f"{monitor.origin}/200/x", **FAULTS[case])
+    arguments, env = FAULTS[case]
+    result = shop.main("update", *arguments, HEALTHCHECK_URL=f"{monitor.origin}/200/x", **env)
     assert (result.code, monitor.paths) == (78, ["/200/x/fail"])
 
 
@@ -74,18 +79,9 @@ def test_fault_of_a_file_is_told_where_its_url_could_be_read(
     assert (result.code, monitor.paths) == (78, ["/200/x/fail"])
 
 
-def test_monitor_of_the_environment_is_told_of_a_file_that_is_gone(
-    shop: Shop, monitor: Monitor
-) -> None:
-    """Whoever deleted the file did not mean to silence the monitor."""
-    url = f"{monitor.origin}/200/x"
-    result = shop.main("update", "--env-file", "/nowhere/x.env", HEALTHCHECK_URL=url)
-    assert (result.code, monitor.paths) == (78, ["/200/x/fail"])
-
-
 @pytest.mark.parametrize("command", ["check", "status"])
-def test_check_and_status_tell_no_monitor(shop: Shop, monitor: Monitor, command: str) -> None:
-    url = f"{monitor.origin}/200/x"
-    for env in ({}, {"WEBKASSA_LOGIN": ""}):
-        shop.main(command, HEALTHCHECK_URL=url, **env)
-    assert "/200/x" not in [path.removesuffix("/fail") for path in monitor.paths]
+def test_check_and_status_of_faulty_settings_tell_no_monitor(
+    shop: Shop, monitor: Monitor, command: str
+) -> None:
+    shop.main(command, HEALTHCHECK_URL=f"{monitor.origin}/200/x", WEBKASSA_LOGIN="")
+    assert monitor.paths == []

@@ -46,19 +46,12 @@ def settings(shop: Shop) -> Path:
     """Settings in a file alone, whose path has a blank, a quote and a dollar sign."""
     folder = shop.home / "my $HOME's settings"
     folder.mkdir()
-    path = folder / "shop one.env"
-    names = [name for name in shop.env if name.startswith(("WEBKASSA_", "POSTGRES_"))]
-    lines = []
-    for name in names:
-        value = shop.env.pop(name).replace("\\", "\\\\").replace("'", "\\'")
-        lines.append(f"{name}='{value}'\n")
-    path.write_text("".join(lines), encoding="utf-8")
     # The shebang finds the Python of the test, as with an activated virtual environment
     shop.env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return path
+    return shop.move_settings(folder / "shop one.env")
 
 
-def shell(shop: Shop, command: str, folder: str) -> subprocess.CompletedProcess[str]:
+def shell(shop: Shop, command: str, folder: str = "/") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
@@ -88,40 +81,46 @@ def test_command_printed_after_a_login_that_may_yet_count_works_as_it_stands(
     shop: Shop, settings: Path
 ) -> None:
     shop.webkassa.script.append(answer(503, b"", {"Retry-After": "3600"}))
-    command = f"{PYTHON} {PROGRAM} --env-file {shlex.quote(str(settings))}"
-    (printed,) = PRINTED.findall(shell(shop, command, "/").stderr)
-    run = shell(shop, printed, "/")
+    (printed,) = PRINTED.findall(shop.run("--env-file", str(settings)).err)
+    run = shell(shop, printed)
     assert (run.returncode, run.stdout[:8]) == (1, "WEBKASSA"), printed  # 30 h old: a warning
 
 
-def test_command_of_a_server_is_the_one_that_the_installer_gives(shop: Shop) -> None:
+@pytest.mark.parametrize("command", ["check", "status"])
+def test_command_of_a_server_is_the_one_that_the_installer_gives(shop: Shop, command: str) -> None:
+    shop.webkassa.live = None
+    said = shop.run(command, WEBKASSA_KEY_COMMAND="sudo webkassa-key").out
+    assert re.findall("Run again now: (.*update)$", said, re.M) == ["sudo webkassa-key update"]
     shop.webkassa.password = "changed"
     result = shop.run(WEBKASSA_KEY_COMMAND="sudo webkassa-key")
     assert PRINTED.findall(result.err) == ["sudo webkassa-key update"]
 
 
+@pytest.mark.parametrize("where", ["file", "environment"])
 @pytest.mark.parametrize("command", ["check", "status", "status --json"])
 def test_command_printed_about_a_dead_key_works_as_it_stands(
-    shop: Shop, settings: Path, command: str
+    shop: Shop, request: pytest.FixtureRequest, command: str, where: str
 ) -> None:
     shop.webkassa.live = None
-    file = shlex.quote(str(settings))
-    shown = shell(shop, f"{PYTHON} {PROGRAM} {command} --env-file {file}", "/").stdout
+    if where == "file":
+        shop.options = ("--env-file", str(request.getfixturevalue("settings")))
+    shown = shop.run(*command.split()).out
     if "--json" in command:
         shown = json.loads(shown)["message"]
     assert re.search("is dead.*Run again now", shown, re.DOTALL)
     printed = re.findall(r"Run again now: (.*? update)", shown)[0]
-    assert shell(shop, printed, "/").returncode == 0
+    assert ("--env-file" in printed) == (where == "file")
+    assert shell(shop, printed).returncode == 0
     assert shop.holds_the_live_key
 
 
 def test_settings_fault_names_the_file_that_was_read(shop: Shop, settings: Path) -> None:
     text = settings.read_text(encoding="utf-8")
     settings.write_text(text.replace("WEBKASSA_LOGIN=", "WEBKASSA_LOGIM="), encoding="utf-8")
-    failed = shell(shop, f"{PYTHON} {PROGRAM} --env-file {shlex.quote(str(settings))}", "/")
-    assert failed.returncode == 78
+    failed = shop.run("--env-file", str(settings))
+    assert failed.code == 78
     settings.write_text(text, encoding="utf-8")
-    assert shell(shop, PRINTED.findall(failed.stderr)[0], "/").returncode == 0
+    assert shell(shop, PRINTED.findall(failed.err)[0]).returncode == 0
     assert shop.is_untouched
 
 
@@ -137,7 +136,7 @@ def psql_of(shop: Shop, text: str) -> str:
 def answered(shop: Shop, command: str, query: str) -> str:
     """Add a query to the command, and the right password, as a person types it."""
     shop.env |= {"PGPASSWORD": DATABASE_PASSWORD}
-    run = shell(shop, f"{command} -X -w -At -c {shlex.quote(query)}", "/")
+    run = shell(shop, f"{command} -X -w -At -c {shlex.quote(query)}")
     return (run.stdout + run.stderr).strip()
 
 
@@ -152,9 +151,9 @@ def test_psql_of_the_hint_connects_as_the_program_does(shop: Shop, settings: Pat
         text = text.replace(f"POSTGRES_{ours}=", f"{libpqs}=")
     text = re.sub("POSTGRES_PASSWORD=.*", "PGPASSWORD=wrong-canary", text)
     settings.write_text(text + "PGOPTIONS='-c search_path=s'\n", encoding="utf-8")
-    result = shell(shop, f"{PYTHON} {PROGRAM} --env-file {shlex.quote(str(settings))}", "/")
-    assert (result.returncode, "canary" in result.stderr) == (75, False)
-    assert answered(shop, psql_of(shop, result.stderr), WHERE) == "postgres|shop|s"
+    result = shop.run("--env-file", str(settings))
+    assert (result.code, "canary" in result.err) == (75, False)
+    assert answered(shop, psql_of(shop, result.err), WHERE) == "postgres|shop|s"
 
 
 @pytest.mark.parametrize("where", ["DATABASE_URL", "file"])
@@ -171,51 +170,53 @@ def test_psql_of_the_hint_asks_for_tls_as_the_program_does(
         lines = f"DATABASE_URL=postgresql://postgres:x@127.0.0.1:{shop.server.port}/shop?{query}\n"
     with settings.open("a", encoding="utf-8") as file:
         file.write(lines)
-    result = shell(shop, f"{PYTHON} {PROGRAM} --env-file {shlex.quote(str(settings))}", "/")
-    assert result.returncode == 75
-    hint = psql_of(shop, result.stderr)
-    said = answered(shop, hint, WHERE)
+    result = shop.run("--env-file", str(settings))
+    assert result.code == 75
+    said = answered(shop, psql_of(shop, result.err), WHERE)
     assert "postgres|shop" not in said
     assert "SSL" in said
 
 
 @pytest.mark.parametrize("odd", ["o'hara", 'say "hi"', "a b", "back\\slash", "$HOME", "Касса"])
 def test_psql_of_the_hint_quotes_any_name(shop: Shop, odd: str) -> None:
-    role = '"' + odd.replace('"', '""') + '"'
-    shop.sql(f"DROP ROLE IF EXISTS {role}; CREATE ROLE {role} LOGIN PASSWORD %s", DATABASE_PASSWORD)
-    result = shop.run(POSTGRES_USER=odd, POSTGRES_PASSWORD="wrong-canary")
-    assert result.code == 75
-    assert answered(shop, psql_of(shop, result.err), "SELECT current_user") == odd
-    shop.sql(f"DROP ROLE {role}")
+    with shop.role(odd, password=DATABASE_PASSWORD):
+        result = shop.run(POSTGRES_PASSWORD="wrong-canary")
+        assert result.code == 75
+        assert answered(shop, psql_of(shop, result.err), "SELECT current_user") == odd
 
 
 # What a database administrator is to type --------------------------------------------------------
 
+OTHER_SCHEMA = 'CREATE SCHEMA "Our Shop"; ALTER TABLE api_keys SET SCHEMA "Our Shop";'
+NO_ROW = "DELETE FROM api_keys WHERE service_name = 'Webkassa';"
+# the role, what it meets, the name of the table in the settings, and in SQL
 NO_GRANTS = {
-    "no privilege": "SELECT 1",
-    "no privilege on a table of odd names":
-        'CREATE SCHEMA "s p"; ALTER TABLE api_keys SET SCHEMA "s p"; ALTER TABLE "s p".api_keys RENAME TO "Ключи"',
-    "no table, and no right to make it": "DROP TABLE api_keys",
-    "schema that is out of reach": "CREATE SCHEMA s; ALTER TABLE api_keys SET SCHEMA s",
+    "no privilege": ("web-upd", "", "", "api_keys"),
+    "no privilege, no row": ("updater", NO_ROW, "", "api_keys"),
+    "no privilege of a role of odd name": ('a"b', "", "", "api_keys"),
+    "in another schema": ("updater", OTHER_SCHEMA, "Our Shop.api_keys", '"Our Shop".api_keys'),
+    "in another schema, no row": ('a"b', NO_ROW + OTHER_SCHEMA, "Our Shop.api_keys", '"Our Shop".api_keys'),
+    "on a table of odd name": (
+        "web-upd", OTHER_SCHEMA + 'ALTER TABLE "Our Shop".api_keys RENAME TO "Ключи"',
+        "Our Shop.Ключи", '"Our Shop"."Ключи"',
+    ),
+    "no table, and no right to make it": ("web-upd", "DROP TABLE api_keys", "", "api_keys"),
+    "schema that is out of reach": (
+        "web-upd", "CREATE SCHEMA s; ALTER TABLE api_keys SET SCHEMA s", "", "s.api_keys"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", NO_GRANTS)
 def test_printed_grants_run_as_they_stand_and_suffice(shop: Shop, case: str) -> None:
-    shop.sql('DROP ROLE IF EXISTS "web-upd"; CREATE ROLE "web-upd" LOGIN PASSWORD \'odd-canary\'')
-    shop.sql(NO_GRANTS[case])
-    shop.env |= {"POSTGRES_USER": "web-upd", "POSTGRES_PASSWORD": "odd-canary"}
-    if "odd names" in case:
-        shop.env["API_KEYS_TABLE"] = "s p.Ключи"
-    result = shop.run()
-    assert result.code == 73
-    grants = re.findall(r"GRANT [^;]*;", result.err)
-    assert grants
-    for setting in re.findall(r"[Ss]et (API_KEYS_TABLE)=(\S+?),? ", result.err):
-        shop.env |= [setting]
-    try:
-        for grant in grants:
-            shop.sql(grant)
+    role, met, setting, table = NO_GRANTS[case]
+    shop.sql(met or "SELECT 1")
+    shop.env["API_KEYS_TABLE"] = setting
+    with shop.role(role):
+        result = shop.run_in_vain(73)
+        grants = re.findall(r"GRANT [^;]*;", result.err)
+        assert grants
+        shop.env |= re.findall(r"[Ss]et (API_KEYS_TABLE)=(\S+?),? ", result.err)
+        shop.sql(" ".join(grants))
+        assert shop.run("check").code == 0
         assert shop.run().code == 0
-    finally:
-        shop.sql('DROP OWNED BY "web-upd" CASCADE; DROP ROLE "web-upd"')
+        assert shop.row(table=table)["api_key"] == shop.webkassa.live

@@ -96,8 +96,7 @@ def test_thread_left_behind_by_an_earlier_probe_takes_no_signal(shop: Shop) -> N
     shop.hurry(PROBE_TIME=0.5)
     shop.webkassa.probe_script.append(drip(0.2))
     shop.webkassa.script.append(slow(1))
-    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-        cursor.execute("BEGIN; UPDATE api_keys SET api_key = 'another' WHERE id = 1")
+    with shop.transaction("UPDATE api_keys SET api_key = 'another' WHERE id = 1") as cursor:
         process = shop.start()
         await_(lambda: shop.sql(UPDATERS + " AND wait_event_type = 'Lock'"))
         cursor.execute("COMMIT")
@@ -121,7 +120,7 @@ def test_signal_while_the_database_is_waited_for_with_a_token_in_hand_loses_no_k
         Relay(("127.0.0.1", shop.server.port)) as relay,
         contextlib.closing(shop.connect()) as other,
     ):
-        process = shop.start(POSTGRES_PORT=str(relay.port))
+        process = shop.start()
         await_(lambda: len(relay.links) > 2)
         for number in SENT:
             process.send_signal(number)
@@ -221,8 +220,7 @@ def test_signal_while_waiting_for_the_next_try_ends_it_and_says_so(shop: Shop, n
 
 
 def test_ctrl_c_ends_the_wait_for_the_lock(shop: Shop) -> None:
-    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-        cursor.execute("BEGIN; LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
+    with shop.transaction("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"):
         process = shop.start()
         await_(lambda: shop.sql(UPDATERS + " AND wait_event_type = 'Lock'"))
         process.send_signal(signal.SIGINT)

@@ -108,19 +108,6 @@ def test_person_is_told_who_holds_the_lock_and_ctrl_c_ends_that_wait(shop: Shop)
     assert shop.webkassa.calls == []
 
 
-@pytest.mark.parametrize(
-    "held", ["LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE", "SELECT * FROM api_keys FOR UPDATE"]
-)
-def test_check_names_who_holds_the_table_or_the_row(shop: Shop, held: str) -> None:
-    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-        cursor.execute(f"SET application_name = 'nightly-dump'; BEGIN; {held}")
-        cursor.execute("SELECT pg_backend_pid()")
-        result = shop.run("check")
-        pid = cursor.fetchone()[0]
-    assert result.code == 75
-    assert re.search(rf"process {pid} .*nightly-dump.* since \d\d:\d\d:\d\d", result.out)
-
-
 def test_wait_for_the_next_try_is_told_and_ctrl_c_ends_it(shop: Shop) -> None:
     shop.webkassa.script.append(answer(503, b"", {"Retry-After": "9"}))
     screen = Screen(shop)

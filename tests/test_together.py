@@ -51,9 +51,7 @@ def test_row_deleted_during_the_wait_is_no_new_key(shop: Shop) -> None:
         process = shop.start("-v")
         await_(lambda: shop.has_said(process))
         shop.sql("DELETE FROM api_keys WHERE id = 1")
-    assert shop.finish(process).code == 0
-    assert shop.webkassa.authorizations == 1
-    assert shop.holds_the_live_key
+    shop.assert_renewed(process)
 
 
 def test_waits_for_lock_and_row_share_one_deadline(shop: Shop) -> None:
@@ -154,8 +152,7 @@ def test_dead_key_that_appears_during_the_wait_is_no_new_key(
         process = shop.start("update", *wish)
         await_(lambda: shop.sql(ROW_WAITER))
         cursor.execute("COMMIT")
-    assert shop.finish(process).code == 0
-    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
+    shop.assert_renewed(process)
 
 
 def test_key_that_cannot_be_probed_is_no_reason_for_a_plain_update_to_stop(shop: Shop) -> None:
@@ -168,18 +165,15 @@ def test_key_that_cannot_be_probed_is_no_reason_for_a_plain_update_to_stop(shop:
         process = shop.start("update")
         await_(lambda: shop.sql(ROW_WAITER))
         cursor.execute("COMMIT")
-    assert shop.finish(process).code == 0
-    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
+    shop.assert_renewed(process)
 
 
 def test_row_deleted_while_it_is_waited_for_is_made_anew(shop: Shop) -> None:
-    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-        cursor.execute("BEGIN; DELETE FROM api_keys WHERE id = 1")
+    with shop.transaction("DELETE FROM api_keys WHERE id = 1") as cursor:
         process = shop.start("update", "--if-needed")
         await_(lambda: shop.sql(ROW_WAITER))
         cursor.execute("COMMIT")
-    assert shop.finish(process).code == 0
-    assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
+    shop.assert_renewed(process)
 
 
 def test_key_judged_under_a_lock_that_was_lost_meanwhile_is_not_vouched_for(shop: Shop) -> None:

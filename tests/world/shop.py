@@ -22,12 +22,13 @@ from typing import Any
 from unittest import mock
 
 import psycopg2
-from psycopg2.extensions import get_wait_callback, set_wait_callback
+from psycopg2.extensions import get_wait_callback, quote_ident, set_wait_callback
 
 from world import webkassa_simulator
 from world.nursery import Process
 from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.postgres import Postgres
+from world.relay import Hook, Relay
 from world.webkassa_simulator import Simulator
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +142,11 @@ def make_database(server: Postgres) -> Any:
     return connection
 
 
+def quote(value: str) -> str:
+    """Quote a value for a settings file."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def execute(connection: Any, statement: str, values: tuple[Any, ...]) -> list[Any]:
     with connection.cursor() as cursor:
         cursor.execute(statement, values or None)
@@ -245,6 +251,46 @@ class Shop:
         """Have the program run after these lines of Python, on whatever they have made of the machine."""
         self.program = ["-c", f"{lines}\n{RUN.format(program=str(PROGRAM), root=str(ROOT))}"]
 
+    def age(self, interval: str) -> None:
+        """Let the stored key be so old."""
+        statement = (
+            "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - %s::interval WHERE id = 1"
+        )
+        self.sql(statement, interval)
+
+    @contextlib.contextmanager
+    def transaction(self, statement: str = "") -> Iterator[Any]:
+        """Let somebody else have begun a transaction with this statement; give its cursor."""
+        with contextlib.closing(self.connect()) as other, other.cursor() as cursor:
+            cursor.execute("BEGIN; " + statement)
+            yield cursor
+
+    @contextlib.contextmanager
+    def role(self, name: str, options: str = "", password: str = "role-canary") -> Iterator[str]:
+        """Have the program be a role of its own, without a right; give its quoted name."""
+        quoted = quote_ident(name, self.connection)
+        self.sql(f"DROP ROLE IF EXISTS {quoted}")
+        self.sql(f"CREATE ROLE {quoted} LOGIN {options} PASSWORD %s", password)
+        self.env |= {"POSTGRES_USER": name, "POSTGRES_PASSWORD": password}
+        try:
+            yield quoted
+        finally:
+            self.sql(f"DROP OWNED BY {quoted} CASCADE; DROP ROLE {quoted}")
+
+    @contextlib.contextmanager
+    def relay(self, **hooks: Hook) -> Iterator[Relay]:
+        """Lead the program's way to PostgreSQL through a relay."""
+        with Relay(("127.0.0.1", self.server.port), **hooks) as relay:
+            self.env["POSTGRES_PORT"] = str(relay.port)
+            yield relay
+        self.env["POSTGRES_PORT"] = str(self.server.port)
+
+    def move_settings(self, path: Path) -> Path:
+        """Take our settings out of the environment and into a file."""
+        names = [name for name in self.env if name.startswith(("WEBKASSA_", "POSTGRES_"))]
+        path.write_text("".join(f"{name}={quote(self.env.pop(name))}\n" for name in names), "utf-8")
+        return path
+
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, *self.program, *arguments]
 
@@ -271,6 +317,23 @@ class Shop:
     def run(self, *arguments: str, **env: str) -> Result:
         """Run the program as a user does, at -v, and look for secrets in what it says."""
         return self.finish(self.start(*(arguments or ("update",)), "-v", **env))
+
+    def renew(self, *arguments: str, logins: int = 1, code: int = 0, **env: str) -> Result:
+        """Run the program, and see that it renews the key, as `assert_renewed` says."""
+        return self.assert_renewed(self.run(*arguments, **env), logins, code)
+
+    def assert_renewed(self, run: Process | Result, logins: int = 1, code: int = 0) -> Result:
+        """A run has ended, so; the row holds the key that lives since so many logins, all in all."""
+        result = run if isinstance(run, Result) else self.finish(run)
+        assert (result.code, self.webkassa.authorizations) == (code, logins), result
+        assert self.holds_the_live_key, result
+        return result
+
+    def run_in_vain(self, code: int, *arguments: str, **env: str) -> Result:
+        """Run the program: it must end with this code, and ask nothing of Webkassa."""
+        result = self.run(*arguments, **env)
+        assert (result.code, self.webkassa.calls) == (code, []), result
+        return result
 
     def main(self, *arguments: str, **env: str) -> Result:
         """The same within this process, where hundreds of runs are wanted."""

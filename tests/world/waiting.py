@@ -1,10 +1,11 @@
-"""Wait for an event, not for a time."""
+"""Wait for an event, not for a time; and see how long it took."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -17,3 +18,11 @@ def await_(condition: Callable[[], Value], seconds: float = 60, pause: float = 0
         assert time.monotonic() < deadline, "it did not come to pass"
         threading.Event().wait(pause)
     return value
+
+
+@contextlib.contextmanager
+def within(most: float, least: float = 0) -> Iterator[None]:
+    """What is done here must take from `least` to `most` seconds."""
+    start = time.monotonic()
+    yield
+    assert least <= time.monotonic() - start < most
