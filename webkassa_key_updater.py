@@ -2117,7 +2117,6 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
     is_name = not host.startswith(("/", "@")) and not parse_address(host)
     is_open = not is_name and port_open(host, int(target.get("port", 5432)))
     is_silent = isinstance(error, TimeoutError)
-    in_container = any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv")))  # Docker; Podman
     what = first_that_holds(
         (is_name, "PostgreSQL ({where}) has a name that cannot be resolved."),
         (not is_open, "PostgreSQL ({where}) cannot be reached: connection refused or timed out."),
@@ -2130,9 +2129,8 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
          "No database is set: is the # still before POSTGRES_HOST?\nThen run: `check`"),
         (is_name and "." not in host, "A service of Docker Compose has its name in that stack's"
          " network alone. To see why: {psql}\nThen run: `check`"),
-        (not is_open and is_loopback(host) and in_container,
-         "{host} in a container is the container itself, unless it has the host's network."
-         " Set POSTGRES_HOST to the name of PostgreSQL's container.\nThen run: `check`"),
+        (not is_open and is_loopback(host), "To see why: {psql}\nIn a container {host} is the"
+         " container itself. Then run: `check`"),
         (True, "To see why: {psql}\nThen run: `check`"),
     )  # fmt: skip
     return StoreUnavailable(

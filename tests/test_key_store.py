@@ -7,6 +7,7 @@ import contextlib
 import pytest
 from world.postgres import PASSWORD
 from world.shop import Shop, connect, seconds_ago
+from world.webkassa_simulator import ALIVE
 
 ZONES = ["UTC", "Asia/Almaty", "America/New_York"]
 
@@ -50,6 +51,9 @@ def test_no_times_at_all(shop: Shop) -> None:
     shop.sql("ALTER TABLE api_keys DROP updated_at, DROP created_at")
     assert shop.run().code == 0
     assert shop.holds_the_live_key
+    assert shop.run("status").code == 0  # its age was noted
+    shop.sql("UPDATE api_keys SET api_key = 'of somebody else' WHERE service_name = 'Webkassa'")
+    shop.webkassa.verdict = lambda token: ALIVE
     assert shop.run("status").code == 3
 
 

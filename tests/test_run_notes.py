@@ -91,10 +91,9 @@ def test_looking_notes_nothing(shop: Shop, state: Path, command: str) -> None:
 def test_a_state_folder_that_is_full_or_foreign_changes_nothing(shop: Shop, state: Path) -> None:
     state.rmdir()
     assert shop.run().code == 0
-    state.mkdir()
     (state / "run-hand.json").write_text("{")
     assert shop.run().code == 0
-    assert sorted(path.name for path in state.iterdir()) == ["run-hand.json"]
+    assert sorted(path.name for path in state.glob("run-*")) == ["run-hand.json"]
 
 
 def test_each_of_many_accounts_has_a_note_a_killed_one_too(shop: Shop, state: Path) -> None:

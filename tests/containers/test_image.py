@@ -126,7 +126,7 @@ def test_loopback_in_a_container_is_named_for_what_it_is(salon: Salon) -> None:
     salon.settings["POSTGRES_PORT"] = "1"
     result = salon.run("update")
     assert result.code == 75
-    assert "127.0.0.1 in a container is the container itself" in result.err
+    assert "In a container 127.0.0.1 is the container itself" in result.err
     salon.settings["POSTGRES_HOST"] = "db"
     assert "has its name in that stack's network alone" in salon.run("check").out
 
