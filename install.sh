@@ -116,7 +116,7 @@ parse_options() {
     [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,39}$ ]] ||
         die "--account needs a name of a-z, 0-9, - and _, at most 40; see --help" 2
     wants env-file || die "--account needs --env-file, too; see --help" 2
-    [[ -z ${options[with-alerts]-}${options[with-heal]-}${options[take-over]-} ]] ||
+    [[ -z ${options[with-alerts]-}${options[with-heal]-}${options[take-over]-}${options[unpinned]-} ]] ||
         die "--account goes with --env-file and --no-run alone; see --help" 2
 }
 

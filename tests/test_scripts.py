@@ -80,6 +80,7 @@ def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
         ("install.sh", ["--account", "north\n", "--env-file", __file__], 2),
         ("install.sh", ["--account", 41 * "n", "--env-file", __file__], 2),
         ("install.sh", ["--account", "north", "--env-file", __file__, "--take-over"], 2),
+        ("install.sh", ["--account", "north", "--env-file", __file__, "--unpinned"], 2),
         ("systemd/webkassa-key.sh", ["status", "--jsno"], 3),  # for a monitor, 2 would be CRITICAL
         ("systemd/webkassa-key.sh", [], 2),
         ("systemd/webkassa-key.sh", ["renew"], 2),
