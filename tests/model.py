@@ -10,13 +10,15 @@ will do then depends on the places and variables of its frames alone, so two run
 these are one, and no threads are needed. Every order is tried in which updaters, faults and late
 effects can follow one another, the shortest first.
 
-Time stands still but for the fault "pause". Tokens are numbers, 0 is none; a state names them in
-the order in which it holds them, and updaters of one kind in no order.
+Time stands still but for the fault "pause" and for "minute", which costs none, as does "touch": an
+application writes to the row. Tokens are numbers, 0 is none; a state names them in the order in
+which it holds them, and updaters of one kind in no order.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import sys
@@ -38,9 +40,10 @@ cast(Any, SPEC).loader.exec_module(updater)
 # ---- One updater: from the answers that it got to its next question
 
 PAUSE = 400  # seconds: all deadlines of a run are over
-YOUNG, ADULT, OLD = 0, 1, 2  # ages of a row
-SECONDS = {YOUNG: 10.0, ADULT: 1800.0, OLD: 30 * 3600.0}
-TIMES = {"pause", "backoff", "left", "limit"}  # variables: how long an updater waits
+YOUNG, ADULT, OLD = 0, 1, 2  # ages of a row, and of a note
+NO_NOTE = (0, OLD, "none")  # a note: its key, its age, what else it tells
+SECONDS = {YOUNG: 0.0, ADULT: 1800.0, OLD: 30 * 3600.0}
+TIMES = {"pause", "backoff", "left", "limit", "text", "facts"}  # variables that say nothing more
 TOKENS: dict[str, int] = {}  # by themselves and by their fingerprints
 IDLE, IN_ERROR, LOST = 0, 3, 4  # psycopg2's states of a transaction
 ACCOUNT = updater.Account(
@@ -93,7 +96,7 @@ class Run:
         claims = ("is as it was", "still works", "is dead")
         claim = next((claim for claim in claims if claim in str(outcome.message)), "")
         warned = any("got no answer" in str(warning) for warning in outcome.warnings)
-        self.end = End(outcome.code, outcome.renewed, claim, warned, self.logins, self.fault)
+        self.end = End(kind, outcome.code, outcome.renewed, claim, warned, self.logins, self.fault)
         self.what, self.place, self.tokens = "done", self.end, {}
 
     def ask(self, what: str, token: int = 0) -> tuple[Any, int]:
@@ -165,6 +168,7 @@ class Run:
 class End(NamedTuple):
     """What came of a run, as far as it is judged. `claim`: what it says about the stored key."""
 
+    kind: str
     code: int
     renewed: bool
     claim: str
@@ -206,7 +210,8 @@ class Connection:
         if "pg_attribute" in text:
             names = ("service_name", "api_key", "updated_at")
             columns = {name: ["", "D" if name == "updated_at" else "S"] for name in names}
-            self.rows = [("db", "role", 1, "public", "api_keys", True, columns, [])]
+            where = ("db", "role", 1, "public", "api_keys", True, columns, [], [])
+            self.rows = [(Run.current.now, *where)]
         elif "SAVEPOINT rehearsal" in text:
             self.ask("rehearse")
             Run.current.is_rehearsed = True
@@ -257,25 +262,36 @@ def send_request(_: Any, request: Any, *__: Any) -> Any:
     return updater.Answer(status, {}, data | {"Errors": BESIDE[what]} if what in BESIDE else data)
 
 
-class Note:
-    """A note of a host; of its facts, the key alone counts."""
+class File(str):
+    """A note of a host, by its name; the world keeps its key, its age, and what is no time."""
 
-    def __init__(self, _: Any, kind: str, *__: object) -> None:
-        self.kind = kind
+    __slots__ = ()
+    stem = parent = property(lambda self: self)
+    kind = property(lambda self: self.partition("-")[0])
+    with_name = __truediv__ = lambda _, name: File(name)
 
-    def read(self) -> dict[str, Any]:
-        what, token = Run.current.ask(f"read {self.kind}")
-        key = secret(token).fingerprint
-        return {"key": key, "before": key, "hash": "", "time": 0} if what == "kept" else {}
+    def mkdir(self, *_: object, **__: object) -> None: ...
 
-    def write(self, life: float, **facts: str) -> bool:
-        if life:
-            key = facts.get("key") or facts.get("before") or ""
-            Run.current.do("note", self.kind, TOKENS.get(key, 0))
-        return True
+    def touch(self, *_: object) -> None: ...
 
-    def remove(self) -> None:
-        Run.current.do("note", self.kind, None)
+    def read_text(self) -> str:
+        told, token = Run.current.ask(f"read {self.kind}")
+        if told == NO_NOTE[1:]:
+            return ""
+        key, moment = secret(token).fingerprint, Run.current.now - SECONDS[told[0]]
+        note = {"key": key, "before": key, "time": moment, "moment": moment, "hash": ""}
+        return json.dumps(note | dict(told[1]))
+
+    def write_text(self, text: str) -> None:
+        note = json.loads(text)
+        token = TOKENS.get(note.get("key") or note.get("before"), 0)
+        if note.get("stored"):  # the lock is free already
+            Run.current.ask("write key", token)
+        facts = tuple((name, note[name]) for name in ("code", "stored", "early") if name in note)
+        Run.current.do("note", self.kind, token, facts)
+
+    def unlink(self) -> None:
+        Run.current.do("note", self.kind, None, ())
 
 
 class Text(str):
@@ -288,7 +304,9 @@ class Text(str):
 
 
 updater.log.disabled = True
-updater.send_request, updater.Note = send_request, Note
+updater.send_request, updater.Path = send_request, File
+updater.run_with_deadline = lambda _, __, function, *args: function(*args)
+updater.os = SimpleNamespace(urandom=bytes)
 updater.sleep_or_signal = lambda *_, ignore_signals=False: (
     not ignore_signals and Run.current.ask("sleep")[0] == "stopped"
 )
@@ -297,7 +315,10 @@ updater.sql = SimpleNamespace(SQL=Text, Identifier=lambda *_: "")
 updater.random = SimpleNamespace(uniform=max)
 updater.hold_back_signals_and_log = updater.contextlib.nullcontext
 updater.time = SimpleNamespace(
-    monotonic=lambda: Run.current.now, strftime=time.strftime, gmtime=time.gmtime
+    monotonic=lambda: Run.current.now,
+    time=lambda: Run.current.now,
+    strftime=time.strftime,
+    gmtime=time.gmtime,
 )
 
 
@@ -321,7 +342,7 @@ class Edge(NamedTuple):
     place: int
     tokens: tuple[int, ...]
     is_closed: bool
-    notes: tuple[tuple[str, int], ...]
+    notes: tuple[tuple[str, int, Any], ...]
 
 
 GONE = 0  # the place of those who have ended
@@ -336,6 +357,7 @@ def forget_places() -> None:
     del PLACES[1:]
     NUMBERS.clear()
     EDGES.clear()
+    find_unhealed.cache_clear()
 
 
 def reach(kind: str, answers: tuple[Any, ...], fresh: int) -> tuple[int, Run]:
@@ -355,7 +377,7 @@ def follow(number: int, paused: int, what: Any, local: int) -> Edge:
         answers = (*place.answers, (paused, what, local))
         child, run = reach(place.kind, answers, max(place.fresh, local + 1))
         at = {name: i for i, name in enumerate(place.tokens)} | {0: NO_TOKEN, None: REMOVED}
-        notes = tuple((e[1], at.get(e[2], NEW)) for e in run.effects if e[0] == "note")
+        notes = tuple((e[1], at.get(e[2], NEW), e[3]) for e in run.effects if e[0] == "note")
         tokens = tuple(at.get(name, NEW) for name in run.tokens)
         edge = EDGES[number, paused, what, local] = Edge(
             child, tokens, ("close",) in run.effects, notes
@@ -368,7 +390,12 @@ def follow(number: int, paused: int, what: Any, local: int) -> Edge:
 NOBODY, GHOST = 8, 9  # beside the updaters: who holds the lock, who made the key that lives
 NO_SESSION, OPEN, BROKEN = 0, 1, 2  # with PostgreSQL; broken: and the updater does not know yet
 DATABASE = {"look", "lock", "lock the row", "look at the transaction", "rehearse", "store"}
-AT_ONCE = {"lock the row", "sleep", "read refused", "read probe"}  # before anybody else moves
+NOTES = ("refused", "probe", "key")
+AT_ONCE = {
+    "lock the row",
+    "sleep",
+    *(f"read {kind}" for kind in NOTES),
+}  # before anybody else moves
 FAULTS: dict[str, tuple[str, ...]] = {  # of the answer to a question
     "connect": ("down",),
     **dict.fromkeys(DATABASE - {"lock the row"}, ("cut off",)),
@@ -379,7 +406,13 @@ FAULTS: dict[str, tuple[str, ...]] = {  # of the answer to a question
     "probe": ("unclear", "wrong", "refuses all"),
 }
 ANY_TIME = ("killed", "session ended", "pause", "stranger", "touch")
-OPTIONAL = {"wrong", "busy", "stopped"}  # "wrong": a dead key is called alive, which is believed
+OPTIONAL = {
+    "wrong",
+    "busy",
+    "stopped",
+    "touch",
+    "minute",
+}  # "wrong": a dead key is called alive, which is believed
 KINDS = {fault for faults in FAULTS.values() for fault in faults}.union(ANY_TIME) - OPTIONAL
 
 
@@ -417,27 +450,33 @@ class World:
         keys.sort()
         order = [key[-1] for key in keys]
         to = {old: new for new, old in enumerate(order)} | {NOBODY: NOBODY, GHOST: GHOST}
-        names: dict[Any, Any] = {0: 0, None: None}
-        for token in (self.token, self.alive, self.ghost, *self.notes):
-            names.setdefault(token, len(names) - 1)
+        names = {0: 0}
+        for token in (self.token, self.alive, self.ghost, *[n[0] for n in self.notes]):
+            names.setdefault(token, len(names))
         new, age = [], ADULT
         for place, known, session, paused, host in [people[i] for i in order]:
             for token in known:
-                names.setdefault(token, len(names) - 1)
+                names.setdefault(token, len(names))
             new.append(Person(place, tuple([names[t] for t in known]), session, paused, host))
             if PLACES[place].kind in ("if-needed", "if-key"):
                 age = self.age  # to plain updates it is but a word
         return (names[self.token], age, names[self.alive], to[maker], self.told,
                 tuple(sorted([to[i] for i in late])), self.refuses, to[holder], names[self.ghost],
-                tuple([names[t] for t in self.notes]), tuple(new), self.logins, self.faults)  # fmt: skip
+                tuple([(names[n[0]], *n[1:]) for n in self.notes]), tuple(new), self.logins, self.faults)  # fmt: skip
 
     # What happens
 
     def log_in(self, maker: int, told: bool) -> None:
-        tokens = {self.token, self.alive, self.ghost, *(t or 0 for t in self.notes)}
+        tokens = {self.token, self.alive, self.ghost, *(n[0] for n in self.notes)}
         self.alive = max(tokens.union(*(p.known for p in self.people))) + 1
         self.maker, self.told = maker, told
         self.logins = self.logins and self.logins + 1
+
+    def kind(self, i: int) -> str:
+        return PLACES[self.people[i].place].kind
+
+    def note(self, i: int, kind: str) -> tuple[int, int, Any]:
+        return self.notes[len(NOTES) * self.people[i].host + NOTES.index(kind)]
 
     def asked_token(self, i: int) -> int:
         person = self.people[i]
@@ -449,9 +488,10 @@ class World:
         place = PLACES[number]
         local = token and (place.tokens[known.index(token)] if token in known else place.fresh)
         edge = follow(number, paused, what, local)
-        tokens: tuple[Any, ...] = (*known, token, 0, None)
-        for kind, at in edge.notes:
-            self.notes[2 * host + (kind == "probe")] = tokens[at]
+        tokens = (*known, token, 0, 0)
+        for kind, at, facts in edge.notes:
+            note = NO_NOTE if at == REMOVED else (tokens[at], YOUNG, facts)
+            self.notes[len(NOTES) * host + NOTES.index(kind)] = note
         if edge.is_closed:
             session = NO_SESSION
             self.free_lock(i)
@@ -481,8 +521,7 @@ class World:
             self.set_session(i, OPEN)
             self.give(i, "good")
         elif what in ("look", "lock the row"):
-            is_plain = PLACES[self.people[i].place].kind == "plain"
-            self.give(i, ADULT if is_plain else self.age, self.token)
+            self.give(i, ADULT if self.kind(i) == "plain" else self.age, self.token)
         elif what == "lock":
             if self.holder == NOBODY:
                 self.holder = i
@@ -494,14 +533,20 @@ class World:
             self.free_lock(i)
             self.give(i, "good")
         elif what == "login":
+            age, facts = self.note(i, "key")[1:]
+            is_young = age == YOUNG and ("stored", True) in facts and self.kind(i) != "plain"
+            if self.logins and is_young and self.token == self.alive == self.note(i, "key")[0]:
+                self.wrong.append("logs in without a fault, and the key is young and alive")
             self.log_in(i, True)
             self.give(i, "good", self.alive)
         elif what == "probe":
-            is_alive = self.asked_token(i) == self.alive and not self.refuses
+            is_alive = [self.asked_token(i) == self.alive, False, True][self.refuses]
             self.give(i, "alive" if is_alive else "dead")
         elif what.startswith("read"):
-            note = self.notes[2 * self.people[i].host + (what == "read probe")]
-            self.give(i, "none" if note is None else "kept", note or 0)
+            token, age, facts = self.note(i, what.partition(" ")[2])
+            if what == "read key" and self.kind(i) == "plain":
+                age, facts = OLD, ()  # to plain updates ages are but words
+            self.give(i, (age, facts), token)
         else:
             self.give(i, "good")
 
@@ -554,13 +599,15 @@ class World:
         elif what == "the probe is right again":
             self.refuses = 0
         else:
-            self.faults -= 1
+            self.faults -= what in ("stranger", "pause")
             if what == "stranger":
                 self.log_in(NOBODY, False)
             elif what == "touch":
                 self.age = YOUNG
-            elif what == "pause":
+            else:
                 self.age = max(self.age, ADULT)
+                self.notes = [(n[0], max(n[1], ADULT), n[2]) for n in self.notes]
+            if what == "pause":
                 self.people = [p._replace(paused=int(p.place != GONE)) for p in self.people]
 
     def fire(self, maker: int) -> None:
@@ -596,8 +643,11 @@ class World:
         happenings = ["a session without client ends"] * (self.holder == GHOST)
         happenings += ["a session without client commits"] * (self.ghost > 0)
         happenings += ["the probe is right again"] * self.refuses
-        if is_faulty and any(p.place != GONE for p in self.people):
-            happenings += [fault for fault in ("pause", "stranger", "touch") if fault in kinds]
+        if any(p.place != GONE for p in self.people):
+            free = {"touch", "minute"} if self.age or any(n[1] == YOUNG for n in self.notes) else {}
+            happenings += sorted(
+                kinds & ({*free} | ({"pause", "stranger"} if is_faulty else set()))
+            )
         for what in happenings:
             yield what, World(state).then("befall", what)
 
@@ -618,6 +668,13 @@ class World:
             (is_dead and is_ours and lies, f"says that the key {end.claim}, and killed it"),
             (is_good and is_ours and not end.warned, "stored a key that its own login killed"),
             (is_good and is_others and self.told, "stored a dead key over another's live one"),
+            (
+                end.code == 0
+                and not end.renewed
+                and end.kind != "plain"
+                and self.note(i, "key")[:2] == (self.token, OLD),
+                "leaves an old key alone",
+            ),
         ):
             if is_wrong:
                 self.wrong.append(f"ends with {end.code}: {what}")
@@ -629,18 +686,56 @@ class World:
             self.wrong.append("at rest: a live token is lost, and the row is dead")
         if self.logins > 1 + max(kinds.count("plain") + (set(kinds) != {"plain"}), 1):
             self.wrong.append(f"{self.logins - 1} logins without a fault")
-        modes = ["plain"]
-        if is_dead and self.token and not self.refuses and self.notes[0] is None:
-            modes += ["if-key", *["if-needed"] * (self.notes[1] is None)]
-        for mode in modes:
-            world = World(self.state())
-            world.people, world.late = [start(mode, self.token)], ()
-            world.age, world.maker = ADULT, NOBODY
-            while not world.end:
-                world.serve(0, PLACES[world.people[0].place].what)
-            codes = {0, 78} if self.refuses else {0}
-            if world.token != world.alive or world.wrong or world.end.code not in codes:
-                self.wrong.append(f"at rest: a further {mode} update does not heal")
+        state = World(self.state())
+        state.people, state.late, state.maker, state.logins = [], (), NOBODY, 1
+        self.wrong += find_unhealed(state.canonical())
+
+    def then_alone(self, mode: str) -> World:
+        """Return the world after a further update, on a good day."""
+        world = World(self.state())
+        world.people = [start(mode, self.token)]
+        while not world.end:
+            world.serve(0, PLACES[world.people[0].place].what)
+        return world
+
+
+@functools.cache
+def find_unhealed(state: tuple[Any, ...]) -> list[str]:
+    """Say what further updates do not heal, after all others have ended, in this order: an hour
+    later; with a consumer at a touched row, whatever the probe says; with a stranger, at once."""
+    wrong = []
+    is_refused = World(state).notes[0][2] == (("code", updater.LOGIN_REFUSED),)
+    world = World(state).then("befall", "minute")
+    modes = ["plain"]
+    if world.token != world.alive and world.token and not is_refused and not world.refuses:
+        modes += ["if-key", *["if-needed"] * (world.notes[1] == NO_NOTE)]
+    for mode in modes:
+        after = world.then_alone(mode)
+        good = {0, 78} if world.refuses else {0}
+        if after.token != after.alive or after.wrong or after.end.code not in good:
+            wrong.append(f"at rest: a further {mode} update does not heal")
+    if world.token and not is_refused:
+        for probe in (0, 1, 2):
+            world = World(state).then("log_in", NOBODY, False).then("befall", "touch")
+            world.refuses = probe
+            world = world.then_alone("if-key").then("befall", "minute").then("befall", "touch")
+            world = world.then_alone("if-key")
+            if world.token != world.alive:
+                wrong.append("at rest: a consumer's dead key is not replaced within a minute")
+        world = World(state)
+        world.refuses = world.faults = 0
+        logins = []
+        for _ in range(3):
+            world = world.then("log_in", NOBODY, False)
+            logins.append(-world.logins)
+            world = world.then_alone("if-key")
+            logins[-1] += world.logins
+        if logins[2]:
+            wrong.append("at rest: consumers and a stranger log in more than once a minute")
+        world = world.then("befall", "minute").then_alone("if-key")
+        if world.token != world.alive:
+            wrong.append("at rest: no login after a minute")
+    return wrong
 
 
 def start(kind: str, token: int, host: int = 0) -> Person:
@@ -662,6 +757,14 @@ class Found(NamedTuple):
     wrong: dict[str, list[str]]
 
 
+OURS, EARLY = (("stored", True), ("early", False)), (("stored", True), ("early", True))
+ROOTS = (  # key, age of its row, the one that lives, note of the key
+    (1, OLD, 1, NO_NOTE), (1, ADULT, 1, NO_NOTE), (1, ADULT, 0, NO_NOTE), (0, ADULT, 0, NO_NOTE),
+    (1, YOUNG, 1, (1, OLD, OURS)), (1, YOUNG, 1, (1, YOUNG, OURS)),
+    (1, YOUNG, 0, (1, ADULT, OURS)), (1, YOUNG, 0, (1, YOUNG, EARLY)),
+)  # fmt: skip
+
+
 def explore(
     people: Sequence[str], faults: int, kinds: Set[str] = KINDS, hosts: int = 1, say: Any = str
 ) -> Found:
@@ -669,8 +772,8 @@ def explore(
     World.slow = frozenset(what for what in AT_ONCE if kinds & {*FAULTS.get(what, ())})
     crowd = tuple(start(kind, 1, i % hosts) for i, kind in enumerate(people))
     level = []
-    for token, age, alive in ((1, OLD, 1), (1, ADULT, 1), (1, ADULT, 0), (0, ADULT, 0)):
-        notes = (None,) * 2 * hosts
+    for token, age, alive, note in ROOTS[: 4 if {*people} == {"plain"} else None]:
+        notes = (NO_NOTE, NO_NOTE, note) * hosts
         level.append(World((token, age, alive, NOBODY, False, (), 0, NOBODY, 0, notes, crowd,
                             int(not faults), faults)).canonical())  # fmt: skip
     roots = {hash(state): state for state in level}
@@ -725,7 +828,7 @@ def describe(world: World) -> str:
         PLACES[p.place].what + (f" {world.asked_token(i)}" if PLACES[p.place].has_token else "")
         for i, p in enumerate(world.people)
     ]
-    notes = f", notes {world.notes}" if any(n is not None for n in world.notes) else ""
+    notes = f", notes {world.notes}" if {*world.notes} != {NO_NOTE} else ""
     return f"key {world.token} ({state}), {world.alive} lives{notes}; next: {', '.join(asked)}"
 
 

@@ -7,20 +7,26 @@ from typing import Any
 
 import model
 import pytest
-from model import updater
+from model import KINDS, updater
+
+TIMES = {"touch", "minute"}
 
 
 @pytest.mark.parametrize(
-    ("people", "faults", "logins"),
+    ("people", "faults", "kinds", "logins"),
     [
-        (["if-needed"] * 4, 0, 1),
-        (["plain", "plain", "plain"], 0, 1),
-        (["plain", "if-needed", "if-key"], 0, 1),
-        (["plain", "plain"], 1, 4),
+        (["plain"] * 3, 0, KINDS, 1),
+        (["plain", "if-needed", "if-key"], 0, KINDS, 1),
+        (["if-key"], 0, TIMES, 1),
+        (["if-key"], 1, TIMES | {"killed", "refuses all", "unclear"}, 2),
+        (["plain"], 1, KINDS, 3),
+        (["plain"] * 2, 1, {"killed", "cut off", "session ended", "late"}, 4),
     ],
 )
-def test_no_key_is_lost_whatever_follows_what(people: list[str], faults: int, logins: int) -> None:
-    found = model.explore(people, faults)
+def test_no_key_is_lost_whatever_follows_what(
+    people: list[str], faults: int, kinds: set[str], logins: int
+) -> None:
+    found = model.explore(people, faults, kinds)
     assert found.wrong == {}
     assert found.logins == logins  # the most of one run
     assert found.rests
@@ -36,18 +42,26 @@ def places() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("where", "name", "instead", "people", "kinds"),
     [
-        (updater.KeyStore, "take_lock", lambda *_: None, 2, set()),
-        (updater.KeyStore, "rehearse", lambda *_: None, 1, set()),
-        (updater.KeyStore, "in_transaction", lambda _: True, 1, set()),
-        (updater, "reconcile_after_reconnect", lambda *_: None, 2, {"session ended"}),
-        (updater, "superseded_by_late_login", lambda _: False, 1, {"late"}),
-        (updater, "is_worse", lambda *_: False, 1, {"refuses all", "refused"}),
-        (updater, "retry_or_give_up", lambda _, *state: updater.give_up(*state), 1, {"cut off"}),
+        (updater.KeyStore, "take_lock", lambda *_: None, ["plain"] * 2, set()),
+        (updater.KeyStore, "rehearse", lambda *_: None, ["plain"], set()),
+        (updater.KeyStore, "in_transaction", lambda _: True, ["plain"], set()),
+        (updater, "reconcile_after_reconnect", lambda *_: None, ["plain"] * 2, {"session ended"}),
+        (updater, "superseded_by_late_login", lambda _: False, ["plain"], {"late"}),
+        (updater, "is_worse", lambda *_: False, ["plain"], {"refuses all", "refused"}),
+        (
+            updater, "retry_or_give_up",
+            lambda _, *state: updater.give_up(*state), ["plain"], {"cut off"},
+        ),
+        (updater.KeyAge, "correct", lambda _, row: row, ["if-needed"], set()),
+        (updater.KeyAge, "correct", lambda _, row: row, ["if-key"], set()),
+        (updater.KeyAge, "note_first_sight", lambda *_: None, ["if-key"], {"killed"}),
+        (updater.KeyAge, "was_early", lambda _: False, ["if-key"], set()),
+        (updater, "probe_stored_key", lambda *_: updater.DEAD, ["if-key"], set()),
     ],
-)
+)  # fmt: skip
 @pytest.mark.usefixtures("places")
 def test_a_rule_that_is_left_out_is_missed(
-    where: Any, name: str, instead: Any, people: int, kinds: set[str], monkeypatch: Any
+    where: Any, name: str, instead: Any, people: list[str], kinds: set[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(where, name, instead)
-    assert model.explore(["plain"] * people, len(kinds), kinds).wrong
+    assert model.explore(people, min(len(kinds), 2), kinds).wrong
