@@ -85,9 +85,8 @@ class Run:
         mode = modes.get(kind) or secret(1).fingerprint
         Run.current = self
         try:
-            outcome = updater.update(
-                updater.Job(ACCOUNT, mode, lambda *_: None, lambda *_: Connection())
-            )
+            job = updater.Job(ACCOUNT, mode, lambda *_: None, lambda *_: Connection())
+            outcome = updater.update(job)
         except Stop:
             return
         assert outcome.code != 70, outcome.message
@@ -112,7 +111,7 @@ class Run:
             paused, *answer = self.answers[self.position]
             self.position, self.now = self.position + 1, self.now + PAUSE * paused
             self.effects.clear()
-            self.is_unanswered |= answer[0] == "unanswered"
+            self.is_unanswered |= what == "login" and answer[0] == "lost"
             self.is_unproven = (self.is_unproven or what == "store") and answer[0] != "alive"
             self.is_unproven &= self.is_unanswered
             return cast("tuple[Any, int]", answer)
@@ -256,8 +255,8 @@ def send_request(_: Any, request: Any, *__: Any) -> Any:
     body = json.loads(request.data.getvalue())
     key = TOKENS[body["Token"]] if "Token" in body else 0
     what, token = Run.current.ask("probe" if key else "login", key)
-    if what in ("unsent", "unanswered"):
-        raise updater.no_answer("host", TimeoutError(), what == "unanswered")
+    if what in ("unsent", "lost"):
+        raise updater.no_answer("host", TimeoutError(), what == "lost")
     status, data = JSON.get(what, (200, {"Data": {"Token": secret(token).value}}))
     return updater.Answer(status, {}, data | {"Errors": BESIDE[what]} if what in BESIDE else data)
 
@@ -379,9 +378,8 @@ def follow(number: int, paused: int, what: Any, local: int) -> Edge:
         at = {name: i for i, name in enumerate(place.tokens)} | {0: NO_TOKEN, None: REMOVED}
         notes = tuple((e[1], at.get(e[2], NEW), e[3]) for e in run.effects if e[0] == "note")
         tokens = tuple(at.get(name, NEW) for name in run.tokens)
-        edge = EDGES[number, paused, what, local] = Edge(
-            child, tokens, ("close",) in run.effects, notes
-        )
+        edge = Edge(child, tokens, ("close",) in run.effects, notes)
+        EDGES[number, paused, what, local] = edge
     return edge
 
 
@@ -391,11 +389,8 @@ NOBODY, GHOST = 8, 9  # beside the updaters: who holds the lock, who made the ke
 NO_SESSION, OPEN, BROKEN = 0, 1, 2  # with PostgreSQL; broken: and the updater does not know yet
 DATABASE = {"look", "lock", "lock the row", "look at the transaction", "rehearse", "store"}
 NOTES = ("refused", "probe", "key")
-AT_ONCE = {
-    "lock the row",
-    "sleep",
-    *(f"read {kind}" for kind in NOTES),
-}  # before anybody else moves
+# Before anybody else moves
+AT_ONCE = {"lock the row", "sleep", *(f"read {kind}" for kind in NOTES)}
 FAULTS: dict[str, tuple[str, ...]] = {  # of the answer to a question
     "connect": ("down",),
     **dict.fromkeys(DATABASE - {"lock the row"}, ("cut off",)),
@@ -405,14 +400,9 @@ FAULTS: dict[str, tuple[str, ...]] = {  # of the answer to a question
     "login": ("unsent", "lost", "late", "garbage", "refused", "the same token", *BESIDE),
     "probe": ("unclear", "wrong", "refuses all"),
 }
-ANY_TIME = ("killed", "session ended", "pause", "stranger", "touch")
-OPTIONAL = {
-    "wrong",
-    "busy",
-    "stopped",
-    "touch",
-    "minute",
-}  # "wrong": a dead key is called alive, which is believed
+ANY_TIME = ("killed", "session ended", "pause", "stranger")
+# "wrong": a dead key is called alive, which is believed
+OPTIONAL = {"wrong", "busy", "stopped", "touch", "minute"}
 KINDS = {fault for faults in FAULTS.values() for fault in faults}.union(ANY_TIME) - OPTIONAL
 
 
@@ -462,7 +452,8 @@ class World:
                 age = self.age  # to plain updates it is but a word
         return (names[self.token], age, names[self.alive], to[maker], self.told,
                 tuple(sorted([to[i] for i in late])), self.refuses, to[holder], names[self.ghost],
-                tuple([(names[n[0]], *n[1:]) for n in self.notes]), tuple(new), self.logins, self.faults)  # fmt: skip
+                tuple([(names[n[0]], *n[1:]) for n in self.notes]), tuple(new), self.logins,
+                self.faults)  # fmt: skip
 
     # What happens
 
@@ -504,10 +495,6 @@ class World:
         elif place.what in AT_ONCE - self.slow:
             self.serve(i, place.what)
 
-    def set_session(self, i: int, session: int) -> None:
-        place, known, _, paused, host = self.people[i]
-        self.people[i] = Person(place, known, session, paused, host)
-
     def free_lock(self, i: int) -> None:
         if self.holder == i:
             self.holder = NOBODY
@@ -515,10 +502,10 @@ class World:
     def serve(self, i: int, what: str) -> None:
         """Answer a question as on a good day."""
         if what in DATABASE and self.people[i].session == BROKEN:
-            self.set_session(i, NO_SESSION)
+            self.people[i] = self.people[i]._replace(session=NO_SESSION)
             self.give(i, "lost")
         elif what == "connect":
-            self.set_session(i, OPEN)
+            self.people[i] = self.people[i]._replace(session=OPEN)
             self.give(i, "good")
         elif what in ("look", "lock the row"):
             self.give(i, ADULT if self.kind(i) == "plain" else self.age, self.token)
@@ -558,10 +545,10 @@ class World:
             self.give(i, "lost")
         elif fault in ("lost", "garbage"):
             self.log_in(i, False)
-            self.give(i, "unanswered" if fault == "lost" else fault)
+            self.give(i, fault)
         elif fault == "late":
             self.late = (*self.late, i)
-            self.give(i, "unanswered")
+            self.give(i, "lost")
         elif fault in BESIDE:
             self.log_in(i, True)
             self.give(i, fault, self.alive)
@@ -579,7 +566,7 @@ class World:
             self.people[i] = Person(GONE, host=self.people[i].host)
         elif fault == "session ended":
             self.free_lock(i)
-            self.set_session(i, BROKEN)
+            self.people[i] = self.people[i]._replace(session=BROKEN)
         else:
             self.give(i, "alive" if fault == "wrong" else fault)
 
@@ -587,7 +574,7 @@ class World:
         """A client is gone; its session holds what it held, and may yet commit."""
         if self.holder == i:
             self.holder, self.ghost = GHOST, self.asked_token(i) if commits else 0
-        self.set_session(i, NO_SESSION)
+        self.people[i] = self.people[i]._replace(session=NO_SESSION)
 
     def befall(self, what: str) -> None:
         """Let something happen that no updater takes part in."""
@@ -628,15 +615,14 @@ class World:
             yield f"{i}: {what}", World(state).then("serve", i, what)
             faults = [*FAULTS.get(what, ())] if is_faulty else []
             if what in DATABASE and person.session == BROKEN:
-                faults.clear()
-            if is_faulty and "killed" in kinds:
+                faults = []
+            if is_faulty:
                 faults += ["killed"] + ["killed, it was sent"] * (what in ("login", "store"))
             if is_faulty and self.holder == i and person.session == OPEN:
                 faults.append("session ended")
             for fault in faults:
-                if {fault, fault.partition(",")[0]} & kinds and (
-                    self.alive or fault != "the same token"
-                ):
+                is_known = fault in kinds or fault.partition(",")[0] in kinds
+                if is_known and (self.alive or fault != "the same token"):
                     yield f"{i}: {what}: {fault}", World(state).then("strike", i, what, fault)
         for maker in sorted(set(self.late)):
             yield f"{maker}: a late login takes effect", World(state).then("fire", maker)
@@ -645,9 +631,7 @@ class World:
         happenings += ["the probe is right again"] * self.refuses
         if any(p.place != GONE for p in self.people):
             free = {"touch", "minute"} if self.age or any(n[1] == YOUNG for n in self.notes) else {}
-            happenings += sorted(
-                kinds & ({*free} | ({"pause", "stranger"} if is_faulty else set()))
-            )
+            happenings += sorted(kinds & {*free, *("pause", "stranger")[: 2 * is_faulty]})
         for what in happenings:
             yield what, World(state).then("befall", what)
 
@@ -661,6 +645,7 @@ class World:
         self.end, is_dead, is_ours = end, self.token != self.alive, self.maker == i
         is_others = self.maker < NOBODY and self.people[self.maker].place == GONE
         is_good = end.code == 0 and end.renewed and is_dead
+        is_content = end.code == 0 and not end.renewed and end.kind != "plain"
         lies = end.claim == "is as it was" or (end.claim == "still works" and self.told)
         for is_wrong, what in (
             (end.fault, end.fault),
@@ -669,10 +654,7 @@ class World:
             (is_good and is_ours and not end.warned, "stored a key that its own login killed"),
             (is_good and is_others and self.told, "stored a dead key over another's live one"),
             (
-                end.code == 0
-                and not end.renewed
-                and end.kind != "plain"
-                and self.note(i, "key")[:2] == (self.token, OLD),
+                is_content and self.note(i, "key")[:2] == (self.token, OLD),
                 "leaves an old key alone",
             ),
         ):
@@ -714,27 +696,19 @@ def find_unhealed(state: tuple[Any, ...]) -> list[str]:
         good = {0, 78} if world.refuses else {0}
         if after.token != after.alive or after.wrong or after.end.code not in good:
             wrong.append(f"at rest: a further {mode} update does not heal")
-    if world.token and not is_refused:
-        for probe in (0, 1, 2):
-            world = World(state).then("log_in", NOBODY, False).then("befall", "touch")
-            world.refuses = probe
-            world = world.then_alone("if-key").then("befall", "minute").then("befall", "touch")
-            world = world.then_alone("if-key")
-            if world.token != world.alive:
-                wrong.append("at rest: a consumer's dead key is not replaced within a minute")
-        world = World(state)
-        world.refuses = world.faults = 0
-        logins = []
-        for _ in range(3):
-            world = world.then("log_in", NOBODY, False)
-            logins.append(-world.logins)
-            world = world.then_alone("if-key")
-            logins[-1] += world.logins
-        if logins[2]:
-            wrong.append("at rest: consumers and a stranger log in more than once a minute")
-        world = world.then("befall", "minute").then_alone("if-key")
+    for probe in (0, 1, 2) if world.token and not is_refused else ():
+        world = World(state).then("log_in", NOBODY, False)
+        for _ in range(2):
+            world.age, world.refuses = YOUNG, probe
+            world = world.then_alone("if-key").then("befall", "minute")
         if world.token != world.alive:
-            wrong.append("at rest: no login after a minute")
+            wrong.append("at rest: a consumer's dead key is not replaced within a minute")
+    world, logins = World(state).then("befall", "the probe is right again"), 0
+    for _ in range(3 if world.token and not is_refused else 0):
+        logins = world.then("log_in", NOBODY, False).logins
+        world = world.then_alone("if-key")
+    if world.logins > logins > 0:
+        wrong.append("at rest: consumers and a stranger log in more than once a minute")
     return wrong
 
 
@@ -815,9 +789,8 @@ def way_to(
     world = World(roots[way.pop()])
     said = [f"{'':40}{describe(world)}"]
     for number in reversed(way):
-        label, world = next(
-            step for step in world.steps(kinds) if hash(step[1].canonical()) == number
-        )
+        steps = world.steps(kinds)
+        label, world = next(s for s in steps if hash(s[1].canonical()) == number)
         said.append(f"{label:40}{describe(world)}")
     return said
 
@@ -836,9 +809,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--faults", type=int, default=1)
     parser.add_argument("--hosts", type=int, default=1, help="updaters of another share no notes")
-    parser.add_argument(
-        "--without", default="", help=f"kinds of faults: {', '.join(sorted(KINDS))}"
-    )
+    parser.add_argument("--without", default="", help=", ".join(sorted(KINDS)))
     parser.add_argument("--with", default="", dest="more", help=", ".join(sorted(OPTIONAL)))
     parser.add_argument("-v", "--verbose", action="store_true", help="say how far it is")
     parser.add_argument("people", nargs="+", choices=["plain", "if-needed", "if-key"])

@@ -16,7 +16,8 @@ TIMES = {"touch", "minute"}
     ("people", "faults", "kinds", "logins"),
     [
         (["plain"] * 3, 0, KINDS, 1),
-        (["plain", "if-needed", "if-key"], 0, KINDS, 1),
+        (["if-needed"] * 3, 0, KINDS, 1),
+        (["plain", "if-key"], 0, KINDS, 1),
         (["if-key"], 0, TIMES, 1),
         (["if-key"], 1, TIMES | {"killed", "refuses all", "unclear"}, 2),
         (["plain"], 1, KINDS, 3),
