@@ -21,6 +21,7 @@ import argparse
 import functools
 import importlib.util
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence, Set
@@ -302,6 +303,7 @@ class Text(str):
         return self
 
 
+updater.log = logging.getLogger("modelled_updater")  # not the one that other tests hear
 updater.log.disabled = True
 updater.send_request, updater.Path = send_request, File
 updater.run_with_deadline = lambda _, __, function, *args: function(*args)
