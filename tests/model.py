@@ -249,7 +249,7 @@ JSON: dict[str, tuple[int, Any]] = {  # what Webkassa's answers are: HTTP status
     "alive": (200, {"Data": []}), "dead": (200, {"Errors": [{"Code": 2}]}), "unclear": (500, None),
     "garbage": (200, {"Data": {}}), "refused": (200, {"Errors": [{"Code": 1}]}),
 }  # fmt: skip
-BESIDE = {"failing, with a token": [{"Code": -1}], "refused, with a token": [{"Code": 1}]}
+BESIDE = {"failing with a token": [{"Code": -1}], "refused with a token": [{"Code": 1}]}
 
 
 def send_request(_: Any, request: Any, *__: Any) -> Any:
@@ -816,7 +816,10 @@ def main() -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="say how far it is")
     parser.add_argument("people", nargs="+", choices=["plain", "if-needed", "if-key"])
     options = parser.parse_args()
-    kinds = KINDS.union(options.more.split(",")) - set(options.without.split(","))
+    more, without = {*options.more.split(",")} - {""}, {*options.without.split(",")} - {""}
+    if unknown := (more | without) - KINDS - OPTIONAL:
+        parser.error(f"no such kind: {unknown}")
+    kinds = (KINDS | more) - without
     log = print if options.verbose else str
     found = explore(options.people, options.faults, kinds, options.hosts, log)
     for what, way in found.wrong.items():
