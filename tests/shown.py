@@ -25,9 +25,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from world import webkassa_simulator
+from world.nursery import Process
 from world.postgres import PASSWORD, Postgres
 from world.relay import ConnectProxy
-from world.shop import CLEAN_SLATE, CONSUMERS_TABLE, ROOT, connect, fingerprint, make_database
+from world.shop import (
+    CLEAN_SLATE,
+    CONSUMERS_TABLE,
+    ROOT,
+    connect,
+    execute,
+    fingerprint,
+    make_database,
+    quote,
+)
 from world.tls import Authority
 from world.webkassa_simulator import Simulator, answer
 
@@ -52,12 +62,7 @@ class Desk:
 
     def __init__(self, server: Postgres, webkassa: Vendor, proxy: str, folder: Path) -> None:
         self.server, self.webkassa, self.proxy, self.folder = server, webkassa, proxy, folder
-        for name in (
-            "webkassa_key_updater.py",
-            "webkassa_key_accounts.py",
-            "requirements.txt",
-            ".env.example",
-        ):
+        for name in (*ROOT.glob("webkassa_key_*.py"), "requirements.txt", ".env.example"):
             shutil.copy(ROOT / name, folder)
         self.settings = {
             "WEBKASSA_LOGIN": webkassa_simulator.LOGIN,
@@ -80,14 +85,10 @@ class Desk:
         (self.folder / ".venv").symlink_to(sys.prefix)
 
     def sql(self, statement: str, *values: Any) -> list[Any]:
-        with (
-            contextlib.closing(connect(self.server, "shop")) as connection,
-            connection.cursor() as cursor,
-        ):
-            cursor.execute(statement, values or None)
-            return cursor.fetchall() if cursor.description else []
+        with contextlib.closing(connect(self.server, "shop")) as connection:
+            return execute(connection, statement, values)
 
-    def has_a_key(self, hours: float = 5) -> None:
+    def has_a_key(self, hours: float = 5) -> Desk:
         """The table of the web application, and a key in it that works."""
         self.sql(CONSUMERS_TABLE)
         self.sql(
@@ -96,15 +97,14 @@ class Desk:
             self.webkassa.issue(),
             hours * 3600,
         )
+        return self
 
-    def write(self, name: str = ".env", **more: str) -> None:
-        text = "".join(
-            "{}='{}'\n".format(name, value.replace("\\", "\\\\").replace("'", "\\'"))
-            for name, value in (self.settings | more).items()
-            if value
-        )
+    def write(self, name: str = ".env", **more: str) -> Desk:
+        settings = (self.settings | more).items()
+        text = "".join(f"{setting}={quote(value)}\n" for setting, value in settings if value)
         (self.folder / name).parent.mkdir(exist_ok=True)
         (self.folder / name).write_text(text, encoding="utf-8")
+        return self
 
     def shell(self, command: str) -> str:
         """Return what a terminal would show."""
@@ -112,13 +112,23 @@ class Desk:
             ["bash", "-c", command], cwd=self.folder, env=self.env, text=True, encoding="utf-8",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=120,
         )  # fmt: skip
-        said = done.stdout
+        return self.watched(done.stdout)
+
+    def program(self, arguments: str) -> str:
+        """Return what a terminal would show of the program alone."""
+        command = [".venv/bin/python", "webkassa_key_updater.py", *arguments.split()]
+        read, write = os.pipe()
+        process = Process(command, self.env, cwd=self.folder, terminal=write)
+        os.close(write)
+        with open(read, encoding="utf-8") as said:
+            text = said.read()
+        process.communicate(timeout=120)
+        return self.watched(text)
+
+    def watched(self, said: str) -> str:
         for secret in (PASSWORD, webkassa_simulator.PASSWORD, *self.webkassa.issued):
             assert secret not in said
         return said
-
-    def program(self, arguments: str) -> str:
-        return self.shell(f".venv/bin/python webkassa_key_updater.py {arguments}")
 
 
 @contextlib.contextmanager
@@ -145,43 +155,26 @@ def snippet(name: str, manual: Path = MANUALS[0]) -> str:
 # Scenes ------------------------------------------------------------------------------------------
 
 
-def first_check(at: Desk) -> str:
-    at.has_a_key()
-    return at.program("check")
-
-
 def test_system(at: Desk) -> str:
-    at.has_a_key()
-    at.write(
-        "test.env",
-        WEBKASSA_AUTH_URL="https://devkkm.webkassa.kz/api/Authorize",
-        WEBKASSA_SERVICE_NAME="Webkassa-test",
-    )
+    url = "https://devkkm.webkassa.kz/api/Authorize"
+    at.has_a_key().write("test.env", WEBKASSA_AUTH_URL=url, WEBKASSA_SERVICE_NAME="Webkassa-test")
     return "".join(at.program(f"--env-file test.env {command}") for command in ("check", "update"))
 
 
-def first_update(at: Desk) -> str:
-    at.has_a_key()
-    return at.program("update")
-
-
 def effect(at: Desk) -> str:
-    at.has_a_key()
-    at.program("update")
+    at.has_a_key().program("update")
     return at.program("status")
 
 
 def in_the_table(at: Desk) -> str:
-    at.has_a_key()
-    at.program("update")
+    at.has_a_key().program("update")
     (at.folder / "query.sql").write_text(snippet("query"), encoding="utf-8")
     return at.shell("psql -X -f query.sql").rstrip() + "\n"
 
 
 def wrong_password(at: Desk) -> str:
-    at.has_a_key()
     at.webkassa.password = "changed"
-    return at.program("update")
+    return at.has_a_key().program("update")
 
 
 def wrong_settings(at: Desk) -> str:
@@ -190,50 +183,40 @@ def wrong_settings(at: Desk) -> str:
 
 
 def database_down(at: Desk) -> str:
-    at.write(POSTGRES_PORT="1")
-    return at.program("update").replace("port=1 ", f"port={at.server.port} ")
-
-
-def database_refuses_us(at: Desk) -> str:
-    at.write(POSTGRES_PASSWORD="wrong")
-    return at.program("update")
+    said = at.write(POSTGRES_PORT="1").program("update")
+    return said.replace("port=1 ", f"port={at.server.port} ")
 
 
 def missing_right(at: Desk) -> str:
     at.has_a_key()
     at.sql("DROP ROLE IF EXISTS webkassa; CREATE ROLE webkassa LOGIN PASSWORD 'secret'")
-    at.write(POSTGRES_USER="webkassa", POSTGRES_PASSWORD="secret")
-    said = at.program("update")
+    said = at.write(POSTGRES_USER="webkassa", POSTGRES_PASSWORD="secret").program("update")
     at.sql("DROP OWNED BY webkassa; DROP ROLE webkassa")
     return said
 
 
 def webkassa_fails(at: Desk) -> str:
-    at.has_a_key()
     at.webkassa.script.append(answer(503, b"", {"Retry-After": "3600"}))
-    return at.program("update")
+    return at.has_a_key().program("update")
 
 
 def other_table(at: Desk) -> str:
-    at.has_a_key()
-    at.sql("CREATE SCHEMA shop; ALTER TABLE api_keys SET SCHEMA shop")
+    at.has_a_key().sql("CREATE SCHEMA shop; ALTER TABLE api_keys SET SCHEMA shop")
     return at.program("update")
 
 
 def dead_key(at: Desk) -> str:
-    at.has_a_key(2)
-    at.webkassa.issue()  # somebody else has logged in
+    at.has_a_key(2).webkassa.issue()  # somebody else has logged in
     return at.program("status")
 
 
 def many_accounts(at: Desk) -> str:
     at.write(WEBKASSA_LOGIN="", WEBKASSA_PASSWORD="")
     at.settings.clear()  # the base has them
-    good = {"WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD}
     at.webkassa.more_logins |= {f"{name}@example.kz" for name in ("almaty-1", "almaty-2")}
-    at.write("accounts.d/almaty-1.env", WEBKASSA_LOGIN="almaty-1@example.kz", **good)
-    at.write("accounts.d/almaty-2.env", WEBKASSA_LOGIN="almaty-2@example.kz", **good)
-    at.write("accounts.d/astana-1.env", WEBKASSA_LOGIN="astana-1@example.kz", WEBKASSA_PASSWORD="x")
+    for name, password in (("almaty-1", ""), ("almaty-2", ""), ("astana-1", "x")):
+        own = {"WEBKASSA_PASSWORD": password or webkassa_simulator.PASSWORD}
+        at.write(f"accounts.d/{name}.env", WEBKASSA_LOGIN=f"{name}@example.kz", **own)
     return at.program("--accounts-dir accounts.d --jobs 1 update")
 
 
@@ -252,16 +235,16 @@ def demo(at: Desk) -> str:
 
 SCENES: dict[str, Callable[[Desk], str]] = {
     "demo": demo,
-    "first check": first_check,
+    "first check": lambda at: at.has_a_key().program("check"),
     "test system": test_system,
-    "first update": first_update,
+    "first update": lambda at: at.has_a_key().program("update"),
     "effect": effect,
     "in the table": in_the_table,
     "dead key": dead_key,
     "wrong settings": wrong_settings,
     "wrong password": wrong_password,
     "database down": database_down,
-    "database refuses us": database_refuses_us,
+    "database refuses us": lambda at: at.write(POSTGRES_PASSWORD="wrong").program("update"),
     "missing right": missing_right,
     "other table": other_table,
     "webkassa fails": webkassa_fails,

@@ -141,7 +141,7 @@ def test_check_warns_of_unknown_names_in_the_settings_file(shop: Shop) -> None:
 
 
 def test_status_under_a_table_lock_takes_some_seconds(shop: Shop) -> None:
-    with shop.transaction("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"), within(9):
+    with shop.transaction("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"), within(20):
         result = shop.main("status")
     assert result.code == 3
     assert result.out.startswith("WEBKASSA UNKNOWN - ")

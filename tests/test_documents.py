@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
+import importlib.util
+import itertools
+import os
 import re
 import socketserver
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ import shown
 from shown import BLOCK, MANUALS, SCENES, Desk, snippet
 from world import webkassa_simulator
 from world.postgres import PASSWORD, Postgres
+from world.serving import serving
 from world.shop import CONSUMERS_TABLE, PROGRAM, ROOT, Shop
 
 README, RUSSIAN = (manual.read_text(encoding="utf-8") for manual in MANUALS)
@@ -112,6 +116,7 @@ def test_links_lead_somewhere(text: str) -> None:
 # What they say of the program ----------------------------------------------------------------------
 
 
+@functools.cache
 def helped(*command: str) -> str:
     run = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
     return run.stdout
@@ -132,13 +137,8 @@ def test_exit_codes_are_those_of_the_help(text: str) -> None:
 
 @BOTH
 def test_words_to_search_for_are_the_programs_own(text: str) -> None:
-    files = [
-        *ROOT.glob("*.py"),
-        *ROOT.glob("*.sh"),
-        *ROOT.glob("systemd/*.sh"),
-        *ROOT.glob("systemd/*.py"),
-    ]
-    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    files = [ROOT.glob(kind) for kind in ("*.py", "*.sh", "systemd/*.sh", "systemd/*.py")]
+    source = "".join(file.read_text(encoding="utf-8") for file in itertools.chain(*files))
     source = re.sub(r'"\s+f?"', "", source)
     for phrase in phrases(text):
         assert phrase in source, phrase
@@ -173,17 +173,14 @@ def test_table_of_the_manual_is_the_one_that_is_made(shop: Shop) -> None:
 
 
 def test_grants_of_the_manual_suffice(shop: Shop) -> None:
-    role = "webkassa_updater"
-    shop.sql(f"DROP ROLE IF EXISTS {role}")
     shop.sql("REVOKE ALL ON SCHEMA public FROM public")
-    for statement in filter(str.strip, snippet("grants").split(";")):
-        shop.sql(statement)
-    env = {"POSTGRES_USER": role, "POSTGRES_PASSWORD": "choose-one"}
-    assert shop.run("check", **env).code == 0
-    shop.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
-    assert shop.run("update", **env).code == 0
-    assert shop.holds_the_live_key
-    shop.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    with shop.role("webkassa_updater", password="choose-one") as role:
+        shop.sql(f"DROP ROLE {role}")
+        for statement in filter(str.strip, snippet("grants").split(";")):
+            shop.sql(statement)
+        assert shop.run("check").code == 0
+        shop.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
+        shop.renew()
 
 
 # What a person types, in a folder with a name as people give them --------------------------------
@@ -226,6 +223,15 @@ def pack(name: str, folder: Path) -> None:
             pack(re.match(r"[\w.-]+", line)[0], folder)
 
 
+# Makes a virtual environment with the pip that is here: bringing its own takes seconds
+PYTHON3 = f"""#!/bin/sh
+{os.path.realpath(sys.executable)} "$@" ${{2:+--without-pip}} || exit
+printf '#!/bin/sh\\nexec "%s/python" -m pip "$@"\\n' "$PWD/$3/bin" >"$3/bin/pip"
+chmod +x "$3/bin/pip"
+ln -s {importlib.util.find_spec("pip").submodule_search_locations[0]} "$3"/lib/python*/site-packages/
+"""
+
+
 def test_first_run_goes_as_written(desk: Desk, tmp_path: Path) -> None:
     """Line by line, with a virtual environment of its own. pip gets what is installed here: of
     another day, the certificate of a package index is not valid."""
@@ -233,16 +239,15 @@ def test_first_run_goes_as_written(desk: Desk, tmp_path: Path) -> None:
     for package in ("requests", "psycopg2-binary", "python-dotenv"):
         pack(package, tmp_path)
     python.parent.mkdir()
-    python.symlink_to(Path(sys.executable).resolve())
+    python.write_text(PYTHON3, encoding="utf-8")
+    python.chmod(0o755)
     desk.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
     desk.has_a_key()
     key = desk.webkassa.live
     desk.write("settings")
     settings = (desk.folder / "settings").read_text(encoding="utf-8")
-    more = (
-        "\nWEBKASSA_AUTH_URL=https://devkkm.webkassa.kz/api/Authorize\n"
-        "WEBKASSA_SERVICE_NAME=Webkassa-test\n"
-    )
+    url = "https://devkkm.webkassa.kz/api/Authorize"
+    more = f"\nWEBKASSA_AUTH_URL={url}\nWEBKASSA_SERVICE_NAME=Webkassa-test\n"
     assert snippet("run: desk test system").count("nano") == 1
     for wish in more.split():
         assert f"`{wish}`" in README
@@ -263,17 +268,13 @@ def test_first_run_goes_as_written(desk: Desk, tmp_path: Path) -> None:
 
 def test_accounts_go_as_written(desk: Desk) -> None:
     desk.use_venv()
+    own = {name: desk.settings.pop(name) for name in ("WEBKASSA_LOGIN", "WEBKASSA_PASSWORD")}
     desk.write()
-    for name in ("WEBKASSA_LOGIN", "WEBKASSA_PASSWORD"):
-        del desk.settings[name]
-    desk.write()
-    (desk.folder / "accounts.d").mkdir()
-    lines = f"WEBKASSA_LOGIN={webkassa_simulator.LOGIN}\nWEBKASSA_PASSWORD='{webkassa_simulator.PASSWORD}'\n"
-    (desk.folder / "accounts.d" / "almaty.env").write_text(lines, encoding="utf-8")
+    desk.settings.clear()
+    desk.write("accounts.d/almaty.env", **own)
     typed(desk, "desk accounts")
-    assert desk.sql("SELECT service_name, api_key FROM api_keys") == [
-        ("Webkassa:almaty", desk.webkassa.live)
-    ]
+    stored = desk.sql("SELECT service_name, api_key FROM api_keys")
+    assert stored == [("Webkassa:almaty", desk.webkassa.live)]
 
 
 @contextlib.contextmanager
@@ -304,10 +305,8 @@ def test_stage_leads_every_setting_to_what_is_not_real(tmp_path: Path) -> None:
 
 @BOTH
 def test_every_block_can_be_pasted_and_is_run_by_a_test(text: str) -> None:
-    tests = "".join(
-        path.read_text(encoding="utf-8")
-        for path in (ROOT / "tests").rglob("test_*.py")
-    )  # fmt: skip
+    files = (ROOT / "tests").rglob("test_*.py")
+    tests = "".join(path.read_text(encoding="utf-8") for path in files)
     assert text.count("```sh\n") == text.count("<!-- run: ")
     for name, block in re.findall(r"<!-- run: (.+?) -->\n```sh\n(.*?)```", text, re.DOTALL):
         assert not re.search(r"^\s*[$#]|OWNER|<[a-z]+>", block, re.MULTILINE), block
@@ -338,15 +337,13 @@ def asked_at_a_socket(shop: Shop) -> Iterator[str]:
 
     class Connection(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            command = [sys.executable, str(PROGRAM), "update", "--if-key", "-"]
-            run = subprocess.run(command, stdin=self.request, env=shop.env, stderr=subprocess.PIPE)
-            self.request.sendall(b"%d\n" % run.returncode)
+            how = {"stdin": self.request.fileno()}
+            result = shop.finish(shop.start_with(how, "update", "--if-key", "-"))
+            self.request.sendall(b"%d\n" % result.code)
 
     path = str(shop.home / "renew.sock")
-    with socketserver.ThreadingUnixStreamServer(path, Connection) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    with serving(socketserver.ThreadingUnixStreamServer(path, Connection)):
         yield path
-        server.shutdown()
 
 
 @pytest.mark.parametrize("example", ["psycopg2", "SQLAlchemy"])
@@ -386,9 +383,6 @@ assert answer["Data"], answer
 
 def test_run_time_dependencies_are_exactly_three() -> None:
     lines = (ROOT / "requirements.txt").read_text().split()
-    assert [re.split("[<>=]", line)[0] for line in lines] == [
-        "requests",
-        "psycopg2-binary",
-        "python-dotenv",
-    ]
+    named = [re.split("[<>=]", line)[0] for line in lines]
+    assert named == ["requests", "psycopg2-binary", "python-dotenv"]
     assert all(re.search(r">=\S+,<\d+$", line) for line in lines)

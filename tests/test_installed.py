@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from world.shop import ROOT, UPDATERS, Shop
 from world.waiting import await_
 
+pytestmark = pytest.mark.xdist_group("installed")  # built and installed once
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
@@ -25,12 +26,8 @@ PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built as `pip install .` does it, with the setuptools that is here."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for path in (
-        ROOT / "pyproject.toml",
-        ROOT / "requirements.txt",
-        *ROOT.glob("webkassa_key_*.py"),
-    ):
-        shutil.copy(path, source)
+    for name in ("pyproject.toml", "requirements.txt", *ROOT.glob("webkassa_key_*.py")):
+        shutil.copy(ROOT / name, source)
     options = ["--no-deps", "--no-index", "--no-build-isolation", f"--wheel-dir={folder}"]
     subprocess.run([*PIP, "wheel", *options, source], check=True)
     (wheel,) = folder.iterdir()
@@ -41,14 +38,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Installed by pip, beside the libraries that are here."""
     folder = tmp_path_factory.mktemp("installed")
-    subprocess.run(
-        [*PIP, "install", "--no-deps", "--no-index", f"--target={folder}", wheel], check=True
-    )
+    options = ["--no-deps", "--no-index", f"--target={folder}"]
+    subprocess.run([*PIP, "install", *options, wheel], check=True)
     return folder / "bin/webkassa-key-updater"
 
 
 def run(command: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(command.parents[1]), **env}
+    env = {"PATH": os.environ["PATH"], **env, "PYTHONPATH": str(command.parents[1])}
     return subprocess.run(
         [command, *arguments], env=env, cwd=command.parent, text=True, capture_output=True
     )

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import pytest
-from world.relay import Relay
 from world.shop import PROGRAM, UPDATERS, Shop, fingerprint, lock_number
 from world.waiting import await_
 from world.webkassa_simulator import answer, drip, hang, slow
@@ -116,17 +115,13 @@ def test_signal_while_the_database_is_waited_for_with_a_token_in_hand_loses_no_k
         other.cursor().execute("SELECT pg_advisory_lock(%s)", (lock_number(),))
 
     shop.webkassa.on_issue = lose_lock
-    with (
-        Relay(("127.0.0.1", shop.server.port)) as relay,
-        contextlib.closing(shop.connect()) as other,
-    ):
+    with shop.relay() as relay, contextlib.closing(shop.connect()) as other:
         process = shop.start()
         await_(lambda: len(relay.links) > 2)
         for number in SENT:
             process.send_signal(number)
         other.close()
-        assert shop.finish(process).code == 0
-    assert shop.holds_the_live_key
+        shop.assert_renewed(process)
 
 
 @pytest.mark.parametrize("is_ignored", [True, False])
@@ -172,7 +167,7 @@ def test_line_that_nobody_reads_is_no_wait_without_end(shop: Shop) -> None:
     """Once the key is stored, a signal ends it at once."""
     reading, writing = os.pipe()
     shop.webkassa.on_issue = lambda token: fill(writing)
-    process = subprocess.Popen([sys.executable, *shop.program], env=shop.env, stderr=writing)
+    process = shop.start_with({"stderr": writing})
     await_(lambda: shop.holds_the_live_key)
     # The first signal may come too soon
     await_(lambda: process.terminate() or process.poll() is not None)
@@ -187,7 +182,7 @@ def test_full_pipe_on_standard_error_loses_no_key(shop: Shop) -> None:
     shop.webkassa.on_issue = lambda token: fill(writing)
     shop.webkassa.probe_script.append(hang())  # whose trouble is worth a line
     shop.hurry(PROBE_TIME=1)
-    process = subprocess.Popen([sys.executable, *shop.program, "-v"], env=shop.env, stderr=writing)
+    process = shop.start_with({"stderr": writing}, "-v")
     await_(lambda: shop.holds_the_live_key)
     assert process.poll() is None  # it has not said so yet
     said = b""

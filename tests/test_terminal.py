@@ -8,12 +8,11 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from world.shop import PROGRAM, Shop, fingerprint
+from world.shop import Shop, fingerprint
 from world.waiting import await_
 from world.webkassa_simulator import answer, hang, slow
 
@@ -25,12 +24,8 @@ class Screen:
         self.text, self.shop = "", shop
         self.master, slave = pty.openpty()
         self.start = time.monotonic()
-        self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), *arguments], env=shop.env | env, stdin=slave,
-            stdout=slave, stderr=slave, start_new_session=True, preexec_fn=take_terminal,
-        )  # fmt: skip
+        self.process = shop.start_with({"terminal": slave}, *arguments, **env)
         os.close(slave)
-        shop.started.append(self.process)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 
@@ -55,14 +50,6 @@ class Screen:
         self.reader.join(5)
         os.close(self.master)
         return code
-
-
-def take_terminal() -> None:
-    """Make standard input the controlling terminal: Ctrl-C then is a signal to its group."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 CTRL_C = b"\x03"

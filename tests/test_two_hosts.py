@@ -6,17 +6,17 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 from world.accounts import Accounts, row
+from world.nursery import Process
 from world.relay import Relay
 from world.shop import Shop, lock_number
 from world.waiting import await_
-from world.webkassa_simulator import Behaviour, Handler, hang
+from world.webkassa_simulator import Behaviour, hang, held_until
 
 # So long that there is something to say of it
 IDLE_LIMIT = 30.0  # seconds after which the server ends a transaction that fell silent
@@ -31,14 +31,11 @@ class Host:
         self.home.mkdir()
         self.env = {"HOME": str(self.home), "POSTGRES_PORT": str(relay.port)}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = self.shop.command("update", *arguments, *self.shop.options, "-v")
-        return subprocess.Popen(
-            command, env=self.shop.env | self.env, cwd=self.home, text=True, encoding="utf-8",
-            stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+    def start(self, *arguments: str) -> Process:
+        how = {"cwd": self.home, "start_new_session": True}
+        return self.shop.start_with(how, "update", *arguments, "-v", **self.env)
 
-    def lose_power(self, process: subprocess.Popen[str]) -> None:
+    def lose_power(self, process: Process) -> None:
         """End all at once; the server hears of nothing."""
         self.relay.pause()
         os.killpg(process.pid, signal.SIGKILL)
@@ -51,14 +48,6 @@ def hosts(shop: Shop) -> Iterator[tuple[Host, Host]]:
     with contextlib.ExitStack() as stack:
         relays = [stack.enter_context(Relay(("127.0.0.1", shop.server.port))) for _ in range(2)]
         yield Host(shop, "first", relays[0]), Host(shop, "second", relays[1])
-
-
-def held_until(event: threading.Event) -> Behaviour:
-    def act(handler: Handler, good: bytes) -> None:
-        event.wait(60)
-        handler.send(200, good)
-
-    return Behaviour(act)
 
 
 def locks(shop: Shop, *services: str) -> int:

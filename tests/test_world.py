@@ -22,6 +22,7 @@ from world import webkassa_simulator
 from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.postgres import Postgres
 from world.relay import ConnectProxy, Link, Relay
+from world.serving import serving
 from world.tls import Authority
 from world.waiting import await_
 from world.webkassa_simulator import (
@@ -301,10 +302,12 @@ def test_every_behaviour_is_named_in_the_help() -> None:
         ("--port", "x"),
     ],
 )
-def test_simulator_refuses_what_it_does_not_know(option: str, what: str) -> None:
-    run = subprocess.run([*SIMULATOR, option, what], capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert "--help" in run.stderr
+def test_simulator_refuses_what_it_does_not_know(option: str, what: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        webkassa_simulator.main([option, what])
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert "--help" in said.err
 
 
 # Relay -------------------------------------------------------------------------------------------
@@ -338,10 +341,8 @@ class EchoHandler(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def echo() -> Iterator[Echo]:
-    with Echo() as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(Echo()) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture

@@ -137,22 +137,23 @@ def serve(requests: socket.socket) -> None:
     sys.path.insert(0, str(root))
     program = importlib.import_module("webkassa_key_updater")
     del sys.path[0]
-    programs: dict[str, types.CodeType] = {}
+    programs: dict[bytes, types.CodeType] = {}
     gc.freeze()
     while True:
         text, files, _, _ = socket.recv_fds(requests, 1 << 20, 3)
         if not text:
             return
         request = json.loads(text)
-        name = request["command"][1]
-        if name not in ("-c", program.__file__, *programs):
-            programs[name] = compile(Path(name).read_bytes(), name, "exec")
+        name, other = request["command"][1], None
+        if name not in ("-c", program.__file__):
+            text = Path(request["cwd"], name).read_bytes()
+            other = programs[text] = programs.get(text) or compile(text, name, "exec")
         read, write = os.pipe()
         between = os.fork()  # its child becomes our parent's when it ends
         if not between:
             child = os.fork()
             if not child:
-                be_python(request, files, program, programs.get(name))
+                be_python(request, files, program, other)
             os.write(write, str(child).encode())
             os._exit(0)
         os.waitpid(between, 0)
@@ -189,7 +190,7 @@ def be_python(
             ours.run_as_program()
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         if other:
-            main.__file__ = sys.argv[0]
+            main.__file__ = os.path.abspath(sys.argv[0])
         else:
             other = compile(sys.argv.pop(1), "<string>", "exec")
         exec(other, vars(main))

@@ -425,6 +425,16 @@ def slow(seconds: float) -> Behaviour:
     return Behaviour(act)
 
 
+def held_until(event: threading.Event) -> Behaviour:
+    """Log in at once, answer when something has happened."""
+
+    def act(handler: Handler, good: bytes) -> None:
+        event.wait(60)
+        handler.send(200, good)
+
+    return Behaviour(act)
+
+
 def late(seconds: float, *, hang_up: bool = False, reply: bool = False) -> Behaviour:
     """Issue the token only after so many seconds: it kills whatever lives by then.
 
