@@ -263,7 +263,7 @@ class Places:
     its own words alone why it rejects somebody. So who is rejected while others of us are in takes
     it for full, and tries again until they have left; of those who wait the first one does."""
 
-    OUT, TRYING, WAITING, IN = range(4)
+    OUT, TRYING, WAITING, IN, LEFT = range(5)
     PAUSE, LEAVING = 0.1, 5.0  # seconds between two tries; that a server may take to free a place
 
     def __init__(self, accounts: list[tuple[str, Plan]]) -> None:
@@ -273,7 +273,8 @@ class Places:
         self.servers = [server_of(plan.account) for _, plan in accounts]
 
     def leave(self, name: str) -> None:
-        self.states[self.numbers[name]] = self.OUT
+        was_in = self.states[self.numbers[name]] == self.IN
+        self.states[self.numbers[name]] = self.LEFT if was_in else self.OUT
 
     def others(self, me: int, end: int) -> set[int]:
         """Return how others of the same server stand, up to a number."""
@@ -298,14 +299,15 @@ class Places:
     def connect_in_turn(
         self, me: int, account: updater.Account, deadline: updater.Deadline
     ) -> updater.Connection:
-        full, rejection = updater.Deadline(0), None
+        full, rejection = None, None
         while True:
             others = self.others(me, len(self.servers))
-            if self.IN in others:
+            if self.IN in others or (self.LEFT in others and not full):
                 full = updater.Deadline(self.LEAVING)
-            if rejection and not (deadline.left and (full.left or self.TRYING in others)):
+            is_full = bool(full and full.left)
+            if rejection and not (deadline.left and (is_full or self.TRYING in others)):
                 raise rejection
-            if not rejection or (full.left and self.WAITING not in self.others(me, me)):
+            if not rejection or (is_full and self.WAITING not in self.others(me, me)):
                 try:
                     return self.connector(account, deadline)
                 except updater.StoreUnavailable as failure:

@@ -246,7 +246,7 @@ def test_who_waits_for_a_lock_waits_as_long_as_a_healthy_holder_may_take(
     shop: Shop, held: str
 ) -> None:
     """That is the deadline and 65 s; here -70 of them, and -10 for the deadline's own 10."""
-    shop.hurry(LoginState__STORING_TIME=-12, LoginState__LAST_TRY=0.5)
+    shop.hurry(LoginState__STORING_TIME=-34, LoginState__LAST_TRY=0.5)
     with shop.transaction(HELD[held]), within(40, least=3):
         shop.run_in_vain(75, WEBKASSA_DEADLINE="10s")
 
@@ -316,7 +316,7 @@ def test_check_names_the_holder_of_a_lock_and_changes_nothing(shop: Shop, held: 
 
 def test_lock_held_by_somebody_asks_webkassa_for_nothing(shop: Shop) -> None:
     """The wait is cut short to 3 s here: 10 for the deadline, 5 for the probe, and these."""
-    shop.hurry(LoginState__STORING_TIME=-12)
+    shop.hurry(LoginState__STORING_TIME=-34)
     with shop.transaction(HELD["advisory"]) as cursor:
         with within(40, least=2.4):
             result = shop.run_in_vain(75, WEBKASSA_DEADLINE="10s")

@@ -120,7 +120,8 @@ class Process:
     def send_signal(self, number: int) -> None:
         with self.reaping:
             if self.returncode is None:
-                os.kill(self.pid, number)
+                with contextlib.suppress(ProcessLookupError):  # it has ended this very moment
+                    os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
