@@ -278,4 +278,4 @@ def play(shop: Shop) -> None:
         max_examples=int(60 + 2 * TIME), stateful_step_count=10, deadline=None, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    run_state_machine_as_test(Bounded, settings=bounds)
+    run_state_machine_as_test(Bounded, settings=bounds)  # type: ignore[no-untyped-call, unused-ignore]
