@@ -134,7 +134,7 @@ def test_all_speak_of_all_accounts(site: Site) -> None:
 
 
 def test_a_repetition_logs_in_for_those_that_failed_only(site: Site, north: Simulator) -> None:
-    site.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - interval '24 h'")
+    site.let_keys_age(24)
     good = site.webkassa.authorizations
     old = rows(site)["Webkassa:north"]
     north.script += [webkassa_simulator.answer(503)] * 200
@@ -182,7 +182,7 @@ def test_one_alert_names_the_accounts_that_failed_and_those_alone(
 ) -> None:
     site.send_alerts_to(site.receiver.server_port)
     site.receiver.alerts.clear()
-    site.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' - interval '26 h'")
+    site.let_keys_age(26)
     north.script.append(webkassa_simulator.answer(200, webkassa_simulator.errors(1)))
     site.fail_for_good()
     assert len(site.receiver.alerts) == 1
