@@ -188,8 +188,9 @@ def test_one_alert_names_the_accounts_that_failed_and_those_alone(
     assert len(site.receiver.alerts) == 1
     alert = site.receiver.alerts[0]
     print(alert)
-    assert "1 of 2 accounts: north; key 1 of 2 accounts are well" in alert["title"]
-    assert "WARNING: north: key " in alert["message"]
+    refused = "north: Webkassa refused this login at "
+    assert f"1 of 2 accounts are well; {refused}" in alert["title"]
+    assert f"CRITICAL: {refused}" in alert["message"]
     assert "1 of 2 accounts: north\n" in alert["message"]
     assert "\nnorth: code 77, " in alert["message"]
     assert not re.search(r"main: code", alert["message"])
