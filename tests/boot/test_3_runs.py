@@ -203,7 +203,7 @@ def test_a_russian_server_tells_the_truth(site: Site) -> None:
     site.fail_for_good()
     (alert,) = site.receiver.alerts
     assert re.search(rf"{REFUSED}, until 202\d-\d\d-\d\d \d\d:\d\d \+05$", alert["title"])
-    since = r"last run +failing since \w{3} 202\d-\d\d-\d\d [\d:]{8} \+05 \(code 77: "
+    since = r"last run: failing since \w{3} 202\d-\d\d-\d\d [\d:]{8} \+05 \(code 77: "
     assert re.search(since, alert["message"])
     for who in (("webkassa-key", "status"), (f"{CURRENT}/check-status.sh",)):
         status = site.run(*who, check=False, **russian)
