@@ -1662,7 +1662,7 @@ class Refusals:
         what = "Webkassa refused this login at {since}; it was not sent again."
         if code != LOGIN_REFUSED:
             what = "Webkassa answered this login without a token at {since}; it was not sent again."
-        since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(moment))
+        since = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(moment))
         return WebkassaFailure(what, since=since, code=code)
 
     def remember(self, row: KeyRow, code: int) -> None:

@@ -319,7 +319,7 @@ updater.time = SimpleNamespace(
     monotonic=lambda: Run.current.now,
     time=lambda: Run.current.now,
     strftime=time.strftime,
-    gmtime=time.gmtime,
+    localtime=time.localtime,
 )
 
 

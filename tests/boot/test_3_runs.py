@@ -24,7 +24,7 @@ def reboot(site: Site, off_for: float = 0) -> None:
 
 # An alert's title: what happened, whether the shop can sell, and until when
 REFUSED = (
-    r": WEBKASSA CRITICAL - key: Webkassa refused this login at [-\d]+ [:\d]+ UTC; it was not sent"
+    r": WEBKASSA CRITICAL - key: Webkassa refused this login at [-\d]+ [:\d]+ \S+; it was not sent"
     r" again\. The key [0-9a-f]{8}, 24\.0 h old, works; Webkassa promises about a day"
 )
 
