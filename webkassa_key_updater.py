@@ -1892,9 +1892,7 @@ def read_secret_files(values: dict[str, str], faults: list[Message]) -> None:
     for name in sorted(IN_FILES):
         file = values.get(f"{name}_FILE")
         if file and name in values:
-            faults.append(
-                Message("{name}_FILE: is set, and so is {name}: which counts?", name=name)
-            )
+            faults.append(Message("{name}_FILE: {name} is set, too: which counts?", name=name))
         if file:
             try:
                 values[name] = read_text(Path(file), 65536).removesuffix("\n")
@@ -2142,12 +2140,13 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
 
 def port_open(host: str, port: int) -> bool:
     """Say whether somebody listens at an address, or at the socket in a folder."""
-    kind, place = socket.AF_INET6 if ":" in host else socket.AF_INET, cast(Any, (host, port))
-    if host.startswith(("/", "@")):
-        kind, place = socket.AF_UNIX, f"{host}/.s.PGSQL.{port}".replace("@", "\0", 1)
-    with contextlib.suppress(OSError), socket.socket(kind) as visitor:
-        visitor.settimeout(2)
-        return visitor.connect_ex(place) == 0
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as file:
+        if host.startswith(("/", "@")):
+            file.settimeout(2)
+            file.connect(f"{host}/.s.PGSQL.{port}".replace("@", "\0", 1))
+        else:
+            socket.create_connection((host, port), 2).close()
+        return True
     return False
 
 
@@ -2162,10 +2161,9 @@ def database_failure(error: Exception, table: Table, account: Account) -> Failur
     and so can a name that a trigger made up."""
     state = getattr(error, "pgcode", None)
     if state is None:  # psycopg2 2.9 has none of a server that hangs up, as PgBouncer does
-        for words, what in POOLER_REFUSALS.items():
-            if words in str(error):
-                advice = "Connect to PostgreSQL itself. Then run: `check`"
-                return SettingsFault(what, advice)
+        refusals = [what for words, what in POOLER_REFUSALS.items() if words in str(error)]
+        if refusals:
+            return SettingsFault(refusals[0], "Connect to PostgreSQL itself. Then run: `check`")
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
     if state == "55P03":
         return LockBusy("The lock, the row or the table is held by somebody.")
@@ -2517,9 +2515,8 @@ class Parser(argparse.ArgumentParser):
         return __doc__ or ""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(
-            self.get_default("usage_code"), f"webkassa_key_updater.py: {message}; see --help\n"
-        )
+        code: int = self.get_default("usage_code")
+        self.exit(code, f"webkassa_key_updater.py: {message}; see --help\n")
 
 
 def read_line() -> str:
