@@ -270,7 +270,7 @@ CAUSES = {
     "wrong password": Cause(77, REFUSED, env={"WEBKASSA_PASSWORD": "wrong-canary"}),
     "wrong API key": Cause(77, "HTTP 401.*refused.*WEBKASSA_API_KEY", script=[answer(401, errors(""))]),
     "refused by memory": Cause(
-        77, r"refused this login at [-\d]+ [:\d]+ UTC", around=refused_before,
+        77, r"refused this login at [-\d]+ [:\d]+ \S+", around=refused_before,
         arguments=("update", "--if-needed"),
     ),
     # 69: Webkassa cannot be reached or is failing
