@@ -72,12 +72,10 @@ def shop(server: Postgres, webkassa: Simulator, tmp_path: Path) -> Iterator[Shop
 @pytest.fixture
 def keeper(shop: Shop) -> Iterator[Shop]:
     """The shop through a role that has just the privileges which the README names."""
-    shop.sql("DROP ROLE IF EXISTS keeper; CREATE ROLE keeper LOGIN PASSWORD 'keeper-canary-pass'")
-    shop.sql("GRANT SELECT, INSERT, UPDATE ON api_keys TO keeper")
-    shop.sql("GRANT USAGE ON SEQUENCE api_keys_id_seq TO keeper")
-    shop.env |= {"POSTGRES_USER": "keeper", "POSTGRES_PASSWORD": "keeper-canary-pass"}
-    yield shop
-    shop.sql("DROP OWNED BY keeper; DROP ROLE keeper")
+    with shop.role("keeper", password="keeper-canary-pass"):
+        shop.sql("GRANT SELECT, INSERT, UPDATE ON api_keys TO keeper")
+        shop.sql("GRANT USAGE ON SEQUENCE api_keys_id_seq TO keeper")
+        yield shop
 
 
 @pytest.fixture

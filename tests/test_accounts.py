@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +42,13 @@ def summary(text: str) -> dict[str, str]:
 def codes(text: str) -> dict[str, int]:
     """Return the exit codes of the accounts that are not done."""
     return {name: int(said.split(",")[0]) for name, said in summary(text).items()}
+
+
+def start_and_ask(shop: Shop, *arguments: str, logins: int = 1) -> Process:
+    """Start an update, and wait until so many logins were asked for."""
+    process = shop.start("update", *arguments)
+    await_(lambda: shop.webkassa.authorizations == logins)
+    return process
 
 
 def on_terminal(shop: Shop, *arguments: str) -> tuple[Process, int]:
@@ -170,8 +177,7 @@ def test_one_login_or_row_in_two_files_stops_these_two_alone(shop: Shop, case: s
     assert f"a.env: its {kind} is the one of b.env, too" in result.err
     assert f"b.env: its {kind} is the one of a.env, too" in result.err
     for name in "ab":  # also to who does one of them only
-        assert shop.run("update", "--account", name).code == 78
-    assert shop.webkassa.authorizations == 1
+        shop.expect(78, 1, "update", "--account", name)
 
 
 ALONE: dict[str, tuple[str, dict[str, str], str]] = {  # a file, what it holds besides, what is said
@@ -204,27 +210,26 @@ def test_a_wrong_file_stops_its_account_alone(shop: Shop, case: str) -> None:
     assert "Canary" not in result.err
 
 
-def empty_folder(accounts: Accounts) -> None:
-    for file in accounts.folder.iterdir():
+def clear(folder: Path) -> None:
+    for file in folder.iterdir():
         file.rename(file.with_suffix(".txt"))
 
 
-def no_folder(accounts: Accounts) -> None:
-    accounts.folder.rename(accounts.folder.with_name("elsewhere"))
+SPOILED: dict[str, Callable[[Accounts], object]] = {
+    "folder is empty": lambda accounts: clear(accounts.folder),
+    "no folder": lambda accounts: accounts.folder.rename(accounts.folder.with_name("elsewhere")),
+    "base": lambda accounts: accounts.shop.env.update(HEALTHCHECK_URL="monitor at home"),
+}
 
 
-def wrong_base(accounts: Accounts) -> None:
-    accounts.shop.env["HEALTHCHECK_URL"] = "monitor at home"
-
-
-@pytest.mark.parametrize("spoil", [empty_folder, no_folder, wrong_base])
+@pytest.mark.parametrize("what", SPOILED)
 @pytest.mark.parametrize("shard", ["0/1", "7/9"])
 def test_without_an_account_or_settings_for_all_nothing_is_contacted(
-    shop: Shop, spoil: Any, shard: str
+    shop: Shop, what: str, shard: str
 ) -> None:
     accounts = Accounts(shop, "a", "b", "c")
     with shop.relay() as relay:
-        spoil(accounts)
+        SPOILED[what](accounts)
         result = shop.main("update", "--shard", shard)
         assert relay.links == []
     assert (result.code, shop.webkassa.calls) == (78, [])
@@ -500,8 +505,7 @@ def test_told_to_stop_it_starts_no_more_and_stores_what_was_asked_for(
     accounts, go = Accounts(shop, *"abcdef"), threading.Event()
     for name in "ab":
         accounts.script(name).append(held_until(go))
-    process = shop.start("update", "--jobs", "2")
-    await_(lambda: shop.webkassa.authorizations == 2)
+    process = start_and_ask(shop, "--jobs", "2", logins=2)
     process.send_signal(number)
     await_(lambda: all(is_pending(pid, number) for pid in children(process.pid)))
     go.set()
@@ -534,16 +538,17 @@ def test_a_child_killed_while_all_are_told_to_stop_is_no_account_that_was_not_tr
     accounts = Accounts(shop, "a", "b", "c")
     accounts.script("a").append(hang())
     with shop.lock_held(row("b")):
-        process = shop.start("update", "--jobs", "2")
-        await_(lambda: shop.webkassa.authorizations == 1)
+        process = start_and_ask(shop, "--jobs", "2")
         process.terminate()
         await_(lambda: len(children(process.pid)) == 1)
         os.kill(children(process.pid)[0], signal.SIGKILL)
         result = shop.finish(process)
     said = summary(result.err)
     assert said.pop("a").startswith("70, killed by signal 9. Its stored key may be dead. Run again")
-    assert said == {"b": "75, told to stop", "c": "75, not tried: told to stop"}
-    assert result.code == 71
+    assert (result.code, said) == (
+        71,
+        {"b": "75, told to stop", "c": "75, not tried: told to stop"},
+    )
 
 
 @pytest.mark.parametrize("probe", ["on", "off"])
@@ -555,8 +560,7 @@ def test_who_reads_that_a_child_was_killed_can_type_what_heals_its_key(
         shop.env["WEBKASSA_PROBE_URL"] = "off"
     shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
     accounts.script("a").append(hang())
-    process = shop.start("update", "--jobs", "1")
-    await_(lambda: shop.webkassa.authorizations == 1)
+    process = start_and_ask(shop, "--jobs", "1")
     shop.webkassa.issue(login=login("a"))  # the login takes effect
     os.kill(children(process.pid)[0], signal.SIGKILL)
     result = shop.finish(process)
@@ -713,8 +717,7 @@ def test_who_presses_ctrl_c_is_told_that_it_was_heard(shop: Shop) -> None:
 def test_killed_parent_costs_no_key(shop: Shop) -> None:
     accounts, go = Accounts(shop, "a", "b"), threading.Event()
     accounts.script("a").append(held_until(go))
-    process = shop.start("update", "--jobs", "1")
-    await_(lambda: shop.webkassa.authorizations == 1)
+    process = start_and_ask(shop, "--jobs", "1")
     process.kill()
     process.wait()
     go.set()
@@ -728,13 +731,10 @@ def test_killed_parent_costs_no_key(shop: Shop) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "renewed"),
-    [
-        (("--account", "b"), {"b"}),
-        (("--account", "almaty-*"), {"almaty-1", "almaty-2"}),
-        (("--account", "a*-[!1]", "--account", "b"), {"almaty-2", "b"}),
-        (("--account", "*"), {"almaty-1", "almaty-2", "b"}),
-    ],
-)
+    [(("--account", "b"), {"b"}), (("--account", "almaty-*"), {"almaty-1", "almaty-2"}),
+     (("--account", "a*-[!1]", "--account", "b"), {"almaty-2", "b"}),
+     (("--account", "*"), {"almaty-1", "almaty-2", "b"})],
+)  # fmt: skip
 def test_only_the_accounts_that_are_named_are_updated(
     shop: Shop, arguments: tuple[str, ...], renewed: set[str]
 ) -> None:
@@ -844,7 +844,7 @@ def test_status_of_none_or_of_wrong_accounts_has_no_name_in_it(
     (empty, *_) = {*range(3)} - {shard("a", 3), shard("b", 3)}
     good = shop.run(*arguments, "--shard", f"{empty}/3")
     assert good.code == 0
-    empty_folder(accounts)
+    clear(accounts.folder)
     bad = shop.run(*arguments)
     assert bad.code == 3
     assert "holds no account" in bad.out
@@ -967,8 +967,7 @@ def test_the_one_file_alone_serves_one_account_and_says_what_many_need(
     accounts = Accounts(shop, "a", "b")
     alone = Path(shutil.copy(PROGRAM, shop.home))
     shop.program, many, shop.options = [str(alone)], shop.options, ()
-    assert shop.run("update").code == 0
-    assert shop.holds_the_live_key
+    shop.renew("update")
     asked, shop.options = len(shop.webkassa.calls), many
     result = shop.run(command, HEALTHCHECK_URL=f"{monitor.origin}/all")
     assert result.code == (3 if command == "status" else 78)

@@ -8,20 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from world import webkassa_simulator as vendor
 from world.accounts import Accounts, login, row
 from world.shop import CLEAN_SLATE, CONSUMERS_TABLE, Shop
-from world.webkassa_simulator import (
-    Behaviour,
-    answer,
-    cut,
-    errors,
-    late,
-    respelled,
-    same_token,
-    slow,
-    unfinished_chunks,
-    wrong_length,
-)
+from world.webkassa_simulator import Behaviour, answer, cut, errors, late, slow
 
 NAMES = "abcdef"
 
@@ -40,10 +30,10 @@ ANSWERS: list[Callable[[], Behaviour]] = [
     lambda: late(0.2, hang_up=True),
     lambda: late(0.2, reply=True),
     cut,
-    same_token,
-    respelled,
-    wrong_length,
-    unfinished_chunks,
+    vendor.same_token,
+    vendor.respelled,
+    vendor.wrong_length,
+    vendor.unfinished_chunks,
     lambda: answer(503),
     lambda: answer(503, b"", {"Retry-After": "999"}),
     lambda: answer(200, b"<html>"),

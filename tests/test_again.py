@@ -8,34 +8,13 @@ import threading
 from typing import Any
 
 import pytest
+from world import webkassa_simulator as vendor
 from world.relay import CutAtCommit, Link
 from world.shop import Shop, fingerprint, lock_number, trigger
 from world.waiting import await_
-from world.webkassa_simulator import (
-    ALIVE,
-    DEAD,
-    UNCLEAR,
-    Behaviour,
-    Handler,
-    answer,
-    errors,
-    late,
-    same_token,
-)
+from world.webkassa_simulator import ALIVE, DEAD, UNCLEAR, Behaviour, Handler, answer, errors, late
 
 SET_KEY = "UPDATE api_keys SET api_key = %s WHERE service_name = 'Webkassa'"
-
-
-def once(action: Any) -> Any:
-    """Return what does `action` at its first call alone."""
-    calls: list[object] = []
-
-    def act(token: str) -> None:
-        calls.append(token)
-        if len(calls) == 1:
-            action(token)
-
-    return act
 
 
 @pytest.fixture(params=["probe on", "probe off", "probe unclear"])
@@ -49,12 +28,7 @@ def test_later_login_of_ours_wins_over_the_key_that_another_stored(
     shop: Shop, env: dict[str, str]
 ) -> None:
     """Theirs is dead; "ours is dead" must not be taken on trust."""
-
-    def other_updater(token: str) -> None:
-        shop.kill_connections()
-        shop.sql(SET_KEY, "of an earlier login")
-
-    shop.webkassa.on_issue = once(other_updater)
+    shop.lose_connection(lambda: shop.sql(SET_KEY, "of an earlier login"))
     shop.renew(logins=2, **env)
 
 
@@ -62,60 +36,37 @@ def test_login_of_another_that_was_killed_before_it_stored_is_noticed(
     shop: Shop, env: dict[str, str]
 ) -> None:
     """Ours is dead, theirs is lost, and the row is as it was."""
-
-    def other_updater(token: str) -> None:
-        shop.kill_connections()
-        shop.webkassa.issue()
-
-    shop.webkassa.on_issue = once(other_updater)
+    shop.lose_connection(shop.webkassa.issue)
     shop.renew(logins=2, **env)
 
 
-def another_stores_a_key(shop: Shop, verdict: Any) -> None:
-    """Cut us off; somebody stores a key that the probe judges so, and somebody else logs in."""
-    shop.kill_connections()
-    shop.sql(SET_KEY, "of another")
-    shop.webkassa.issue()
-    shop.webkassa.verdict = lambda key: verdict if key == "of another" else shop.webkassa.truth(key)
-
-
 @pytest.mark.parametrize("verdict", [DEAD, UNCLEAR])
+@pytest.mark.parametrize("moment", ["login", "probe"])
 def test_key_of_another_that_is_not_called_alive_is_no_reason_to_be_done(
-    shop: Shop, verdict: Any
+    shop: Shop, verdict: Any, moment: str
 ) -> None:
-    """Ours is dead, and so may be theirs: a third login was made, and its key is lost."""
+    """Ours is dead, and so may be theirs: a third login was made, and its key is lost. The same
+    where the probe has just called ours alive: it is in hand, and dies there."""
 
-    def other_updater(token: str) -> None:
-        another_stores_a_key(shop, verdict)
+    def another_stores_a_key() -> None:
+        shop.kill_connections()
+        shop.sql(SET_KEY, "of another")
+        shop.webkassa.issue()
+        truth = shop.webkassa.truth
+        shop.webkassa.verdict = lambda key: verdict if key == "of another" else truth(key)
 
-    shop.webkassa.on_issue = once(other_updater)
-    shop.renew(logins=2)
-
-
-@pytest.mark.parametrize("verdict", [DEAD, UNCLEAR])
-def test_key_of_another_is_not_enough_where_ours_was_alive_a_moment_ago(
-    shop: Shop, verdict: Any
-) -> None:
-    """The same, but after the probe has called ours alive: it is in hand, and dies there."""
-
-    def other_updater(handler: Any, good: bytes) -> None:
-        another_stores_a_key(shop, verdict)
-        handler.send(200, good)
-
-    shop.webkassa.probe_script.append(other_updater)
+    if moment == "login":
+        shop.lose_connection(another_stores_a_key)
+    else:
+        act = lambda handler, good: (another_stores_a_key(), handler.send(200, good))  # noqa: E731
+        shop.webkassa.probe_script.append(act)
     shop.renew(logins=2)
 
 
 def test_row_that_somebody_restored_by_hand_is_no_newer_key(shop: Shop) -> None:
     shop.sql(SET_KEY, "the one before")
-
-    def restore(token: str) -> None:
-        shop.kill_connections()
-        shop.sql(SET_KEY, shop.old_key)
-
-    shop.webkassa.on_issue = once(restore)
-    assert shop.run().code == 0
-    assert shop.holds_the_live_key
+    shop.lose_connection(lambda: shop.sql(SET_KEY, shop.old_key))
+    shop.renew(logins=2)
 
 
 @pytest.mark.parametrize("row", ["as it was", "another key"])
@@ -124,17 +75,10 @@ def test_second_login_that_fails_never_ends_with_0(
     shop: Shop, row: str, reply: Any, code: int
 ) -> None:
     """The token in hand may live: it is stored in place of a key that cannot, and of no other."""
-
-    def doubt(token: str) -> None:
-        shop.kill_connections()
-        if row == "another key":
-            shop.sql(SET_KEY, "of another updater")
-
-    shop.webkassa.on_issue = once(doubt)
+    shop.lose_connection(lambda: row == "another key" and shop.sql(SET_KEY, "of another updater"))
     shop.webkassa.verdict = lambda token: UNCLEAR
     shop.webkassa.script.extend([lambda handler, good: handler.send(200, good), answer(200, reply)])
-    result = shop.run()
-    assert (result.code, shop.webkassa.authorizations) == (code, 2)
+    shop.expect(code, 2)
     assert shop.key == (shop.webkassa.live if row == "as it was" else "of another updater")
 
 
@@ -158,31 +102,22 @@ def test_lock_is_taken_again_after_a_reconnect(shop: Shop) -> None:
             waited.append(await_(lambda: len(relay.links) > 2))
             cursor.execute(SET_KEY, (shop.webkassa.issue(),))
 
-    def other_updater(token: str) -> None:
-        shop.kill_connections()
+    def other_updater() -> None:
         other.cursor().execute("SELECT pg_advisory_lock(%s)", (lock_number(),))
         threading.Thread(target=log_in_and_store).start()
 
-    shop.webkassa.on_issue = once(other_updater)
+    shop.lose_connection(other_updater)
     with shop.relay() as relay:
-        result = shop.run()
-    assert (result.code, len(waited), shop.webkassa.authorizations) == (0, 1, 1)
-    assert "nother updater" in result.err
-    assert shop.holds_the_live_key
+        assert "nother updater" in shop.renew().err
+    assert len(waited) == 1
 
 
 def test_second_table_that_appears_after_the_login_costs_no_key(shop: Shop) -> None:
     """Before it, such a table is a fault; a token in hand is stored."""
 
-    def copy_the_table(token: str) -> None:
-        shop.sql("CREATE SCHEMA app; CREATE TABLE app.api_keys AS SELECT * FROM api_keys")
-        shop.kill_connections()
-        shop.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
-
-    shop.webkassa.on_issue = once(copy_the_table)
-    result = shop.run()
-    assert (result.code, shop.webkassa.authorizations) == (0, 1), result.err
-    assert shop.holds_the_live_key
+    copy = "CREATE SCHEMA app; CREATE TABLE app.api_keys AS SELECT * FROM api_keys"
+    shop.lose_connection(lambda: shop.sql(f"{copy}; DELETE FROM public.api_keys WHERE id = 1"))
+    shop.renew()
 
 
 # The same token twice ----------------------------------------------------------------------------
@@ -191,9 +126,9 @@ def test_second_table_that_appears_after_the_login_costs_no_key(shop: Shop) -> N
 @pytest.mark.parametrize("cut", [False, True])
 def test_vendor_that_gives_the_same_token_again_gets_it_stored_again(shop: Shop, cut: bool) -> None:
     """That the row holds it already does not say that a commit went through: the time moves."""
-    shop.webkassa.script.append(same_token())
+    shop.webkassa.script.append(vendor.same_token())
     if cut:
-        shop.webkassa.on_issue = once(shop.kill_connections)
+        shop.lose_connection()
     before = shop.row()
     result = shop.run()
     assert (result.code, shop.key) == (0, shop.old_key)
@@ -230,8 +165,7 @@ def test_unanswered_login_that_may_have_killed_the_next_is_no_success(
     shop.webkassa.script.append(answer_then_late_login)
     shop.webkassa.verdict = lambda token: UNCLEAR
     env = {"WEBKASSA_PROBE_URL": "off"} if verdict == "off" else {}
-    result = shop.run(**env)
-    assert (result.code, shop.webkassa.authorizations) == (69, 2)
+    result = shop.expect(69, 2, **env)
     assert shop.key == shop.webkassa.issued[1]
     assert "tored the new key" in result.err
     assert "lost" not in result.err
@@ -263,18 +197,14 @@ def test_commit_that_went_through_is_probed_after_an_unanswered_login(shop: Shop
             return passed
 
         relay.to_client = answer_and_kill
-        result = shop.run()
-    assert (result.code, cut.cuts, shop.webkassa.authorizations) == (0, 1, 3)
-    assert shop.holds_the_live_key
+        shop.renew(logins=3)
+    assert cut.cuts == 1
 
 
 def test_row_before_the_token_is_the_one_of_its_own_login(shop: Shop) -> None:
     """A second login was prepared and never sent: the key that another stored meanwhile lives,
     and a probe that calls every key alive must not have ours written over it."""
     probes: list[str] = []
-
-    def lose_lock(token: str) -> None:
-        shop.kill_connections()
 
     def verdict(token: str) -> Any:
         """At the second look at our own token (step 7) it is unclear, later alive."""
@@ -290,7 +220,7 @@ def test_row_before_the_token_is_the_one_of_its_own_login(shop: Shop) -> None:
         return data
 
     others: list[str] = []
-    shop.webkassa.on_issue = once(lose_lock)
+    shop.lose_connection()
     shop.webkassa.verdict = verdict
     with shop.relay(to_server=lose_lock_again):
         result = shop.run()
@@ -310,8 +240,7 @@ def test_unanswered_login_is_not_forgotten_by_the_next_try(shop: Shop) -> None:
     """The stored key works when it is looked at last; it may die yet, and that is said."""
     shop.webkassa.script.append(late(60, hang_up=True))
     shop.webkassa.script.extend([answer(429, b"", {"Retry-After": "60"})] * 9)
-    result = shop.run(WEBKASSA_DEADLINE="10s")
-    assert (result.code, shop.webkassa.authorizations) == (69, 2)
+    result = shop.expect(69, 2, WEBKASSA_DEADLINE="10s")
     assert f"{fingerprint(shop.old_key)} still works" in result.err
     assert re.search("may (still )?(kill|end) it", result.err)
 
@@ -356,9 +285,8 @@ def test_rollback_that_answers_a_commit_is_no_commit(shop: Shop) -> None:
         return b"Q" + (len(text) + 4).to_bytes(4, "big") + text
 
     with shop.relay(to_server=roll_back):
-        result = shop.run()
-    assert (result.code, len(rolled_back), shop.webkassa.authorizations) == (0, 1, 1)
-    assert shop.holds_the_live_key
+        shop.renew()
+    assert len(rolled_back) == 1
 
 
 def test_bug_of_ours_in_the_store_does_not_cost_the_token(shop: Shop) -> None:
@@ -373,9 +301,8 @@ def test_bug_of_ours_in_the_store_does_not_cost_the_token(shop: Shop) -> None:
 
     shop.webkassa.on_issue = shop.kill_connections
     with shop.relay(to_client=spoil) as relay:
-        result = shop.run()
-    assert (result.code, len(spoiled), shop.webkassa.authorizations) == (0, 1, 1)
-    assert shop.holds_the_live_key
+        shop.renew()
+    assert len(spoiled) == 1
 
 
 def test_write_that_is_changed_at_the_commit_alone_is_noticed(shop: Shop) -> None:

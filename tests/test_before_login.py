@@ -69,38 +69,31 @@ UNWRITABLE = {
     "row that cannot be seen": (
         "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
         "CREATE POLICY p ON api_keys USING (service_name = 'Other') WITH CHECK (true)",
-        "23505",
-    ),
+        "23505"),
     "materialized view": (
         "ALTER TABLE api_keys RENAME TO t; CREATE MATERIALIZED VIEW api_keys AS SELECT * FROM t;"
         "GRANT ALL ON api_keys TO keeper",
-        "42809",
-    ),
+        "42809"),
     "sequence": (
         "ALTER TABLE api_keys RENAME TO t; CREATE SEQUENCE api_keys",
-        "no column service_name",
-    ),
+        "no column service_name"),
     "index": (
         "ALTER TABLE api_keys RENAME TO t; CREATE INDEX api_keys ON t (service_name, api_key)",
-        "42809",
-    ),
+        "42809"),
     "type": (
         "ALTER TABLE api_keys RENAME TO t; CREATE TYPE api_keys AS ENUM ('x');"
         "GRANT CREATE ON SCHEMA public TO keeper",
-        "42710",
-    ),
+        "42710"),
     "two tables on the search path": (
         "CREATE SCHEMA keeper; CREATE TABLE keeper.api_keys (LIKE public.api_keys INCLUDING ALL);"
         "INSERT INTO keeper.api_keys SELECT * FROM public.api_keys;"
         "GRANT ALL ON SCHEMA keeper TO keeper; GRANT ALL ON keeper.api_keys TO keeper",
-        "public.api_keys has a row 'Webkassa', too",
-    ),
+        "public.api_keys has a row 'Webkassa', too"),
     "row in another schema": (
         "CREATE SCHEMA app; CREATE TABLE app.api_keys AS SELECT * FROM public.api_keys;"
         "DELETE FROM public.api_keys WHERE service_name = 'Webkassa';"
         "GRANT USAGE ON SCHEMA app TO keeper; GRANT SELECT ON app.api_keys TO keeper",
-        "app.api_keys has a row 'Webkassa', too",
-    ),
+        "app.api_keys has a row 'Webkassa', too"),
     "view": ("ALTER TABLE api_keys RENAME TO t; CREATE VIEW api_keys AS SELECT DISTINCT * FROM t;"
              "GRANT ALL ON api_keys TO keeper", "refuses"),
 }  # fmt: skip
@@ -144,8 +137,7 @@ def test_foreign_table_asks_webkassa_for_nothing(shop: Shop, way: str) -> None:
         PASSWORD,
     )
     for command in ("check", "update"):
-        result = shop.run(command)
-        assert (result.code, shop.webkassa.authorizations) == (73, 0), result.err
+        result = shop.expect(73, 0, command)
         assert "is kept by another server" in result.out + result.err
 
 
@@ -165,16 +157,13 @@ def test_table_of_the_same_name_that_nobody_takes_for_ours_is_no_fault(
     keeper: Shop, case: str
 ) -> None:
     keeper.sql(OTHER_TABLES[case])
-    assert keeper.run().code == 0
-    assert keeper.holds_the_live_key
+    keeper.renew()
 
 
 def test_locked_table_of_the_same_name_is_not_waited_for(shop: Shop) -> None:
     shop.sql(OURS_MISSES)
-    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-        cursor.execute("BEGIN; LOCK TABLE app.api_keys IN ACCESS EXCLUSIVE MODE")
-        assert shop.run().code == 0
-    assert shop.holds_the_live_key
+    with shop.transaction("LOCK TABLE app.api_keys IN ACCESS EXCLUSIVE MODE"):
+        shop.renew()
 
 
 def setting_at_the_write(shop: Shop, name: str) -> int:
@@ -190,8 +179,7 @@ def setting_at_the_write(shop: Shop, name: str) -> int:
 def test_the_minimal_grants_suffice(keeper: Shop) -> None:
     assert keeper.run().code == 0
     keeper.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
-    assert keeper.run().code == 0
-    assert keeper.holds_the_live_key
+    keeper.renew(logins=2)
 
 
 @pytest.mark.parametrize("case", UNWRITABLE)
@@ -296,9 +284,7 @@ def test_full_server_is_waited_out_by_who_waits(shop: Shop) -> None:
             known = len(relay.links)
             await_(lambda: len(relay.links) > known + 1)
             relay.to_server = lambda link, data: data
-        result = shop.finish(process)
-    assert (result.code, shop.webkassa.authorizations) == (0, 1)
-    assert shop.holds_the_live_key
+        shop.assert_renewed(process)
 
 
 @pytest.mark.parametrize("held", HELD)
@@ -326,7 +312,7 @@ def test_lock_held_by_somebody_asks_webkassa_for_nothing(shop: Shop) -> None:
 
 def test_lock_is_held_and_write_is_rehearsed_when_webkassa_is_asked(shop: Shop) -> None:
     shop.sql("CREATE SEQUENCE writes")
-    shop.sql(trigger(body="PERFORM nextval('writes'); RETURN NEW;"))
+    shop.sql(trigger("PERFORM nextval('writes'); RETURN NEW;"))
     seen = []
 
     def look(token: str) -> None:
@@ -343,7 +329,7 @@ def test_lock_is_held_and_write_is_rehearsed_when_webkassa_is_asked(shop: Shop) 
 
 MIGRATIONS = {
     "index": "CREATE INDEX i ON api_keys (user_id)",
-    "trigger": trigger(body="RAISE 'too late';"),
+    "trigger": trigger("RAISE 'too late';"),
     "lock": "LOCK TABLE api_keys IN SHARE MODE",
 }
 
@@ -371,16 +357,14 @@ def test_rights_on_the_columns_alone_suffice(keeper: Shop) -> None:
         REVOKE ALL ON api_keys FROM keeper;
         GRANT SELECT (service_name, api_key, created_at, updated_at),
             UPDATE (api_key, updated_at) ON api_keys TO keeper""")
-    assert keeper.run().code == 0
-    assert keeper.holds_the_live_key
+    keeper.renew()
 
 
 def test_rehearsal_is_as_long_as_the_stored_key(shop: Shop) -> None:
     """Should the vendor change to longer keys, a column that is too short shows in time."""
     shop.sql("UPDATE api_keys SET api_key = repeat('k', 80)")
     shop.sql("ALTER TABLE api_keys ADD CHECK (length(api_key) NOT BETWEEN 33 AND 80) NOT VALID")
-    assert shop.run().code == 73
-    assert shop.webkassa.authorizations == 0
+    shop.expect(73, 0)
 
 
 def test_servers_own_timeouts_do_not_break_the_lock(shop: Shop) -> None:

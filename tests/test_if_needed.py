@@ -27,17 +27,14 @@ def test_if_needed_asks_only_for_an_old_or_dead_key(
     shop.age(age)
     if probe is not None:
         shop.webkassa.probe_script.append(answer(200, probe))
-    assert shop.run("update", "--if-needed").code == 0
-    assert shop.webkassa.authorizations == asks
+    shop.expect(0, asks, "update", "--if-needed")
     assert shop.holds_the_live_key == asks
 
 
 def test_if_needed_obeys_max_age_and_creates_a_missing_key(shop: Shop) -> None:
-    assert shop.run("update", "--if-needed", WEBKASSA_MAX_AGE="31h").code == 0
-    assert shop.webkassa.authorizations == 0
+    shop.expect(0, 0, "update", "--if-needed", WEBKASSA_MAX_AGE="31h")
     shop.sql("DELETE FROM api_keys WHERE service_name = 'Webkassa'")
-    assert shop.run("update", "--if-needed").code == 0
-    assert shop.holds_the_live_key
+    shop.renew("update", "--if-needed")
 
 
 # Of unknown age: no time columns, no time in them, a time in the future -------------------------
@@ -69,8 +66,7 @@ def test_key_of_unknown_age_is_judged_by_the_probe_alone(
     shop.sql(UNKNOWN_AGE[age])
     env = {"WEBKASSA_PROBE_URL": "off"} if probe == "off" else {}
     shop.webkassa.probe_script.append(answer(200, probe))
-    result = shop.run("update", "--if-needed", **env)
-    assert (result.code, shop.webkassa.authorizations) == (code, asks)
+    result = shop.expect(code, asks, "update", "--if-needed", **env)
     assert shop.key == (shop.webkassa.live if asks else shop.old_key)
     if code:
         assert "no usable time of change" in result.err

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from world.relay import Link, Relay
+from world.relay import Link
 from world.shop import ROOT, Shop, fingerprint
 
 # The program on a machine whose name server says what a file says; it knows nothing else
@@ -57,15 +57,14 @@ def dead_address(port: int) -> Iterator[str]:
 @pytest.mark.parametrize("command", ["update --if-needed", "status", "check"])
 def test_probe_goes_on_to_the_next_address(shop: Shop, command: str) -> None:
     """An address that leads nowhere took all of its 5 s, so a dead key was never healed."""
-    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' WHERE id = 1")
+    shop.age("0 s")
     shop.webkassa.live = None
     shop.env["WEBKASSA_AUTH_URL"] = shop.webkassa.url.replace("127.0.0.1", "localhost")
     with dead_address(shop.webkassa.port) as dead:
         name_server(shop, dead, "127.0.0.1")
         result = shop.run(*command.split())
     if command == "update --if-needed":
-        assert (result.code, shop.webkassa.authorizations) == (0, 1)
-        assert shop.holds_the_live_key
+        shop.assert_renewed(result)
     else:
         assert "is dead" in result.out
         assert fingerprint(shop.old_key) in result.out
@@ -81,7 +80,7 @@ def slow_to_let_in(link: Link, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("when", ["from the start", "after the login"])
 def test_server_that_lets_in_after_6_s_is_waited_for(shop: Shop, when: str) -> None:
-    with Relay(("127.0.0.1", shop.server.port)) as relay:
+    with shop.relay() as relay:
         if when == "from the start":
             relay.to_server = slow_to_let_in
 
@@ -92,9 +91,7 @@ def test_server_that_lets_in_after_6_s_is_waited_for(shop: Shop, when: str) -> N
 
         if when == "after the login":
             shop.webkassa.on_issue = become_slow
-        result = shop.run(POSTGRES_PORT=str(relay.port))
-    assert (result.code, shop.webkassa.authorizations) == (0, 1), result.err
-    assert shop.holds_the_live_key
+        shop.renew()
 
 
 def test_name_that_is_known_no_more_after_a_login_costs_no_key(shop: Shop) -> None:
@@ -106,9 +103,7 @@ def test_name_that_is_known_no_more_after_a_login_costs_no_key(shop: Shop) -> No
         shop.kill_connections()
 
     shop.webkassa.on_issue = forget
-    result = shop.run(POSTGRES_HOST="db.example.kz")
-    assert (result.code, shop.webkassa.authorizations) == (0, 1), result.err
-    assert shop.holds_the_live_key
+    shop.renew(POSTGRES_HOST="db.example.kz")
 
 
 def test_status_goes_on_to_the_next_host(shop: Shop) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from world import webkassa_simulator
-from world.shop import Shop
+from world.shop import Result, Shop, fingerprint
 from world.waiting import await_
 
 IF_NEEDED = ("update", "--if-needed")
@@ -30,10 +30,16 @@ def files(shop: Shop) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
+def refused(shop: Shop, logins: int, *arguments: str, **env: str) -> Result:
+    """Run the program: the login is refused, after so many that were sent, all in all."""
+    result = shop.main(*(arguments or IF_NEEDED), **env)
+    assert (result.code, shop.webkassa.authorizations) == (77, logins)
+    return result
+
+
 def test_refused_login_is_not_sent_again(refusing: Shop) -> None:
     assert refusing.main(*IF_NEEDED).code == 77
-    result = refusing.main(*IF_NEEDED)
-    assert (result.code, refusing.webkassa.authorizations) == (77, 1)
+    result = refused(refusing, 1)
     assert re.search(r"refused this login at 2[-\d]+ [:\d]+ \S+; it was not", result.err)
     assert re.search("not (sent|tried) again", result.err)
     assert "the stored key is as it was" in result.err
@@ -51,19 +57,14 @@ def test_twenty_waiters_send_one_refused_login(refusing: Shop) -> None:
 
 def test_plain_update_always_tries_and_is_remembered_too(refusing: Shop) -> None:
     for count in (1, 2):
-        assert refusing.main("update").code == 77
-        assert refusing.webkassa.authorizations == count
-    assert refusing.main(*IF_NEEDED).code == 77
-    assert refusing.webkassa.authorizations == 2
+        refused(refusing, count, "update")
+    refused(refusing, 2)
 
 
 def test_request_by_fingerprint_is_held_back_too(refusing: Shop) -> None:
     """A consumer that asks on every code 2 would send the refused login hundreds of times."""
-    from world.shop import fingerprint
-
     for _ in range(2):
-        assert refusing.main("update", "--if-key", fingerprint(refusing.old_key)).code == 77
-    assert refusing.webkassa.authorizations == 1
+        refused(refusing, 1, "update", "--if-key", fingerprint(refusing.old_key))
 
 
 CHANGES = {
@@ -78,10 +79,8 @@ CHANGES = {
 def test_changed_credentials_are_tried(refusing: Shop, change: str) -> None:
     assert refusing.main(*IF_NEEDED).code == 77
     env = {n: v.format(origin=refusing.webkassa.origin) for n, v in CHANGES[change].items()}
-    assert refusing.main(*IF_NEEDED, **env).code == 77
-    assert refusing.webkassa.authorizations == 2
-    assert refusing.main(*IF_NEEDED, **env).code == 77  # and these are remembered now
-    assert refusing.webkassa.authorizations == 2
+    refused(refusing, 2, **env)
+    refused(refusing, 2, **env)  # and these are remembered now
 
 
 def test_right_password_is_tried_at_once(refusing: Shop) -> None:
@@ -96,9 +95,8 @@ def later(shop: Shop, seconds: float) -> None:
     """Let the memory be so much older."""
     (file,) = files(shop)
     note = json.loads(file.read_text())
-    aged = {
-        name: value - seconds if isinstance(value, float) else value for name, value in note.items()
-    }
+    aged = {name: value - seconds if isinstance(value, float) else value
+            for name, value in note.items()}  # fmt: skip
     assert aged != note
     file.write_text(json.dumps(aged))
 
@@ -108,8 +106,7 @@ def test_refusal_counts_for_a_day(refusing: Shop, hours: float, tries: int) -> N
     """One of the future tells nothing: the clock was wrong."""
     refusing.main(*IF_NEEDED)
     later(refusing, hours * 3600)
-    assert refusing.main(*IF_NEEDED).code == 77
-    assert refusing.webkassa.authorizations == tries
+    refused(refusing, tries)
 
 
 def test_memory_is_void_after_a_success(refusing: Shop) -> None:
@@ -125,29 +122,25 @@ def test_memory_is_void_after_a_success(refusing: Shop) -> None:
     assert files(refusing) == []
     refusing.webkassa.password = "changed"
     refusing.let_key_age("30 hours")
-    assert refusing.main(*IF_NEEDED).code == 77
-    assert refusing.webkassa.authorizations == 3
+    refused(refusing, 3)
 
 
 def test_memory_is_void_when_the_stored_key_has_changed(refusing: Shop) -> None:
     assert refusing.main(*IF_NEEDED).code == 77
     refusing.sql("UPDATE api_keys SET api_key = repeat('f', 32) WHERE id = 1")
-    assert refusing.main(*IF_NEEDED).code == 77
-    assert refusing.webkassa.authorizations == 2
+    refused(refusing, 2)
 
 
 def test_services_have_memories_of_their_own(refusing: Shop) -> None:
     assert refusing.main(*IF_NEEDED).code == 77
-    assert refusing.main(*IF_NEEDED, WEBKASSA_SERVICE_NAME="Second/../shop").code == 77
-    assert refusing.webkassa.authorizations == 2
-    assert refusing.main(*IF_NEEDED).code == 77
-    assert refusing.webkassa.authorizations == 2
+    refused(refusing, 2, WEBKASSA_SERVICE_NAME="Second/../shop")
+    refused(refusing, 2)
 
 
 def test_young_key_is_no_matter_for_the_memory(refusing: Shop) -> None:
     """Nothing is needed, so nothing is refused."""
     refusing.main(*IF_NEEDED)
-    refusing.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' WHERE id = 1")
+    refusing.age("0 s")
     assert refusing.main(*IF_NEEDED).code == 0
     assert refusing.webkassa.authorizations == 1
 
@@ -155,8 +148,7 @@ def test_young_key_is_no_matter_for_the_memory(refusing: Shop) -> None:
 def test_only_a_refused_login_is_remembered(refusing: Shop) -> None:
     refusing.webkassa.script.append(webkassa_simulator.answer(404, b""))
     assert refusing.main(*IF_NEEDED).code == 76
-    assert refusing.main(*IF_NEEDED).code == 77
-    assert refusing.webkassa.authorizations == 2
+    refused(refusing, 2)
 
 
 @pytest.mark.parametrize("mode", ["update", "update --if-needed"])
@@ -189,8 +181,7 @@ def test_memory_lies_where_the_system_wants_it(refusing: Shop, where: str) -> No
     env, folder = FOLDERS[where]
     env = {name: value.format(home=refusing.home) for name, value in env.items()}
     for _ in range(2):
-        assert refusing.main(*IF_NEEDED, **env).code == 77
-    assert refusing.webkassa.authorizations == 1
+        refused(refusing, 1, **env)
     found = [path for path in refusing.home.rglob("*") if path.is_file()]
     assert {path.name.split("-")[0] for path in found} == {"refused", "key"}
     assert all(refusing.home / folder in path.parents for path in found)
@@ -242,10 +233,8 @@ def test_memory_that_cannot_be_read_counts_as_none(refusing: Shop, content: str)
     (file,) = files(refusing)
     key = json.loads(file.read_text())["key"]
     file.write_bytes(BROKEN[content].replace(b"{key}", key.encode()))
-    assert refusing.main(*IF_NEEDED).code == 77
-    assert refusing.webkassa.authorizations == 2
-    assert refusing.main(*IF_NEEDED).code == 77  # it was mended
-    assert refusing.webkassa.authorizations == 2
+    refused(refusing, 2)
+    refused(refusing, 2)  # it was mended
 
 
 @pytest.mark.parametrize("place", ["a file", "nowhere", "a folder in its place", "a null device"])
@@ -286,7 +275,7 @@ def test_check_and_status_neither_ask_nor_forget(refusing: Shop) -> None:
 def test_check_and_status_know_of_a_refused_login(refusing: Shop) -> None:
     """check said "ok" six times with the wrong password."""
     refusing.main("update")
-    refusing.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' WHERE id = 1")
+    refusing.age("0 s")
     check, status = refusing.main("check"), refusing.main("status")
     refused = r"Webkassa refused this login at [-\d]+ [:\d]+ \S+; it was not sent again\."
     assert re.search(rf"^FAIL  login: {refused} Correct WEBKASSA_LOGIN", check.out, re.MULTILINE)

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -140,54 +140,63 @@ def test_a_renewal_of_any_kind_ends_a_failure_and_is_named(box: ShownBox, kind: 
     )
 
 
-def test_somebody_elses_renewal_is_a_warning(box: ShownBox) -> None:
-    moment = failed_at_night(box)
-    box.says("OK", "key 1a2b3c4d, 1.0 h old; the probe says alive", age_seconds=HOUR)
-    screen = box.show()
-    assert screen.code == 1
-    assert f"failing since {when(moment)}" in screen.line("last run")
-    assert "Somebody else has renewed the key since." in screen.line("last run")
-
-
-def test_failing_since_is_what_the_program_noted(box: ShownBox) -> None:
-    box.note("daily", box.now - 3 * HOUR, 75, "PostgreSQL is away.", since=box.now - 51 * HOUR)
-    assert f"failing since {when(box.now - 51 * HOUR)}" in box.show().line("last run")
-
-
-def test_a_failure_outlives_a_boot(box: ShownBox) -> None:
-    """systemd forgets, the note stays."""
-    moment = failed_at_night(box)
-    box.ended(UPDATE, 0)
-    box.unit(UPDATE, ExecMainExitTimestamp="", ExecMainStartTimestamp="", InvocationID="")
-    assert f"failing since {when(moment)}" in box.show().line("last run")
-
-
-def test_a_retry_that_is_to_come_is_no_alarm(box: ShownBox) -> None:
-    failed_at_night(box, 75)
-    box.unit(UPDATE, SubState="auto-restart", ActiveState="activating")
-    screen = box.show()
-    assert screen.code == 1
-    assert "It is tried again by itself." in screen.line("last run")
-
-
 def test_a_run_at_work_is_said(box: ShownBox) -> None:
     box.unit(UPDATE, SubState="start", ExecMainStartTimestamp=f"@{box.now - 5:.0f}")
     assert box.show().line("last run") == f"OK last run at work since {when(box.now - 5)}"
+
+
+def forget(box: Box) -> None:
+    """As systemd does at a boot."""
+    box.ended(UPDATE, 0)
+    box.unit(UPDATE, ExecMainExitTimestamp="", ExecMainStartTimestamp="", InvocationID="")
+
+
+def cannot_start(box: Box) -> None:
+    box.ended(UPDATE, box.now - HOUR, run="c3" * 16)
+    box.unit(UPDATE, ActiveState="failed", Result="resources", InvocationID="d4" * 16)
+
+
+# what happens after the failure of the night, where one was; the level, and what is said of it
+STORIES: dict[str, tuple[bool, Callable[[Box], object], str, str]] = {
+    "somebody else renews the key": (
+        True, lambda box: box.says("OK", "key 1a2b3c4d, 1.0 h old; the probe says alive", age_seconds=HOUR),
+        "WARNING", r"failing since {3} (.|\n)*Somebody else has renewed the key since\."),
+    "the machine is booted, and systemd forgets": (True, forget, "CRITICAL", "failing since {3} "),
+    "a retry is to come": (
+        True, lambda box: box.unit(UPDATE, SubState="auto-restart", ActiveState="activating"),
+        "WARNING", r"failing since {3} (.|\n)*It is tried again by itself\."),
+    "the program noted since when": (
+        False, lambda box: box.note("daily", box.now - 3 * HOUR, 75, "away", since=box.now - 51 * HOUR),
+        "CRITICAL", "failing since {51} "),
+    # The invocation's number decides: after the note of a wrong password it was killed
+    "the run of that note was another one": (
+        True, lambda box: box.ended(UPDATE, box.now - HOUR, 9, 2, run="d4" * 16), "CRITICAL", "signal 9"),
+    "systemd cannot start the unit at all": (False, cannot_start, "CRITICAL", "systemd says resources"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_the_last_run_is_told_as_it_was_where(box: ShownBox, story: str) -> None:
+    is_failed, happens, level, said = STORIES[story]
+    if is_failed:
+        failed_at_night(box, 75)
+    happens(box)
+    times = {f"{{{hours}}}": re.escape(when(box.now - hours * HOUR)) for hours in (3, 51)}
+    for name, time_ in times.items():
+        said = said.replace(name, time_)
+    screen = box.show()
+    assert re.match(rf"{level} (.|\n)*{said}", screen.line("last run")), screen
+    assert screen.code == (1 if level == "WARNING" else 2)
 
 
 # exit code, how it ended (CLD_EXITED, CLD_KILLED), what is said, what mends it
 UNNOTED = [
     (203, 1, "code 203: the program does not start", "install.sh"),
     (1, 1, "code 1: the program does not start", "install.sh"),
-    (
-        217,
-        1,
-        "code 217: the user webkassa-key-updater is missing, or this machine allows no user namespaces any more",
-        "install.sh",
-    ),
+    (217, 1, "code 217: the user webkassa-key-updater is missing, or this machine allows no user namespaces any more", "install.sh"),
     (243, 1, "code 243: a file that LoadCredential= names is missing", "systemctl cat"),
     (9, 2, "signal 9: killed, or out of time", "-> sudo webkassa-key update"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("status", "way", "said", "mend"), UNNOTED)
@@ -200,19 +209,6 @@ def test_a_run_that_could_note_nothing_is_told_by_systemd(
     assert mend in line
 
 
-def test_a_note_of_another_run_does_not_speak_for_this_one(box: ShownBox) -> None:
-    """The invocation's number decides: after the note of a wrong password it was killed."""
-    box.note("daily", box.now - 9 * HOUR, 77, "refused", run="c3" * 16)
-    box.ended(UPDATE, box.now - HOUR, 9, 2, run="d4" * 16)
-    assert "signal 9" in box.show().line("last run")
-
-
-def test_a_unit_that_systemd_could_not_start_at_all_is_told(box: ShownBox) -> None:
-    box.ended(UPDATE, box.now - HOUR, run="c3" * 16)
-    box.unit(UPDATE, ActiveState="failed", Result="resources", InvocationID="d4" * 16)
-    assert "systemd says resources" in box.show().line("last run")
-
-
 def test_a_refused_login_leads_to_the_settings(box: ShownBox) -> None:
     """`check` would say ok to the same wrong password."""
     failed_at_night(box, 77)
@@ -220,10 +216,8 @@ def test_a_refused_login_leads_to_the_settings(box: ShownBox) -> None:
     screen = box.show()
     assert "-> sudo webkassa-key check" not in screen
     assert screen.count("-> ") == 1
-    assert (
-        f"-> put the right login and password into {box.settings}, then: sudo webkassa-key update\n"
-        in screen
-    )
+    login = f"put the right login and password into {box.settings}"
+    assert f"-> {login}, then: sudo webkassa-key update\n" in screen
 
 
 @pytest.mark.parametrize("kind", ["hand", "consumer", "heal"])
@@ -239,9 +233,7 @@ def test_a_refused_login_of_any_run_is_critical(box: ShownBox, kind: str) -> Non
 
 
 def test_meanings_are_those_of_the_programs_help() -> None:
-    text = subprocess.run(
-        [sys.executable, PROGRAM, "--help"], capture_output=True, text=True
-    ).stdout
+    text = subprocess.check_output([sys.executable, PROGRAM, "--help"], text=True)
     table = dict(re.findall(r"^ *(\d+)  (\S.*)$", text, re.MULTILINE))
     ours = {str(code): text for code, text in server_status.MEANINGS.items() if 1 < code < 99}
     assert {code: table[code] for code in ours} == ours
@@ -332,10 +324,8 @@ def test_the_accounts_that_failed_are_named(many: ShownBox) -> None:
     many.note("daily", many.now - 3 * HOUR, 77, "refused", account="north", run="c3" * 16)
     many.ended(UPDATE, many.now - 3 * HOUR, 77, run="c3" * 16)
     screen = many.show()
-    assert (
-        f"CRITICAL last run failing since {when(many.now - 3 * HOUR)} (code 77: Webkassa refuses"
-        in screen.line("last run")
-    )
+    since = f"CRITICAL last run failing since {when(many.now - 3 * HOUR)}"
+    assert f"{since} (code 77: Webkassa refuses" in screen.line("last run")
     assert "): 1 of 3 accounts: north\n north: code 77, refused\n" in screen.line("last run")
     assert f"{many.accounts}/NAME.env, then: sudo webkassa-key update --if-needed" in screen
     assert ", by the timer, code 77: 2 of 3 accounts: done; not done: north 77" in screen
@@ -462,9 +452,8 @@ def test_old_certificates_of_authorities_are_warned_of(
 ) -> None:
     issued = time.gmtime(time.time() - days * 86400)
     version = f"{issued.tm_year}.{issued.tm_mon}.{issued.tm_mday}"
-    (box.current / f"venv/lib/python3.11/site-packages/certifi-{version}.dist-info").mkdir(
-        parents=True
-    )
+    packages = box.current / "venv/lib/python3.11/site-packages"
+    (packages / f"certifi-{version}.dist-info").mkdir(parents=True)
     screen = box.show()
     assert screen.line("code").startswith(level)
     date = time.strftime("%Y-%m-%d", issued)
@@ -478,10 +467,7 @@ def test_what_the_sandbox_hides_is_named_for_the_installer(
     if not str(tmp_path).startswith("/tmp/"):
         pytest.skip("needs its files in /tmp")
     (tmp_path / "ca.pem").touch()
-    for said, there in (
-        (f"FAIL  {tmp_path}/ca.pem: no certificates", True),
-        ("FAIL  /tmp/away", False),
-    ):
+    for said, there in ((f"FAIL  {tmp_path}/ca.pem: none", True), ("FAIL  /tmp/away", False)):
         monkeypatch.setattr(sys, "stdin", io.StringIO(said))
         screen = box.show("--hidden")
         assert (f"{tmp_path}/ca.pem is there, but the service cannot see it" in screen) == there
@@ -490,15 +476,10 @@ def test_what_the_sandbox_hides_is_named_for_the_installer(
 
 @pytest.mark.parametrize(
     ("remark", "level", "said"),
-    [
-        ("runs update_webkassa_key.py", "WARNING", "another one is /etc/crontab:3 ("),
-        (
-            "may renew the key, runs schedule:run",
-            "OK",
-            "no other one found that is certain; look at /etc/crontab:3 (",
-        ),
-    ],
-)
+    [("runs update_webkassa_key.py", "WARNING", "another one is /etc/crontab:3 ("),
+     ("may renew the key, runs schedule:run", "OK",
+      "no other one found that is certain; look at /etc/crontab:3 (")],
+)  # fmt: skip
 def test_what_only_may_renew_the_key_is_named_and_nothing_more(
     box: ShownBox, remark: str, level: str, said: str
 ) -> None:

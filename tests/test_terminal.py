@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from world.shop import Shop, fingerprint
+from world.shop import Shop, fingerprint, trigger
 from world.waiting import await_
 from world.webkassa_simulator import answer, hang, slow
 
@@ -136,11 +136,7 @@ def test_pipe_gets_no_progress(shop: Shop) -> None:
 @pytest.mark.parametrize("notice", ["WARNING", "NOTICE"])
 def test_servers_notices_are_not_said(shop: Shop, notice: str) -> None:
     """Cron mails whatever is said: a collation warning would come daily."""
-    shop.sql(
-        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        f" RAISE {notice} 'database has a collation version mismatch'; RETURN NEW; END $$;"
-        "CREATE TRIGGER t BEFORE UPDATE ON api_keys FOR EACH ROW EXECUTE FUNCTION f()"
-    )
+    shop.sql(trigger(f"RAISE {notice} 'database has a collation version mismatch'; RETURN NEW;"))
     result = shop.finish(shop.start())
     assert (result.code, result.out, result.err.count("\n")) == (0, "", 1)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
+from typing import Any
 
 import pytest
 from world.nursery import Process
-from world.shop import UPDATERS, Shop, fingerprint, lock_number
+from world.shop import UPDATERS, Shop, fingerprint
 from world.waiting import await_
 from world.webkassa_simulator import ALIVE, UNCLEAR, Handler
 
@@ -53,8 +53,7 @@ def test_row_deleted_during_the_wait_is_no_new_key(shop: Shop) -> None:
 
 def test_waits_for_lock_and_row_share_one_deadline(shop: Shop) -> None:
     """The wait for the row, which comes after the lock, is shorter by what the lock took."""
-    with contextlib.closing(shop.connect()) as row, row.cursor() as row_cursor:
-        row_cursor.execute("BEGIN; SELECT 1 FROM api_keys FOR UPDATE")
+    with shop.transaction("SELECT 1 FROM api_keys FOR UPDATE"):
         with shop.lock_held():
             process = shop.start("check")
             await_(lambda: shop.sql(UPDATERS))
@@ -69,12 +68,16 @@ def test_waits_for_lock_and_row_share_one_deadline(shop: Shop) -> None:
 # Two first runs ----------------------------------------------------------------------------------
 
 
+def table_lock(shop: Shop) -> Any:
+    """Hold what a first run waits for before it makes the table."""
+    return shop.lock_held("public.api_keys", "table")
+
+
 def test_first_runs_of_other_services_make_one_table_and_all_go_on(shop: Shop) -> None:
     """Both have found none when the lock for making it becomes free."""
     shop.sql("DROP TABLE api_keys")
     shop.webkassa.verdict = lambda token: ALIVE  # one account, three services: each login counts
-    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", (lock_number("public.api_keys", "table"),))
+    with table_lock(shop):
         runs = [shop.start("-v", WEBKASSA_SERVICE_NAME=name) for name in "abc"]
         await_(lambda: shop.has_said(*runs))
     results = [shop.finish(run) for run in runs]
@@ -87,34 +90,34 @@ def test_first_runs_of_other_services_make_one_table_and_all_go_on(shop: Shop) -
 def test_first_run_of_a_role_that_may_not_use_the_table_of_another_asks_for_nothing(
     shop: Shop,
 ) -> None:
-    shop.sql("DROP TABLE api_keys; DROP ROLE IF EXISTS one, two")
-    shop.sql("CREATE ROLE one LOGIN PASSWORD 'r-canary'; CREATE ROLE two LOGIN PASSWORD 'r-canary'")
-    shop.sql("GRANT USAGE, CREATE ON SCHEMA public TO one, two")
-    try:
-        with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-            cursor.execute(
-                "SELECT pg_advisory_lock(%s)", (lock_number("public.api_keys", "table"),)
-            )
-            runs = [
-                shop.start(
-                    "-v",
-                    WEBKASSA_SERVICE_NAME=name,
-                    POSTGRES_USER=name,
-                    POSTGRES_PASSWORD="r-canary",
-                )
-                for name in ("one", "two")
-            ]
+    shop.sql("DROP TABLE api_keys")
+    with shop.role("one"), shop.role("two"):
+        shop.sql("GRANT USAGE, CREATE ON SCHEMA public TO one, two")
+        with table_lock(shop):
+            runs = [shop.start("-v", WEBKASSA_SERVICE_NAME=name, POSTGRES_USER=name)
+                    for name in ("one", "two")]  # fmt: skip
             await_(lambda: shop.has_said(*runs))
         codes = sorted(shop.finish(run).code for run in runs)
         assert (codes, shop.webkassa.authorizations) == ([0, 73], 1)
         assert shop.sql("SELECT api_key FROM api_keys") == [(shop.webkassa.live,)]
-    finally:
-        shop.sql("DROP OWNED BY one, two; DROP ROLE one, two")
 
 
 # The row in somebody's open transaction ----------------------------------------------------------
 
 ROW_WAITER = UPDATERS + " AND wait_event_type = 'Lock'"
+
+
+def start_meanwhile(shop: Shop, statement: str, *wish: str) -> Process:
+    """Start a run that finds a row which somebody has just written; then that is committed."""
+    with shop.transaction(statement) as cursor:
+        process = shop.start("update", *wish)
+        await_(lambda: shop.sql(ROW_WAITER))
+        cursor.execute("COMMIT")
+    return process
+
+
+def written(key: str) -> str:
+    return f"UPDATE api_keys SET api_key = '{key}', updated_at = now() WHERE id = 1"
 
 
 @pytest.mark.parametrize("wish", [(), ("--if-needed",), ("--if-key", "")])
@@ -123,17 +126,8 @@ def test_key_that_somebody_is_about_to_commit_is_judged_and_not_the_one_before(
 ) -> None:
     if "--if-key" in wish:
         wish = ("--if-key", fingerprint(shop.old_key))
-    shop.webkassa.live = None
-    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-        cursor.execute("BEGIN")
-        fresh = shop.webkassa.issue()
-        cursor.execute(
-            "UPDATE api_keys SET api_key = %s, updated_at = now() WHERE id = 1", (fresh,)
-        )
-        process = shop.start("update", *wish)
-        await_(lambda: shop.sql(ROW_WAITER))
-        cursor.execute("COMMIT")
-    result = shop.finish(process)
+    fresh = shop.webkassa.issue()
+    result = shop.finish(start_meanwhile(shop, written(fresh), *wish))
     assert (result.code, shop.webkassa.authorizations) == (0, 0), result
     assert shop.key == fresh == shop.webkassa.live
 
@@ -142,40 +136,23 @@ def test_key_that_somebody_is_about_to_commit_is_judged_and_not_the_one_before(
 def test_dead_key_that_appears_during_the_wait_is_no_new_key(
     shop: Shop, wish: tuple[str, ...]
 ) -> None:
-    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-        cursor.execute(
-            "BEGIN; UPDATE api_keys SET api_key = 'dead', updated_at = now() WHERE id = 1"
-        )
-        process = shop.start("update", *wish)
-        await_(lambda: shop.sql(ROW_WAITER))
-        cursor.execute("COMMIT")
-    shop.assert_renewed(process)
+    shop.assert_renewed(start_meanwhile(shop, written("dead"), *wish))
 
 
 def test_key_that_cannot_be_probed_is_no_reason_for_a_plain_update_to_stop(shop: Shop) -> None:
     """Not called dead is not alive."""
     shop.webkassa.verdict = lambda token: UNCLEAR
-    with contextlib.closing(shop.connect()) as other, other.cursor() as cursor:
-        cursor.execute(
-            "BEGIN; UPDATE api_keys SET api_key = 'other', updated_at = now() WHERE id = 1"
-        )
-        process = shop.start("update")
-        await_(lambda: shop.sql(ROW_WAITER))
-        cursor.execute("COMMIT")
-    shop.assert_renewed(process)
+    shop.assert_renewed(start_meanwhile(shop, written("other")))
 
 
 def test_row_deleted_while_it_is_waited_for_is_made_anew(shop: Shop) -> None:
-    with shop.transaction("DELETE FROM api_keys WHERE id = 1") as cursor:
-        process = shop.start("update", "--if-needed")
-        await_(lambda: shop.sql(ROW_WAITER))
-        cursor.execute("COMMIT")
-    shop.assert_renewed(process)
+    row = "DELETE FROM api_keys WHERE id = 1"
+    shop.assert_renewed(start_meanwhile(shop, row, "--if-needed"))
 
 
 def test_key_judged_under_a_lock_that_was_lost_meanwhile_is_not_vouched_for(shop: Shop) -> None:
     """Another may have logged in since. So no 0 on the strength of that probe."""
-    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
+    shop.age("0 s")
 
     def lose_lock(handler: Handler, good: bytes) -> None:
         shop.kill_connections()

@@ -18,36 +18,17 @@ from typing import Any
 
 import psycopg2
 import pytest
-from world import webkassa_simulator
+from world import webkassa_simulator as vendor
 from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.postgres import Postgres
 from world.relay import ConnectProxy, Link, Relay
 from world.serving import serving
 from world.tls import Authority
 from world.waiting import await_
-from world.webkassa_simulator import (
-    ALIVE,
-    API_KEY,
-    DEAD,
-    LOGIN,
-    PASSWORD,
-    UNCLEAR,
-    Simulator,
-    answer,
-    errors,
-    false_gzip,
-    late,
-    no_length,
-    real_gzip,
-    respelled,
-    same_token,
-    slow,
-    unfinished_chunks,
-    wrong_length,
-)
+from world.webkassa_simulator import ALIVE, DEAD, LOGIN, UNCLEAR, Simulator, answer, errors
 
 SILENCE = 0.3  # seconds without a byte: nothing more will come
-AUTHORIZE = {"Login": LOGIN, "Password": PASSWORD}
+AUTHORIZE = {"Login": LOGIN, "Password": vendor.PASSWORD}
 
 
 def connected(webkassa: Simulator) -> socket.socket:
@@ -98,7 +79,7 @@ def test_login_kills_the_token_before_it(webkassa: Simulator) -> None:
     assert webkassa.live == second
 
 
-@pytest.mark.parametrize("behaviour", [None, slow(0), late(0), same_token()])
+@pytest.mark.parametrize("behaviour", [None, vendor.slow(0), vendor.late(0), vendor.same_token()])
 def test_wrong_password_logs_nobody_in(webkassa: Simulator, behaviour: Any) -> None:
     if behaviour:
         webkassa.script.append(behaviour)
@@ -111,7 +92,7 @@ def test_wrong_password_logs_nobody_in(webkassa: Simulator, behaviour: Any) -> N
 def test_late_login_kills_what_lives_by_then(
     webkassa: Simulator, hang_up: bool, client_hangs_up: bool
 ) -> None:
-    webkassa.script.append(late(1, hang_up=hang_up))
+    webkassa.script.append(vendor.late(1, hang_up=hang_up))
     with connected(webkassa) as connection:
         send(connection, "/api/Authorize", AUTHORIZE)
         if client_hangs_up:
@@ -132,13 +113,13 @@ def test_late_login_kills_what_lives_by_then(
 
 
 def test_late_login_may_be_answered(webkassa: Simulator) -> None:
-    webkassa.script.append(late(0.3, reply=True))
+    webkassa.script.append(vendor.late(0.3, reply=True))
     assert log_in(webkassa)["Data"]["Token"] == webkassa.live
     assert webkassa.stamps("login")[0] - webkassa.stamps("asked")[0] >= 0.3
 
 
 def test_slow_login_takes_effect_at_once(webkassa: Simulator) -> None:
-    webkassa.script.append(slow(0.3))
+    webkassa.script.append(vendor.slow(0.3))
     assert log_in(webkassa)["Data"]["Token"] == webkassa.live
     assert [event.what for event in webkassa.events] == ["asked", "login", "answer"]
     assert webkassa.stamps("answer")[0] - webkassa.stamps("login")[0] >= 0.3
@@ -147,15 +128,15 @@ def test_slow_login_takes_effect_at_once(webkassa: Simulator) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "framing", "body", "is_closed"),
     [
-        (wrong_length(), r"Content-Length: 6\d", r"(\{.*\})", True),
-        (wrong_length(leave_open=True), r"Content-Length: 6\d", r"(\{.*\})", False),
-        (unfinished_chunks(), "Transfer-Encoding: chunked", "37\r\n(.*)\r\n", True),
-        (unfinished_chunks(leave_open=True), "Transfer-Encoding: chunked", "37\r\n(.*)\r\n", False),
-        (no_length(), "HTTP/1.1 200 OK$", r"(\{.*\})", False),
-        (no_length(leave_open=False), "HTTP/1.1 200 OK$", r"(\{.*\})", True),
-        (false_gzip(), "Content-Encoding: gzip", r"(\{.*\})", False),
+        (vendor.wrong_length(), r"Content-Length: 6\d", r"(\{.*\})", True),
+        (vendor.wrong_length(leave_open=True), r"Content-Length: 6\d", r"(\{.*\})", False),
+        (vendor.unfinished_chunks(), "Transfer-Encoding: chunked", "37\r\n(.*)\r\n", True),
+        (vendor.unfinished_chunks(leave_open=True), "Transfer-Encoding: chunked", "37\r\n(.*)\r\n", False),
+        (vendor.no_length(), "HTTP/1.1 200 OK$", r"(\{.*\})", False),
+        (vendor.no_length(leave_open=False), "HTTP/1.1 200 OK$", r"(\{.*\})", True),
+        (vendor.false_gzip(), "Content-Encoding: gzip", r"(\{.*\})", False),
     ],
-)
+)  # fmt: skip
 def test_json_is_whole_where_the_transfer_is_not(
     webkassa: Simulator, behaviour: Any, framing: str, body: str, is_closed: bool
 ) -> None:
@@ -171,7 +152,7 @@ def test_json_is_whole_where_the_transfer_is_not(
 
 
 def test_gzip_is_gzip(webkassa: Simulator) -> None:
-    webkassa.script.append(real_gzip())
+    webkassa.script.append(vendor.real_gzip())
     head, content, _ = post(webkassa, "/api/Authorize", AUTHORIZE)
     assert "Content-Encoding: gzip" in head
     assert json.loads(gzip.decompress(content)) == {"Data": {"Token": webkassa.live}}
@@ -189,7 +170,7 @@ def test_connections_are_refused_for_a_while(webkassa: Simulator) -> None:
 
 
 def test_same_token_may_be_given_again(webkassa: Simulator) -> None:
-    webkassa.script.extend([answer(503), same_token()])
+    webkassa.script.extend([answer(503), vendor.same_token()])
     token = webkassa.issue()
     webkassa.live = None
     assert post(webkassa, "/api/Authorize", AUTHORIZE)[0].startswith("HTTP/1.1 503")
@@ -201,20 +182,21 @@ def test_probe_may_say_what_a_function_of_the_token_says(webkassa: Simulator) ->
     said = {"a": ALIVE, "d": DEAD, "u": UNCLEAR}
     webkassa.verdict = lambda token: said[str(token)]
     assert {token: probe(webkassa, token) for token in said} == said
-    assert [event.said for event in webkassa.events if event.what == "probe"] == [
-        "alive", "dead", "unclear",
-    ]  # fmt: skip
+    probes = [event.said for event in webkassa.events if event.what == "probe"]
+    assert probes == ["alive", "dead", "unclear"]
 
 
 def test_names_in_the_json_may_be_spelled_otherwise(webkassa: Simulator) -> None:
-    webkassa.script.append(respelled())
+    webkassa.script.append(vendor.respelled())
     assert log_in(webkassa) == {"data": {"token": webkassa.live}}
 
 
 def test_v4_wants_the_api_key(webkassa: Simulator) -> None:
     path = "/api/v4/Authorize"
     assert post(webkassa, path, AUTHORIZE)[0].startswith("HTTP/1.1 401")
-    assert post(webkassa, path, AUTHORIZE, f"x-api-key: {API_KEY}")[0].startswith("HTTP/1.1 200")
+    assert post(webkassa, path, AUTHORIZE, f"x-api-key: {vendor.API_KEY}")[0].startswith(
+        "HTTP/1.1 200"
+    )
 
 
 def test_log_tells_what_happened_and_when(webkassa: Simulator) -> None:
@@ -245,7 +227,7 @@ def test_client_that_never_shakes_hands_holds_nobody_up() -> None:
 
 # The simulator for a person ----------------------------------------------------------------------
 
-SIMULATOR = [sys.executable, webkassa_simulator.__file__]
+SIMULATOR = [sys.executable, vendor.__file__]
 
 
 def test_simulator_prints_settings_that_lead_to_it_and_what_it_is_asked() -> None:
@@ -254,57 +236,43 @@ def test_simulator_prints_settings_that_lead_to_it_and_what_it_is_asked() -> Non
     assert process.stdout
     settings = dict(process.stdout.readline().strip().split("=", 1) for _ in range(4))
     assert settings["WEBKASSA_LOGIN"] == LOGIN
-    assert settings["WEBKASSA_PASSWORD"] == f"'{PASSWORD}'"
-    assert settings["WEBKASSA_API_KEY"] == API_KEY
-    url = re.fullmatch(
-        r"http://127\.0\.0\.1:(\d+)(/api/v4/Authorize)", settings["WEBKASSA_AUTH_URL"]
-    )
+    assert settings["WEBKASSA_PASSWORD"] == f"'{vendor.PASSWORD}'"
+    assert settings["WEBKASSA_API_KEY"] == vendor.API_KEY
+    url = re.match(r"http://127\.0\.0\.1:(\d+)(/api/v4/Authorize)$", settings["WEBKASSA_AUTH_URL"])
     assert url
     statuses = []
     for _ in range(4):
         with socket.create_connection(("127.0.0.1", int(url[1])), timeout=10) as connection:
-            send(connection, url[2], AUTHORIZE, f"x-api-key: {API_KEY}")
+            send(connection, url[2], AUTHORIZE, f"x-api-key: {vendor.API_KEY}")
             head, body, _ = read(connection)
             statuses.append((head[9:12], b"Token" in body))
     assert statuses == [("503", False), ("503", False), ("200", False), ("200", True)]
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=10)
     assert process.returncode == 0
-    assert re.findall(r" s  (\w+ \w+)", out)[-3:] == [
-        "login asked",
-        "logged in",
-        "Authorize answered",
-    ]
+    told = re.findall(r" s  (\w+ \w+)", out)
+    assert told[-3:] == ["login asked", "logged in", "Authorize answered"]
 
 
 def test_every_behaviour_is_named_in_the_help() -> None:
-    helped = subprocess.run(
-        [*SIMULATOR, "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    named = {*webkassa_simulator.NAMED, *webkassa_simulator.NUMBERED}
+    helped = subprocess.check_output([*SIMULATOR, "--help"], text=True)
+    named = {*vendor.NAMED, *vendor.NUMBERED}
     listed = helped.partition("three times:")[2]
     assert named == set(re.findall(r"^  ([a-z-]+)(?::[A-Z]+)?  +\S", listed, re.MULTILINE))
-    for name in webkassa_simulator.NAMED:
-        assert len(webkassa_simulator.behaviours(f"2*{name}")) == 2
-    for name in webkassa_simulator.NUMBERED:
-        assert len(webkassa_simulator.behaviours(f"{name}:3")) == 1
+    for name in vendor.NAMED:
+        assert len(vendor.behaviours(f"2*{name}")) == 2
+    for name in vendor.NUMBERED:
+        assert len(vendor.behaviours(f"{name}:3")) == 1
 
 
 @pytest.mark.parametrize(
     ("option", "what"),
-    [
-        ("--authorize", "nonsense"),
-        ("--authorize", "slow"),
-        ("--authorize", "hang:3"),
-        ("--authorize", "status:x"),
-        ("--probe", "late:3"),
-        ("--probe", "same"),
-        ("--port", "x"),
-    ],
-)
+    [*(("--authorize", what) for what in ("nonsense", "slow", "hang:3", "status:x")),
+     ("--probe", "late:3"), ("--probe", "same"), ("--port", "x")],
+)  # fmt: skip
 def test_simulator_refuses_what_it_does_not_know(option: str, what: str, capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
-        webkassa_simulator.main([option, what])
+        vendor.main([option, what])
     said = capsys.readouterr()
     assert (ended.value.code, said.out) == (2, "")
     assert "--help" in said.err

@@ -16,25 +16,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from world import webkassa_simulator as vendor
 from world.nursery import Process
 from world.relay import CutAtCommit, Link, Relay, as_it_is
 from world.shop import Result, Shop, fingerprint
 from world.waiting import await_
-from world.webkassa_simulator import (
-    UNCLEAR,
-    Handler,
-    Simulator,
-    answer,
-    cut,
-    errors,
-    interim,
-    late,
-    respelled,
-    same_token,
-    slow,
-    unfinished_chunks,
-    wrong_length,
-)
+from world.webkassa_simulator import UNCLEAR, Simulator, answer, cut, errors, late, slow
 
 TIME = float(os.environ.get("RANDOM_FAULTS_SECONDS", "25"))
 # 73: a token that could not be stored, 78: one that no probe calls alive; no other setting is wrong
@@ -43,14 +30,14 @@ WISHES = [(), ("--if-needed",)]
 LATE = 0.6  # seconds
 
 
-def beside_an_error(handler: Handler, good: bytes) -> None:
+def beside_an_error(handler: vendor.Handler, good: bytes) -> None:
     handler.send(200, json.dumps(json.loads(good) | errors(7)).encode())
 
 
 AUTHORIZE = {
     "a token beside an error": lambda: beside_an_error,
-    "an interim answer first": lambda: interim(seconds=0.3),
-    "chunks without an end": unfinished_chunks,
+    "an interim answer first": lambda: vendor.interim(seconds=0.3),
+    "chunks without an end": vendor.unfinished_chunks,
     "good": lambda: slow(0),
     "slow": lambda: slow(0.5),
     "failing": lambda: answer(503),
@@ -58,9 +45,9 @@ AUTHORIZE = {
     "half an answer": cut,
     "late, and no answer": lambda: late(LATE, hang_up=True),
     "late, and an answer": lambda: late(LATE, reply=True),
-    "too long": wrong_length,
-    "other names": respelled,
-    "the same token": same_token,
+    "too long": vendor.wrong_length,
+    "other names": vendor.respelled,
+    "the same token": vendor.same_token,
 }
 PROBE = {
     "good": lambda: slow(0),

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -245,10 +245,10 @@ class Shop:
             file.write_text(json.dumps(note | {"moment": note["moment"] - seconds}))
 
     @contextlib.contextmanager
-    def lock_held(self, service: str = "Webkassa") -> Iterator[None]:
-        """Hold the lock of an updater meanwhile."""
+    def lock_held(self, *of: str) -> Iterator[None]:
+        """Hold the lock of an updater, or of what `lock_number` is given, meanwhile."""
         with contextlib.closing(self.connect()) as other, other.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", (lock_number(service),))
+            cursor.execute("SELECT pg_advisory_lock(%s)", (lock_number(*of),))
             yield
 
     def hurry(self, **seconds: float) -> None:
@@ -299,6 +299,19 @@ class Shop:
         path.write_text("".join(f"{name}={quote(self.env.pop(name))}\n" for name in names), "utf-8")
         return path
 
+    def lose_connection(self, then: Callable[[], object] = lambda: None) -> None:
+        """At the first login, kill the program's connections, so that its lock is free; then do
+        what somebody may do now."""
+        seen: list[str] = []
+
+        def act(token: str) -> None:
+            seen.append(token)
+            if len(seen) == 1:
+                self.kill_connections()
+                then()
+
+        self.webkassa.on_issue = act
+
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, *self.program, *arguments]
 
@@ -326,14 +339,24 @@ class Shop:
         """Run the program as a user does, at -v, and look for secrets in what it says."""
         return self.finish(self.start(*(arguments or ("update",)), "-v", **env))
 
-    def renew(self, *arguments: str, logins: int = 1, code: int = 0, **env: str) -> Result:
+    def expect(self, code: int, logins: int, *arguments: str, **env: str) -> Result:
+        """Run the program: it must end with this code, after so many logins, all in all."""
+        result = self.run(*arguments, **env)
+        assert (result.code, self.webkassa.authorizations) == (code, logins), result
+        return result
+
+    def renew(self, *arguments: str, logins: int | None = 1, code: int = 0, **env: str) -> Result:
         """Run the program, and see that it renews the key, as `assert_renewed` says."""
         return self.assert_renewed(self.run(*arguments, **env), logins, code)
 
-    def assert_renewed(self, run: Process | Result, logins: int = 1, code: int = 0) -> Result:
-        """A run has ended, so; the row holds the key that lives since so many logins, all in all."""
+    def assert_renewed(
+        self, run: Process | Result, logins: int | None = 1, code: int = 0
+    ) -> Result:
+        """A run has ended, so; the row holds the key that lives since so many logins, all in all;
+        None is any number."""
         result = run if isinstance(run, Result) else self.finish(run)
-        assert (result.code, self.webkassa.authorizations) == (code, logins), result
+        made = self.webkassa.authorizations
+        assert (result.code, made) == (code, made if logins is None else logins), result
         assert self.holds_the_live_key, result
         return result
 
