@@ -24,7 +24,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -391,8 +391,8 @@ NOBODY, GHOST = 8, 9  # beside the updaters: who holds the lock, who made the ke
 NO_SESSION, OPEN, BROKEN = 0, 1, 2  # with PostgreSQL; broken: and the updater does not know yet
 DATABASE = {"look", "lock", "lock the row", "look at the transaction", "rehearse", "store"}
 NOTES = ("refused", "probe", "key")
-# Before anybody else moves
-AT_ONCE = {"lock the row", "sleep", *(f"read {kind}" for kind in NOTES)}
+# Before anybody else moves, but with --fine: a fault before or after them does the same
+AT_ONCE = {"look", "lock the row", "rehearse", "sleep", *(f"read {kind}" for kind in NOTES)}
 FAULTS: dict[str, tuple[str, ...]] = {  # of the answer to a question
     "connect": ("down",),
     **dict.fromkeys(DATABASE - {"lock the row"}, ("cut off",)),
@@ -421,6 +421,8 @@ class World:
     whether that one was `told`; `late`: whose logins are still to take effect; `refuses`: the probe,
     every key; `ghost`: the token that a session whose client is gone may yet commit; `notes`: the
     tokens in those of each host, None: there is none; `logins`: counted where no faults are."""
+
+    at_once: frozenset[str]
 
     def __init__(self, state: tuple[Any, ...]) -> None:
         (self.token, self.age, self.alive, self.maker, self.told, self.late, self.refuses,
@@ -494,7 +496,7 @@ class World:
         if place.end:
             self.check_end(i, place.end)
             self.people[i] = Person(GONE, host=host)
-        elif place.what in AT_ONCE - self.slow:
+        elif place.what in self.at_once:
             self.serve(i, place.what)
 
     def free_lock(self, i: int) -> None:
@@ -604,8 +606,6 @@ class World:
         late.remove(maker)
         self.late = tuple(late)
         self.log_in(maker, False)
-
-    slow: frozenset[str] = frozenset()  # questions that are not answered at once after all
 
     def steps(self, kinds: Set[str]) -> Iterator[tuple[str, World]]:
         """Yield what can happen next, and the world after it."""
@@ -742,10 +742,16 @@ ROOTS = (  # key, age of its row, the one that lives, note of the key
 
 
 def explore(
-    people: Sequence[str], faults: int, kinds: Set[str] = KINDS, hosts: int = 1, say: Any = str
+    people: Sequence[str],
+    faults: int,
+    kinds: Set[str] = KINDS,
+    hosts: int = 1,
+    fine: bool = False,
+    say: Callable[[str], object] = str,
 ) -> Found:
     begun = time.process_time()
-    World.slow = frozenset(what for what in AT_ONCE if kinds & {*FAULTS.get(what, ())})
+    slow = {what for what in AT_ONCE if fine or kinds & OPTIONAL & {*FAULTS.get(what, ())}}
+    World.at_once = frozenset(AT_ONCE - slow)
     crowd = tuple(start(kind, 1, i % hosts) for i, kind in enumerate(people))
     level = []
     for token, age, alive, note in ROOTS[: 4 if {*people} == {"plain"} else None]:
@@ -765,7 +771,7 @@ def explore(
                 world.check_rest(people)
                 for what in set(world.wrong) - set(wrong):
                     wrong[what] = way_to(here, roots, before, kinds)
-            for label, after in world.steps(kinds):
+            for _, after in world.steps(kinds):
                 steps += 1
                 new = after.canonical()
                 number = hash(new)
@@ -775,16 +781,16 @@ def explore(
                 if after.end:
                     logins = max(logins, after.end.logins)
                 for what in set(after.wrong) - set(wrong):
-                    wrong[what] = [*way_to(here, roots, before, kinds), f"{label}: {after.end}"]
+                    wrong[what] = way_to(here, roots, before, kinds, what)
         level = following
         say(f"{len(before)} states, {len(PLACES)} places, {time.process_time() - begun:.0f} s")
     return Found(len(before), steps, rests, logins, time.process_time() - begun, wrong)
 
 
 def way_to(
-    number: int, roots: dict[int, Any], before: dict[int, int], kinds: Set[str]
+    number: int, roots: dict[int, Any], before: dict[int, int], kinds: Set[str], last: str = ""
 ) -> list[str]:
-    """Return in words the way to a state; tokens and updaters keep their names on it."""
+    """Return in words the way to a state, and to what goes wrong in the `last` step from there."""
     way = [number]
     while before[way[-1]]:
         way.append(before[way[-1]])
@@ -794,6 +800,9 @@ def way_to(
         steps = world.steps(kinds)
         label, world = next(s for s in steps if hash(s[1].canonical()) == number)
         said.append(f"{label:40}{describe(world)}")
+    if last:
+        label, after = next(step for step in world.steps(kinds) if last in step[1].wrong)
+        said.append(f"{label:40}{after.end or describe(after)}")
     return said
 
 
@@ -813,6 +822,7 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, default=1, help="updaters of another share no notes")
     parser.add_argument("--without", default="", help=", ".join(sorted(KINDS)))
     parser.add_argument("--with", default="", dest="more", help=", ".join(sorted(OPTIONAL)))
+    parser.add_argument("--fine", action="store_true", help="others move between any two steps")
     parser.add_argument("-v", "--verbose", action="store_true", help="say how far it is")
     parser.add_argument("people", nargs="+", choices=["plain", "if-needed", "if-key"])
     options = parser.parse_args()
@@ -821,7 +831,7 @@ def main() -> None:
         parser.error(f"no such kind: {unknown}")
     kinds = (KINDS | more) - without
     log = print if options.verbose else str
-    found = explore(options.people, options.faults, kinds, options.hosts, log)
+    found = explore(options.people, options.faults, kinds, options.hosts, options.fine, log)
     for what, way in found.wrong.items():
         print(f"WRONG: {what}", *way, sep="\n    ")
     print(found._replace(wrong={}), f"{len(PLACES)} places, {len(EDGES)} edges")
