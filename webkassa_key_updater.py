@@ -603,7 +603,7 @@ def validate_token(
     if odd and not (verdict == ALIVE and (not row.key or logins.probe(row.key) == DEAD)):
         if odd.retry:
             logins.take_token(token, verdict, row)
-        elif verdict != DEAD:  # the reply says no, and gave a token
+        else:  # the reply says no, and gave a token
             logins.login_outcome_unknown = True
         raise odd
     is_second = logins.called_dead

@@ -555,7 +555,8 @@ class World:
             self.give(i, "lost")
         elif fault in BESIDE:
             # Where a further fault may keep the probe from proving it, the refusal is believed
-            self.log_in(i, fault != "refused with a token" or not self.faults)
+            is_certain = not self.faults and not self.refuses
+            self.log_in(i, fault != "refused with a token" or is_certain)
             self.give(i, fault, self.alive)
         elif fault == "the same token":
             self.give(i, "good", self.alive)
