@@ -1,4 +1,4 @@
-"""Make every output that README.md and README.ru.md show anew, by the program itself.
+"""Make every output that the manuals show anew, by the program itself.
 
     .venv-dev/bin/python tests/shown.py
 
@@ -41,7 +41,14 @@ from world.shop import (
 from world.tls import Authority
 from world.webkassa_simulator import Simulator, answer
 
-MANUALS = (ROOT / "README.md", ROOT / "README.ru.md")
+PAGES = ("README", *(f"docs/{page}" for page in (
+    "first-run", "server", "take-over", "when-it-fails", "consumers", "containers", "accounts",
+    "reference", "how-it-works",
+)))  # fmt: skip
+Manual = tuple[Path, ...]  # all pages of a language
+MANUALS: tuple[Manual, ...] = tuple(
+    tuple(ROOT / f"{page}{language}.md" for page in PAGES) for language in ("", ".ru")
+)
 BLOCK = re.compile(r"<!-- shown: (.+?) -->\n+```text\n(.*?)```\n", re.DOTALL)
 
 
@@ -146,9 +153,13 @@ def desk(server: Postgres, name: str = "desk") -> Iterator[Desk]:
         yield Desk(server, webkassa, proxy.url, folder)
 
 
-def snippet(name: str, manual: Path = MANUALS[0]) -> str:
+def read(manual: Manual) -> str:
+    return "\n".join(page.read_text(encoding="utf-8") for page in manual)
+
+
+def snippet(name: str, manual: Manual = MANUALS[0]) -> str:
     """Return the block behind a `<!-- NAME -->` of a manual."""
-    text = manual.read_text(encoding="utf-8")
+    text = read(manual)
     return re.split(r"```\w+\n", text[text.index(f"<!-- {name} -->") :])[1].split("```")[0]
 
 
@@ -288,8 +299,8 @@ def wrapped(said: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def shown_in(manual: Path) -> dict[str, str]:
-    return dict(BLOCK.findall(manual.read_text(encoding="utf-8")))
+def shown_in(manual: Manual) -> dict[str, str]:
+    return dict(BLOCK.findall(read(manual)))
 
 
 def renew(played: dict[str, str]) -> None:
@@ -298,10 +309,9 @@ def renew(played: dict[str, str]) -> None:
     def block(match: re.Match[str]) -> str:
         return f"<!-- shown: {match[1]} -->\n```text\n{played.get(match[1], match[2])}```\n"
 
-    for manual in MANUALS:
-        if manual.exists():
-            text = manual.read_text(encoding="utf-8")
-            manual.write_text(BLOCK.sub(block, text), encoding="utf-8")
+    for page in itertools.chain(*MANUALS):
+        if page.exists():
+            page.write_text(BLOCK.sub(block, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def main() -> None:
