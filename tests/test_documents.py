@@ -84,6 +84,7 @@ def phrases(text: str) -> set[str]:
 
 def blocks(text: str) -> list[str]:
     """Return all blocks that are typed, run or read by a machine, with the markers before them."""
+    text = text.replace(".env.example.ru", ".env.example")
     found = re.findall(r"(?:^<!-- [^\n]+ -->\n)?^```\w+\n.*?^```$", text, re.DOTALL | re.MULTILINE)
     return [block for block in found if "```mermaid" not in block]
 
