@@ -73,13 +73,12 @@ def codes(text: str) -> list[str]:
 
 
 def phrases(text: str) -> set[str]:
-    """Return the program's words in the first column of the table of messages."""
-    start = re.search(r"^\| .*\| .*\| .*\|\n\| --- \|.*\n\| `login refused`", text, re.MULTILINE)
-    assert start
-    table = text[start.start() :].split("\n\n")[0]
-    return {
-        word for row in table.splitlines()[2:] for word in re.findall("`(.+?)`", row.split("|")[1])
-    }
+    """Return the program's words in the first columns of the tables of messages and of words."""
+    tables = re.findall(r"^\| ---.*\n((?:\| .*\n)+)", text, re.MULTILINE)
+    of_words = [table for table in tables if re.match(r"\| `(login refused|rehearsed)", table)]
+    assert len(of_words) == 2
+    rows = "".join(of_words).splitlines()
+    return {word for row in rows for word in re.findall("`(.+?)`", row.split("|")[1])}
 
 
 def blocks(text: str) -> list[str]:
