@@ -10,6 +10,7 @@ replaced by the same ones always, and long lines are broken. Outputs of a server
 from __future__ import annotations
 
 import contextlib
+import html
 import itertools
 import os
 import re
@@ -303,8 +304,28 @@ def shown_in(manual: Manual) -> dict[str, str]:
     return dict(BLOCK.findall(read(manual)))
 
 
+PICTURE = ROOT / "docs/demo.svg"
+COLOURS = {"== ": "#79c0ff", "$ ": "#ffffff", "ERROR": "#ff7b72", "INFO": "#7ee787"}
+
+
+def picture(said: str) -> str:
+    """Return a terminal that shows this, as SVG."""
+    height, rows = 18, list[str]()
+    for number, line in enumerate(said.splitlines(), 2):
+        colour = next((c for start, c in COLOURS.items() if line.startswith(start)), "#c9d1d9")
+        text = html.escape(line, quote=False)
+        rows.append(f'<text x="20" y="{number * height}" fill="{colour}">{text}</text>\n')
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 {(len(rows) + 2) * height}"
+     font-family="ui-monospace, Menlo, Consolas, monospace" font-size="13.5" xml:space="preserve">
+<rect width="100%" height="100%" rx="8" fill="#0d1117"/>
+{"".join(rows)}</svg>
+"""
+
+
 def renew(played: dict[str, str]) -> None:
-    """Write these outputs into both manuals, wherever they are shown."""
+    """Write these outputs into both manuals, wherever they are shown, and into the picture."""
+    if "demo" in played:
+        PICTURE.write_text(picture(played["demo"]), encoding="utf-8")
 
     def block(match: re.Match[str]) -> str:
         return f"<!-- shown: {match[1]} -->\n```text\n{played.get(match[1], match[2])}```\n"

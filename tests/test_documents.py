@@ -40,6 +40,11 @@ def test_output_is_what_the_program_says_now(server: Postgres, name: str) -> Non
         assert shown.shown_in(manual).get(name, played) == played
 
 
+def test_picture_shows_what_the_demo_says() -> None:
+    said = shown.shown_in(MANUALS[0])["demo"]
+    assert shown.PICTURE.read_text(encoding="utf-8") == shown.picture(said)
+
+
 @BOTH
 def test_every_output_has_its_scene(text: str) -> None:
     names = [match[1] for match in BLOCK.finditer(text)]
@@ -119,7 +124,8 @@ def test_every_page_is_one_of_the_manual_and_linked_from_its_first() -> None:
         assert len(text.splitlines()) <= 250
         assert all(f"({page.relative_to(ROOT)})" in text for page in others)
         assert all(f"(../{first.name})" in page.read_text(encoding="utf-8") for page in others)
-    assert {*(ROOT / "docs").iterdir()} == {*itertools.chain(*(manual[1:] for manual in MANUALS))}
+    pages = {*itertools.chain(*(manual[1:] for manual in MANUALS))}
+    assert {*(ROOT / "docs").iterdir()} == pages | {shown.PICTURE}
 
 
 def anchors(page: Path) -> set[str]:
