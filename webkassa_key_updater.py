@@ -573,12 +573,9 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
             enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
             if enough or not failure.retry or not has_host or pause >= deadline.left:
                 raise
-            log.debug(
-                Message(
-                    "{why} Trying again after {seconds:.1f} s.", why=failure.message, seconds=pause
-                )
-            )
-            job.report_wait(Message("the next try ({why})", why=failure.message), pause)
+            why = failure.message
+            log.debug(Message("{why} Trying again after {seconds:.1f} s.", why=why, seconds=pause))
+            job.report_wait(Message("the next try ({why})", why=why), pause)
             if sleep_or_signal(pause, store.in_transaction):
                 raise
 
@@ -606,6 +603,8 @@ def validate_token(
     if odd and not (verdict == ALIVE and (not row.key or logins.probe(row.key) == DEAD)):
         if odd.retry:
             logins.take_token(token, verdict, row)
+        else:  # the reply says no, and gave a token
+            logins.login_outcome_unknown = True
         raise odd
     is_second = logins.called_dead
     logins.take_token(token, verdict, row)
