@@ -80,8 +80,10 @@ def codes(text: str) -> list[str]:
 def phrases(text: str) -> set[str]:
     """Return the program's words in the first columns of the tables of messages and of words."""
     tables = re.findall(r"^\| ---.*\n((?:\| .*\n)+)", text, re.MULTILINE)
-    of_words = [table for table in tables if re.match(r"\| `(login refused|rehearsed)", table)]
-    assert len(of_words) == 2
+    of_words = [
+        table for table in tables if re.match(r"\| `(login refused|Building|rehearsed)", table)
+    ]
+    assert len(of_words) == 3
     rows = "".join(of_words).splitlines()
     return {word for row in rows for word in re.findall("`(.+?)`", row.split("|")[1])}
 
