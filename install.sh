@@ -306,7 +306,7 @@ remove_new_release() {
 add_program() {
     if [[ -e $SOURCE/pyproject.toml ]]; then
         mkdir "$release/source" # pip writes to where it builds
-        cp -L "$SOURCE"/{pyproject.toml,requirements.txt,webkassa_key_*.py} "$release/source"
+        cp -RL "$SOURCE"/{pyproject.toml,requirements.txt,webkassa_key_*.py,locale} "$release/source"
         # With the setuptools of the lock: else pip would take the newest
         pip "$release/venv" wheel --no-deps --no-build-isolation --wheel-dir="$release" "$release/source"
         rm -r "$release/source"
@@ -352,6 +352,7 @@ place_settings() {
         say "Keeping $SETTINGS${file:+; $file is NOT used. To use it, move the other away first}"
     else
         install -o root -g "$ACCOUNT" -m 0640 "${file:-$SOURCE/.env.example}" "$SETTINGS.new"
+        [[ -z $file || ${LC_MESSAGES:-${LANG-}} != ru* ]] || grep -q '^WEBKASSA_LANG=' "$file" || printf '\nWEBKASSA_LANG=ru\n' >> "$SETTINGS.new"
         [[ -e $SETTINGS ]] || placed=yes
         mv -T "$SETTINGS.new" "$SETTINGS"
     fi
@@ -588,8 +589,7 @@ To go back to it: sudo $CURRENT/uninstall.sh && sudo $backup/put-back.sh"
     ((code == 0)) || die "Installed, but it does not work yet (code $code, see above).
 Mend it (settings: $SETTINGS), then run: sudo webkassa-key check
 When that is good, get a key: sudo webkassa-key update" "$code"
-    ! wants no-run ||
-        say "No update was run now (--no-run). To run one, which kills the key in use: sudo webkassa-key update"
+    ! wants no-run || say "No update was run now (--no-run). To run one, which kills the key in use: sudo webkassa-key update"
     ! wants with-alerts || [[ -e $ADDRESSES ]] ||
         say "Alerts need addresses: write them to $ADDRESSES, see docs/server.md"
     [[ ! -e $ADDRESSES || ! -e $CURRENT/alerts ]] ||

@@ -207,7 +207,9 @@ class ProcessPool:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             code = work(name, account)
         except Exception as error:
-            log.error("%s: %s", name, updater.as_failure(error))
+            log.error(
+                "%s: %s", name, updater.in_readers_language(updater.as_failure(error).message)
+            )
         finally:
             os._exit(code)
 
@@ -401,7 +403,7 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
         reason = pool.reasons[name]
         if command.is_update and reason:  # it could not note it by itself
             outcome = updater.Outcome(code, reason, updater.NO_KEY, verdict=updater.UNCLEAR)
-            updater.note_run(name, str(reason), outcome)
+            updater.note_run(name, updater.in_readers_language(reason), outcome)
         what = "{name}: {code}, {reason}"
         if command.is_update and reason and code == updater.Failure.code:
             what = "{name}: {code}, {reason}. Its stored key may be dead. {advice}"

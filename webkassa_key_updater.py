@@ -42,6 +42,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import functools
+import gettext
 import hashlib
 import http.client
 import importlib.util
@@ -184,7 +186,7 @@ class StoreUnavailable(Failure):
 class LockBusy(StoreUnavailable):
     """Somebody else holds the lock, the row or the table."""
 
-    holder = "somebody"
+    holder = cast("Message | str", Message("somebody"))
 
 
 class WebkassaFailure(Failure):
@@ -304,7 +306,7 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
         pause = logins.pause
         if logins.asked:
             logins.pause = min(logins.pause * 2, 2.0)
-        why = str(failure) if isinstance(failure, Failure) else type(failure).__name__
+        why = failure.message if isinstance(failure, Failure) else type(failure).__name__
         log.debug(Message("Not stored yet: {why}", why=why))
     else:  # never growing: pauses that grow starve
         pause = 0.1 if logins.token else KeyStore.LOCK_PAUSE * random.uniform(0.67, 1.33)
@@ -451,7 +453,7 @@ def reason_if_not_this_key(asked: str, row: KeyRow, logins: LoginState) -> Messa
     if verdict != ALIVE:
         what = "The key {key} is younger than a minute, and the probe says {verdict}."
         advice = "Ask again in a minute."
-        raise StoreUnavailable(what, advice, key=row.key.fingerprint, verdict=verdict)
+        raise StoreUnavailable(what, advice, key=row.key.fingerprint, verdict=Message(verdict))
     what = "Nothing to do: the key {key} is younger than a minute, and the probe says alive."
     return Message(what, key=row.key.fingerprint)
 
@@ -478,7 +480,7 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
     if row.age is None and verdict != ALIVE:
         raise age_and_life_unknown(row, verdict)
     what = "Nothing to do: the key {key}; the probe says {verdict}."
-    return Message(what, key=describe_key(row), verdict=verdict)
+    return Message(what, key=describe_key(row), verdict=Message(verdict))
 
 
 def probe_stored_key(logins: LoginState, row: KeyRow) -> str:
@@ -956,8 +958,9 @@ class Answer(NamedTuple):
         return float(header) if re.fullmatch(r"\d+(\.\d+)?", header, re.ASCII) else 0.0
 
     @property
-    def shown(self) -> str:
-        return f"{self.status}" + "".join(f", error code {code}" for code in sorted(self.codes))
+    def shown(self) -> Message:
+        what, codes = "{status}, error code {codes}", ", ".join(map(str, sorted(self.codes)))
+        return Message(what if codes else "{status}", status=self.status, codes=codes)
 
     @property
     def errors(self) -> Any:
@@ -1328,7 +1331,8 @@ class KeyStore:
         """Return a failure that names who holds the advisory lock of this number, or the table."""
         holder = LockBusy.holder
         with contextlib.suppress(Failure):  # who may not look waits all the same
-            ((holder,),), _ = self.run(LOCK_HOLDER, {"number": number})
+            ((found,),), _ = self.run(LOCK_HOLDER, {"number": number})
+            holder = found or holder
         what = "The lock, the row or the table is held by {holder}."
         return LockBusy(what, holder=holder)
 
@@ -1501,8 +1505,8 @@ FIND_TABLE = """
         ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true
 """
 LOCK_HOLDER = """
-    SELECT coalesce(string_agg(format('process %%s (%%s, %%s) since %%s UTC', pid, usename,
-           application_name, coalesce(to_char(xact_start, 'HH24:MI:SS'), '?')), ', '), 'somebody')
+    SELECT string_agg(format('PID %%s (%%s, %%s, %%s UTC)', pid, usename, application_name,
+           coalesce(to_char(xact_start, 'HH24:MI:SS'), '?')), ', ')
     FROM pg_stat_activity
     WHERE pid <> pg_backend_pid() AND datname = current_database() AND pid IN (
         SELECT pid FROM pg_locks WHERE granted AND (
@@ -1737,8 +1741,7 @@ def read_account(values: Mapping[str, str], faults: list[Message]) -> Account:
         deadline=read.duration("WEBKASSA_DEADLINE", "120s", 10, 300), ca_file=ca_file,
         database=read_database(read), schema=table.rpartition(".")[0], table=table.split(".")[-1],
         state_folder=values.get("STATE_DIRECTORY", "").split(":")[0] or f"{state}/webkassa-key-updater",
-        healthcheck_url=monitor_of(values, faults),
-    )  # fmt: skip
+        healthcheck_url=monitor_of(values, faults))  # fmt: skip
     if faults:
         raise settings_fault(faults)
     return account
@@ -1852,8 +1855,7 @@ class SettingsParser:
              "{name}: is no URL, or its host is not plain ASCII"),
             ("@" in parts.netloc, "{name}: must not carry a login or password"),
             (parts.scheme != "https" and not plain_http,
-             "{name}: must be https (http only to this very machine)"),
-        )  # fmt: skip
+             "{name}: must be https (http only to this very machine)"))  # fmt: skip
         if text and what:
             self.fault(name, what)
         if not text or what:
@@ -1925,8 +1927,7 @@ def read_text(path: Path, limit: int = 2**24) -> str:
 
 
 def find_unknown_names(path: Path, file: Iterable[str], values: Iterable[str]) -> Iterator[Message]:
-    """Of names in a file that look like ours and are none, yield those that seem to decide which
-    host or database is used; warn of the others."""
+    """Yield unknown names that seem to decide which host or database is used; warn of others."""
     for name in sorted({*file} - NAMES - OTHER_NAMES):
         near = nearest_setting(name)
         what = "{name}: is not known; is {near} meant?" if near else "{name}: is not known"
@@ -1965,7 +1966,7 @@ IN_FILES = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY", "POSTGRES
             "DATABASE_URL", "HEALTHCHECK_URL"}  # fmt: skip
 NAMES = {*OWN, *IN_FILES, *(f"{name}_FILE" for name in IN_FILES), *POSTGRES, "WEBKASSA_AUTH_URL",
          "WEBKASSA_PROBE_URL", "WEBKASSA_MAX_AGE", "WEBKASSA_DEADLINE", "API_KEYS_TABLE"}  # fmt: skip
-OTHER_NAMES = {"WEBKASSA_ACCOUNTS_DIR", "WEBKASSA_KEY_COMMAND"}  # of a run, not of an account
+OTHER_NAMES = {"WEBKASSA_ACCOUNTS_DIR", "WEBKASSA_KEY_COMMAND", "WEBKASSA_LANG"}  # of a run
 PREFIXES = ("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")  # of all
 
 
@@ -1991,8 +1992,7 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
         (webkassa.host != host_of(logins.account.auth_url), "Set WEBKASSA_AUTH_URL={url}"),
         (webkassa.host in TEST_HOSTS, "{host} is Webkassa's TEST system: its keys serve no shop."),
         (logins.odd_reply, "{reply} The token in it was stored: the probe says that it works."),
-        (is_doubted and job.mode != ALWAYS, "{why} {advice}"),
-    )  # fmt: skip
+        (is_doubted and job.mode != ALWAYS, "{why} {advice}"))  # fmt: skip
     facts = {"key": token.fingerprint, "host": webkassa.host, "url": webkassa.url,
              "size": table.key_size, "table": table.shown, "old": describe_key(before),
              "beside": before.beside, "reply": logins.odd_reply, "why": doubt.message,
@@ -2024,8 +2024,7 @@ def describe_failure(
         (verdict == ALIVE, "The stored key {key} still works, but the login just sent may still"
          " end it. Look again in some minutes: `status`"),
         (verdict, "The stored key {key} may be dead. {now}"),
-        (True, "The stored key {key} is as it was. {advice}"),
-    )  # fmt: skip
+        (True, "The stored key {key} is as it was. {advice}"))  # fmt: skip
     state = Message(what, key=key.fingerprint, advice=advice, now=now)
     if lost:
         what = "Webkassa gave the key {lost}, but it could not be stored and is lost. {state}"
@@ -2105,8 +2104,7 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
      "{host} cannot be asked: REQUESTS_CA_BUNDLE holds no certificate.", FIX_IT),
     ("TimeoutError or Timeout", "{host} does not answer in time.", ""),
     ("SSLError", "{host} and this machine do not agree on TLS.", ""),
-    ("BaseException", "{host} broke the connection off.", ""),
-)  # fmt: skip
+    ("BaseException", "{host} broke the connection off.", ""))  # fmt: skip
 DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"
 
 
@@ -2124,8 +2122,7 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
         (not is_open, "PostgreSQL ({where}) cannot be reached: connection refused or timed out."),
         (is_silent, "PostgreSQL ({where}) accepts the connection, but does not answer."),
         (True, "PostgreSQL ({where}) is there, but the connection is rejected: role, password,"
-         " database, TLS, no free place."),
-    )  # fmt: skip
+         " database, TLS, no free place."))  # fmt: skip
     advice = first_that_holds(  # libpq's defaults may be meant, but seldom are
         (not account.database,
          "No database is set: is the # still before POSTGRES_HOST?\nThen run: `check`"),
@@ -2133,13 +2130,11 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
          " network alone. To see why: {psql}\nThen run: `check`"),
         (not is_open and is_loopback(host), "To see why: {psql}\nIn a container {host} is the"
          " container itself. Then run: `check`"),
-        (True, "To see why: {psql}\nThen run: `check`"),
-    )  # fmt: skip
+        (True, "To see why: {psql}\nThen run: `check`"))  # fmt: skip
     return StoreUnavailable(
-        what, advice, where=" ".join(f"{n}={shown[n]}" for n in named) or "at the default address",
+        what, advice, where=" ".join(f"{n}={shown[n]}" for n in named) or Message("at the default address"),
         psql="psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown)), host=host,
-        port_is_open=is_open, is_rejected=is_open and not is_silent,
-    )  # fmt: skip
+        port_is_open=is_open, is_rejected=is_open and not is_silent)  # fmt: skip
 
 
 def port_open(host: str, port: int) -> bool:
@@ -2181,7 +2176,7 @@ def database_failure(error: Exception, table: Table, account: Account) -> Failur
         "53100": ("its disk is full", "Make room on the disk of PostgreSQL, then run: `check`"),
         "53300": ("it has no free connection", ""),
     }.get(state, ("", ""))  # fmt: skip
-    kinds = ", ".join(f"{n} is {table.columns.get(n, '?')[0]}" for n in ("service_name", "api_key"))
+    kinds = ", ".join(f"{n} {table.columns.get(n, '?')[0]}" for n in ("service_name", "api_key"))
     facts = {"kinds": kinds, "service": account.service, "error": shown_error(error, state, table)}
     why = Message("{what} ({error})" if what else "{error}", what=Message(what, **facts), **facts)
     if PASSING.match(state):
@@ -2193,9 +2188,8 @@ def database_failure(error: Exception, table: Table, account: Account) -> Failur
 def shown_error(error: Any, state: str, table: Table) -> str:
     """Return an error's SQLSTATE and the names in it that the catalog has."""
     known = {table.schema, table.name, *table.columns, *table.constraints}
-    names = [
-        getattr(error.diag, f"{of}_name") for of in ("schema", "table", "column", "constraint")
-    ]
+    kinds = ("schema", "table", "column", "constraint")
+    names = [getattr(error.diag, f"{kind}_name") for kind in kinds]
     shown = ", ".join([state, *(name for name in names if name in known)])
     with contextlib.suppress(KeyError):
         return f"{psycopg2.errorcodes.lookup(state).lower()} {shown}"
@@ -2204,11 +2198,9 @@ def shown_error(error: Any, state: str, table: Table) -> str:
 
 def describe_grants(table: Table) -> Message:
     """Say what the table's role needs, as its owner types it."""
-    what = (
-        "As the table's owner run:\n  GRANT USAGE ON SCHEMA {schema} TO {role};\n"
-        "  GRANT SELECT, INSERT, UPDATE ON {schema}.{name} TO {role};\n"
-        "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`"
-    )
+    what = ("As the table's owner run:\n  GRANT USAGE ON SCHEMA {schema} TO {role};\n"
+            "  GRANT SELECT, INSERT, UPDATE ON {schema}.{name} TO {role};\n"
+            "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`")  # fmt: skip
     if table.found is None:
         what = "As its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nThen run: `check`"
     role, schema, name = map(quote_name, (table.role, table.schema, table.name))
@@ -2254,8 +2246,7 @@ def row_fault(
 
 
 def as_failure(error: Exception) -> Failure:
-    """Return a Failure as it is; of any other exception say where it struck, not what it says: that
-    can carry secrets."""
+    """Return a Failure; of any other exception say where it struck: its text can carry secrets."""
     if isinstance(error, Failure):
         return error
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -2280,8 +2271,7 @@ CODES = {  # exit codes: in short, and what to do now
     76: ("an answer that makes no sense", "Look at WEBKASSA_AUTH_URL, then run: `check`"),
     77: ("login refused",
          "Correct WEBKASSA_LOGIN, WEBKASSA_PASSWORD or WEBKASSA_API_KEY, then run: `update`"),
-    78: ("the settings are wrong", "Correct them, then run: `check`"),
-}  # fmt: skip
+    78: ("the settings are wrong", "Correct them, then run: `check`")}  # fmt: skip
 
 
 # ---- Check and status: they never authorize
@@ -2302,23 +2292,22 @@ def check(job: Job) -> Iterator[Finding]:
         found = classify(row, verdict, None)
         is_good = found.level in ("OK", "UNKNOWN") and not row.is_touched
         what = "stored key: {what}." if found.advice else "stored key: {what}"
-        said = Message(what, what=found.message)
-        yield Finding("ok" if is_good else "WARN", said, found.advice)
+        yield Finding("ok" if is_good else "WARN", Message(what, what=found.message), found.advice)
     if account.healthcheck_url:
         yield check_host(account.ca_file, account.healthcheck_url.value, "monitor")
 
 
 def check_store(job: Job, deadline: Deadline) -> tuple[list[Finding], KeyRow | None]:
-    """Go through all that an update does with PostgreSQL; wait for a lock until `deadline`. Return
-    what is found, and the row, None if anything failed."""
+    """Do all that an update does with PostgreSQL; return findings, and the row if nothing failed."""
     findings, step = list[Finding](), "database"
     try:
         with KeyStore(job, deadline) as store:
             ((version,),), _ = store.run("SHOW server_version")
             at, table = store.connection.info, store.table
             what = "database: PostgreSQL {version} at {host}:{port}, {table}"
-            facts = {"host": at.host or "the default socket", "port": at.port, "table": table.shown}
-            findings, step = [Finding("ok", Message(what, version=version, **facts))], "table"
+            at_host = at.host or Message("the default socket")
+            facts = {"version": version, "host": at_host, "port": at.port, "table": table.shown}
+            findings, step = [Finding("ok", Message(what, **facts))], "table"
             create_missing_table(store, commit=False)
             store.read_row()
             row = store.lock_row()
@@ -2362,7 +2351,7 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
 
 def check_host(ca_file: str, url: str, name: str) -> Finding:
     """Reach a host, with TLS, without credentials and without a path that means anything."""
-    facts = {"name": name, "host": host_of(url)}
+    facts = {"name": Message(name), "host": host_of(url)}
     request = requests.Request("HEAD", f"{urlsplit(url).scheme}://{host_of(url)}/")
     try:
         send_request(new_session(ca_file), request, Deadline(CHECK_TIME), LOGIN_LIMIT)
@@ -2376,7 +2365,7 @@ def check_host(ca_file: str, url: str, name: str) -> Finding:
 
 
 def failed_step(name: str, failure: Failure) -> Finding:
-    what = Message("{name}: {why}", name=name, why=failure.message)
+    what = Message("{name}: {why}", name=Message(name), why=failure.message)
     return Finding("FAIL", what, advice_for(failure), failure.code)
 
 
@@ -2410,11 +2399,10 @@ def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Fai
 
 
 def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
-    """Say how a stored key stands, given the probe's verdict and the refusal of a login that is
-    remembered."""
+    """Say how a stored key stands, given a probe's verdict and the remembered refusal of a login."""
     age, row_age, is_touched = row.age or 0, row.row_age or 0, row.is_touched
     end = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(time.time() + 86400 - age))
-    facts = {"key": describe_key(row), "verdict": verdict, "hours": abs(row_age) / 3600,
+    facts = {"key": describe_key(row), "verdict": Message(verdict), "hours": abs(row_age) / 3600,
              "why": refusal and refusal.message, "end": end}  # fmt: skip
     correct, settle = Message(CODES[LOGIN_REFUSED][1]), Message(DOUBT)
     old = "key {key}: older than 25 h; the probe says {verdict}"
@@ -2437,8 +2425,7 @@ def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
         (verdict == DOUBTED, "WARNING", good, settle),
         (verdict == UNCLEAR, "WARNING", good, Message("Look again in a minute: `status`")),
         (is_touched, "OK", "key {key}, its row {hours:.1f} h; the probe says {verdict}", None),
-        (True, "OK", good, None),
-    )  # fmt: skip
+        (True, "OK", good, None))  # fmt: skip
     _, level, what, advice = next(case for case in cases if case[0])
     return Finding(level, Message(what, **facts), advice)
 
@@ -2524,8 +2511,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_line() -> str:
-    """Return what comes first from standard input, within 10 s: it may be a socket, with somebody
-    silent at its other end."""
+    """Return a line of standard input, within 10 s: it may be a socket whose other end is silent."""
     with contextlib.suppress(OSError):
         came, _, _ = select.select([0], [], [], CHECK_TIME)
         return os.read(0, 100).decode("ascii", "replace").partition("\n")[0] if came else "nothing"
@@ -2570,6 +2556,7 @@ class Command:
         for name in os.environ.keys() - values.keys():
             del os.environ[name]
         os.environ.update(values)
+        in_readers_language(NOW)  # reads the catalogue: no file is opened after a login
         read_secret_files(values, faults)
         self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
         if not self.folder and (self.options.account or self.options.shard != "0/1"):
@@ -2679,20 +2666,34 @@ class LogFormatter(logging.Formatter):
     """Writes a line of the log in the reader's language."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record.msg, Message):
-            record.msg = in_readers_language(record.msg)
+        record.msg = in_readers_language(record.msg)
         return super().format(record)
 
 
 def say(what: Message | str, file: Any = None, end: str = "\n") -> None:
     """Print, whether or not anybody can read it: the exit code is the truth all the same."""
-    text = in_readers_language(what) if isinstance(what, Message) else what
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=file, end=end, flush=True)
+        print(in_readers_language(what), file=file, end=end, flush=True)
 
 
-def in_readers_language(message: Message) -> str:
-    return message.render(str)
+def in_readers_language(said: Message | str) -> str:
+    """Translate as WEBKASSA_LANG says, else LC_MESSAGES or LANG; not LC_ALL, which scripts set."""
+    names = ("WEBKASSA_LANG", "LC_MESSAGES", "LANG")
+    language = next(filter(None, map(os.environ.get, names)), "")
+    with contextlib.suppress(Exception):
+        if isinstance(said, Message) and language.startswith("ru"):
+            return said.render(read_catalogue())
+    return str(said)
+
+
+@functools.cache
+def read_catalogue() -> Callable[[str], str]:
+    """Return what translates into Russian; where the catalogue cannot be read, all stays English."""
+    for name in ("locale", "webkassa_key_locale"):  # in a clone; in a virtual environment
+        path = Path(__file__).resolve().with_name(name) / "ru/LC_MESSAGES/webkassa_key_updater.mo"
+        with contextlib.suppress(Exception), open(path, "rb") as file:
+            return gettext.GNUTranslations(file).gettext
+    return str
 
 
 def load_accounts_module() -> Any:

@@ -28,6 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "requirements.txt", *ROOT.glob("webkassa_key_*.py")):
         shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "locale", source / "locale")
     options = ["--no-deps", "--no-index", "--no-build-isolation", f"--wheel-dir={folder}"]
     subprocess.run([*PIP, "wheel", *options, source], check=True)
     (wheel,) = folder.iterdir()
@@ -55,7 +56,8 @@ def test_the_wheel_holds_the_modules_and_asks_for_what_they_need(wheel: Path) ->
         names = {name for name in file.namelist() if ".dist-info/" not in name}
         (described,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
         text = file.read(described).decode()
-    assert names == {path.name for path in ROOT.glob("webkassa_key_*.py")}
+    catalogue = "webkassa_key_locale/ru/LC_MESSAGES/webkassa_key_updater.mo"
+    assert names == {catalogue, *(path.name for path in ROOT.glob("webkassa_key_*.py"))}
 
     def parts(requirement: str) -> set[str]:
         return {*re.split("[,;]|(?=[<>])", requirement)}
@@ -105,6 +107,11 @@ def test_the_installed_command_renews_the_key(command: Path, shop: Shop) -> None
     assert shop.holds_the_live_key
     compiled = [*command.parents[1].glob("__pycache__/webkassa_key_updater.*.pyc")]
     assert len(compiled) == 1  # at the installation, and not at each start
+
+
+def test_the_installed_command_speaks_russian(command: Path, shop: Shop) -> None:
+    result = run(command, "status", **shop.env | {"WEBKASSA_LANG": "ru"})
+    assert result.stdout.startswith("WEBKASSA WARNING - ключ "), result.stderr
 
 
 def test_installed_it_says_how_it_gets_settings_and_what_to_type(command: Path) -> None:

@@ -195,7 +195,7 @@ CAUSES = {
         73, "api_key.* text.* uuid",
         sql="DELETE FROM api_keys WHERE id = 2;"
         "ALTER TABLE api_keys ALTER api_key TYPE uuid USING api_key::uuid"),
-    "table: key column too short": Cause(73, r"(?=.*22001).*api_key is character varying\(31\)", sql=SHORT),
+    "table: key column too short": Cause(73, r"(?=.*22001).*api_key character varying\(31\)", sql=SHORT),
     "table: a name that it cannot hold": Cause(73, "(?=.*22P05).*encoding.*Касса", around=latin1, key="as it was"),
     "table: two rows": Cause(73, "has 2 rows", sql=TWO_ROWS),
     "table: a row of a like name": Cause(

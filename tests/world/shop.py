@@ -185,6 +185,7 @@ class Shop:
             "WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD,
             "WEBKASSA_AUTH_URL": webkassa.url,
             "WEBKASSA_DEADLINE": "12s",
+            "WEBKASSA_LANG": "en",  # whatever the developer's is
             "POSTGRES_HOST": "127.0.0.1",
             "POSTGRES_PORT": str(server.port),
             "POSTGRES_DB": "shop",
