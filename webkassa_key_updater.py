@@ -85,7 +85,7 @@ except ImportError as error:
         "\nThen run: .venv/bin/python webkassa_key_updater.py check"
     )
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 log = logging.getLogger("webkassa_key_updater")
 LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
 ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
