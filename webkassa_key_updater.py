@@ -242,7 +242,8 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
     with KeyStore(job, logins.current_deadline) as store:
         # 2. Lock, then look: all that is decided is decided on the row as it is under the lock
         create_missing_table(store)
-        logins.note_first_look(store.read_row())
+        seen = store.read_row()
+        logins.row_before_lock = logins.row_before_lock or seen
         row = logins.row = logins.key_age.correct(store.lock_row())
         logins.key_age.note_first_sight(row)
         logins.webkassa.is_doubted = logins.probe_doubt.is_valid(row)
@@ -257,9 +258,8 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
 
         if not logins.token or logins.live_key_unknown or logins.ended_by:
             # 3. Rehearse: the very statement that will store the token, with a stand-in
-            log.debug(
-                Message("Rehearsing the write; then asking {host}.", host=logins.webkassa.host)
-            )
+            what = "Rehearsing the write; then asking {host}."
+            log.debug(Message(what, host=logins.webkassa.host))
             store.rehearse(row)
 
             # 4. Authorize, which kills the key in use, and 5. validate the token
@@ -573,11 +573,8 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
             enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
             if enough or not failure.retry or not has_host or pause >= deadline.left:
                 raise
-            log.debug(
-                Message(
-                    "{why} Trying again after {seconds:.1f} s.", why=failure.message, seconds=pause
-                )
-            )
+            what = "{why} Trying again after {seconds:.1f} s."
+            log.debug(Message(what, why=failure.message, seconds=pause))
             job.report_wait(Message("the next try ({why})", why=failure.message), pause)
             if sleep_or_signal(pause, store.in_transaction):
                 raise
@@ -692,9 +689,6 @@ class LoginState:
             self.probe_doubt.forget()
         return verdict
 
-    def note_first_look(self, row: KeyRow) -> None:
-        self.row_before_lock = self.row_before_lock or row
-
     def start_asking(self) -> None:
         """Begin the time for all that is asked of Webkassa, unless it has begun."""
         if not self.asked:
@@ -763,15 +757,11 @@ class Webkassa:
         other hosts (505), and names none that may be asked and was not."""
         here = self.hosts.pop(0)
         self.asked.add(here)
-        if alternative_hosts is None:
-            self.hosts.append(here)
-            return True
-        known = {*self.asked, *self.hosts}
-        self.hosts += [host for host in alternative_hosts if host not in known]
-        if not self.hosts:
-            self.hosts.append(here)
-            return False
-        return True
+        known, others = {*self.asked, *self.hosts}, alternative_hosts
+        self.hosts += [here] if others is None else [name for name in others if name not in known]
+        has_next = bool(self.hosts)
+        self.hosts = self.hosts or [here]
+        return has_next
 
     def probe(self, key: Secret, seconds: float) -> str:
         """Ask a read-only directory with `key`, once, for some seconds at most; return a verdict.
@@ -793,13 +783,9 @@ class Webkassa:
         return ALIVE if good or answer.codes & ALIVE_CODES else UNCLEAR
 
     def post(
-        self,
-        url: str,
-        body: dict[str, str],
-        deadline: Deadline,
-        limit: int,
+        self, url: str, body: dict[str, str], deadline: Deadline, limit: int,
         heartbeat: Callable[[], object] | None = None,
-    ) -> Answer:
+    ) -> Answer:  # fmt: skip
         """POST JSON; the API key goes to the host of Authorize only. Raise WebkassaFailure."""
         headers = {"Content-Type": "application/json"}
         if self.account.api_key and host_of(url) == self.host:
@@ -828,40 +814,32 @@ def read_token(host: str, answer: Answer) -> tuple[Secret, WebkassaFailure | Non
 def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure | None:
     """Return the failure that an answer to Authorize tells, by its status and codes."""
     codes, status = answer.codes, answer.status
+    others = alternative_hosts(host, answer.headers.get("AlternativeDomainNames", ""))
+    cases: tuple[tuple[object, str, dict[str, Any]], ...] = (
+        (codes & {BAD_LOGIN, NOT_AUTHORIZED} or (status in (401, 403) and answer.is_vendors),
+         "{host} answers HTTP {answer}: login refused.", {"code": LOGIN_REFUSED, "retry": False}),
+        (OTHER_DOMAIN in (*codes, status), "{host} answers HTTP {answer}: this account is served on"
+         " another host.", {"alternative_hosts": others}),
+        (status in (401, 403), "{host} answers HTTP {answer}: something in between refuses, or the"
+         " API key.", {}),
+        (status in (408, 429), "{host} answers HTTP {answer}: too many requests.", {}),
+        (UNKNOWN_ERROR in codes or status >= 500, "{host} answers HTTP {answer}: it is failing.",
+         {"may_have_logged_in": True}),
+        (codes or not 200 <= status < 300, "{host} answers HTTP {answer}: not an answer to a login.",
+         {"code": NONSENSE, "retry": has_token}),
+        (answer.errors, "{host} answers HTTP {answer}, with errors that have no code.",
+         {"code": NONSENSE, "may_have_logged_in": True, "invalid_token_reply": True}),
+    )  # fmt: skip
     facts: dict[str, Any] = {"host": host, "answer": answer.shown, "wait": answer.retry_after}
     facts["invalid_token_reply"] = has_token
-    if codes & {BAD_LOGIN, NOT_AUTHORIZED} or (status in (401, 403) and answer.is_vendors):
-        what = "{host} answers HTTP {answer}: login refused."
-        return WebkassaFailure(what, **facts, code=LOGIN_REFUSED, retry=False)
-    if OTHER_DOMAIN in (*codes, status):
-        what = "{host} answers HTTP {answer}: this account is served on another host."
-        others = alternative_hosts(host, answer.headers.get("AlternativeDomainNames", ""))
-        return WebkassaFailure(what, **facts, alternative_hosts=others)
-    if status in (401, 403):
-        what = "{host} answers HTTP {answer}: something in between refuses, or the API key."
-        return WebkassaFailure(what, **facts)
-    if status in (408, 429):
-        return WebkassaFailure("{host} answers HTTP {answer}: too many requests.", **facts)
-    if UNKNOWN_ERROR in codes or status >= 500:
-        what = "{host} answers HTTP {answer}: it is failing."
-        return WebkassaFailure(what, **facts, may_have_logged_in=True)
-    if codes or not 200 <= status < 300:
-        what = "{host} answers HTTP {answer}: not an answer to a login."
-        return WebkassaFailure(what, **facts, code=NONSENSE, retry=has_token)
-    if answer.errors:
-        what = "{host} answers HTTP {answer}, with errors that have no code."
-        facts |= {"may_have_logged_in": True, "invalid_token_reply": True}
-        return WebkassaFailure(what, **facts, code=NONSENSE)
-    return None
+    found = (WebkassaFailure(what, **facts | more) for is_so, what, more in cases if is_so)
+    return next(found, None)
 
 
 def send_request(
-    session: requests.Session,
-    request: requests.Request,
-    end: Deadline,
-    limit: int,
+    session: requests.Session, request: requests.Request, end: Deadline, limit: int,
     heartbeat: Callable[[], object] | None = None,
-) -> Answer:
+) -> Answer:  # fmt: skip
     """Send one request and return its answer; raise WebkassaFailure if none comes in time.
 
     Of its body `limit` bytes are read. After an exchange that was odd, cut or failed its connection
@@ -1063,11 +1041,9 @@ def alternative_hosts(host: str, header: str) -> list[str]:
 
 
 def run_with_deadline(
-    deadline: Deadline,
-    heartbeat: Callable[[], object] | None,
-    function: Callable[..., Any],
-    *args: Any,
-) -> Any:
+    deadline: Deadline, heartbeat: Callable[[], object] | None,
+    function: Callable[..., Any], *args: Any,
+) -> Any:  # fmt: skip
     """Return what `function(*args)` gives, or raise what it raises; TimeoutError at the deadline.
 
     The timeouts of requests are per read and leave out name resolution; libpq waits in C. So a
@@ -1210,7 +1186,7 @@ class KeyStore:
     def __enter__(self) -> KeyStore:
         self.connection = self.job.connect(self.account, self.deadline)
         self.connection.autocommit = True  # BEGIN and COMMIT are said here
-        self.begin()
+        self.find_table()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -1220,12 +1196,9 @@ class KeyStore:
         self.connection.close()
 
     def run(
-        self,
-        statements: str,
-        values: Mapping[str, Any] | None = None,
-        deadline: Deadline | None = None,
-        table: sql.Identifier | None = None,
-    ) -> tuple[list[Any], str]:
+        self, statements: str, values: Mapping[str, Any] | None = None,
+        deadline: Deadline | None = None, table: sql.Identifier | None = None,
+    ) -> tuple[list[Any], str]:  # fmt: skip
         """Run statements in one message; return the rows and the command tag of the last."""
         deadline = self.connection.deadline = deadline or self.deadline.within(self.STATEMENT_TIME)
         # The server is to give up, and to say why, shortly before we do
@@ -1241,13 +1214,9 @@ class KeyStore:
         except (psycopg2.Error, UnicodeError, TimeoutError) as error:
             raise database_failure(error, self.table, self.account) from None
 
-    def begin(self) -> None:
-        """Begin a transaction, bound it, and find the table."""
-        self.find_table(BEGIN)
-
-    def find_table(self, before: str = "") -> None:
+    def find_table(self, begins: bool = True) -> None:
         values = {"schema": self.account.schema or None, "name": self.account.table}
-        ((clock, *found),), _ = self.run(before + FIND_TABLE, values)
+        ((clock, *found),), _ = self.run((BEGIN if begins else "") + FIND_TABLE, values)
         self.table, self.clock = Table(*found), clock - time.monotonic()
 
     def read_row(self) -> KeyRow:
@@ -1320,9 +1289,8 @@ class KeyStore:
         row = KeyRow(self.clock)
         for key, changed, age in rows:
             known = age if age is not None and age > -CLOCK_SLACK else None
-            row = row._replace(
-                exists=True, key=Secret(key or ""), age=known, row_age=age, changed=changed
-            )
+            row = row._replace(exists=True, key=Secret(key or ""), age=known)
+            row = row._replace(row_age=age, changed=changed)
         return row
 
     def busy(self, number: int) -> LockBusy:
@@ -1385,9 +1353,7 @@ def create_missing_table(store: KeyStore, commit: bool = True) -> None:
         store.run("COMMIT")
         what = "{service}: made the missing table {table}."
         log.info(Message(what, service=store.account.service, table=store.table.shown))
-        store.begin()
-    else:
-        store.find_table()
+    store.find_table(begins=commit)
 
 
 def other_rows(store: KeyStore) -> list[tuple[str, bool]]:
@@ -1653,9 +1619,8 @@ class Refusals:
         code, moment = note.get("code"), note["time"]
         is_waiters = waiting_since is not None and moment >= waiting_since
         is_waiters = is_waiters and moment > time.time() - self.SHORT_LIFE
-        if code not in (LOGIN_REFUSED, NONSENSE):
-            return None
-        if not is_waiters and (always or code == NONSENSE):
+        counts = code == LOGIN_REFUSED and not always
+        if not (counts or (is_waiters and code in (LOGIN_REFUSED, NONSENSE))):
             return None
         if note.get("hash") != self.credential_hash(str(note.get("salt"))):
             return None
@@ -2227,8 +2192,7 @@ def table_fault(table: Table) -> WriteRefused | None:
         (missing, "The table {table} has no column {column}.", ""),
         (category != "S", "The column api_key of {table} must be text, but it is {kind}.", ""),
     )  # fmt: skip
-    found = [WriteRefused(what, advice, **facts) for is_so, what, advice in faults if is_so]
-    return found[0] if found else None
+    return next((WriteRefused(what, advice, **facts) for so, what, advice in faults if so), None)
 
 
 def row_fault(
@@ -2244,8 +2208,7 @@ def row_fault(
         (elsewhere, "{elsewhere} has a row {service!r}, too: which one do consumers read, that or"
          " {table}?", "Set API_KEYS_TABLE to the table that consumers read. Then run: `check`"),
     )  # fmt: skip
-    found = [WriteRefused(what, advice, **facts) for is_so, what, advice in faults if is_so]
-    return found[0] if found else None
+    return next((WriteRefused(what, advice, **facts) for so, what, advice in faults if so), None)
 
 
 def as_failure(error: Exception) -> Failure:
@@ -2364,10 +2327,10 @@ def check_host(ca_file: str, url: str, name: str) -> Finding:
     except Failure as failure:
         again = failure.advice or Message("Try again later: `check`")
         return failed_step(name, failure)._replace(advice=again)
+    level, what = "ok", "{name}: {host} answers"
     if host_of(url) in TEST_HOSTS:
-        what = "{name}: {host} answers; it is Webkassa's TEST system"
-        return Finding("WARN", Message(what, **facts))
-    return Finding("ok", Message("{name}: {host} answers", **facts))
+        level, what = "WARN", "{name}: {host} answers; it is Webkassa's TEST system"
+    return Finding(level, Message(what, **facts))
 
 
 def failed_step(name: str, failure: Failure) -> Finding:
