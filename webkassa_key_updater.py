@@ -1395,20 +1395,17 @@ class Connector:
         """Try hosts and their addresses one by one, for 5 s each: with a wait callback, libpq would
         wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
         psycopg2.extensions.set_wait_callback(wait_for_server)
-        parameters = {
-            "client_encoding": "UTF8",
-            "fallback_application_name": "webkassa_key_updater",
-        }
+        given = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
         for name, value in account.database.items():
             if name not in ADDRESS:
-                parameters[name] = value.value if isinstance(value, Secret) else value
+                given[name] = value.value if isinstance(value, Secret) else value
         failures, slow = list[StoreUnavailable](), list[dict[str, str]]()
         targets = connect_targets(account.database, deadline)
         for target in itertools.chain(self.known, targets, slow):
             short = min(CONNECT_TIME, deadline.left / 2)
             end = deadline.within(self.LONG_TIME if target in slow else short)
             try:
-                dsn = psycopg2.extensions.make_dsn(**parameters | target)
+                dsn = psycopg2.extensions.make_dsn(**given | target)
                 connection = run_with_deadline(end, None, Connection, dsn, end)
                 self.known = [target]
                 return cast(Connection, connection)
@@ -1733,6 +1730,8 @@ def read_database(read: SettingsParser) -> dict[str, str | Secret]:
     for name, parameter in (ours | theirs).items():
         if parameter not in given and name in read.values:
             given[parameter], names[parameter] = read.text(name, any_end=True), name
+    if by_url and any(map(read.REFERENCE.fullmatch, given.values())):
+        read.fault("DATABASE_URL", "{name}: holds a reference to a secret, and not the secret")
     for parameter in ("host", "user", "dbname"):
         for value in given.get(parameter, "").split(","):
             is_odd = re.search("[:/@;&=]", value) and not value.startswith(("/", "@"))
@@ -1742,6 +1741,10 @@ def read_database(read: SettingsParser) -> dict[str, str | Secret]:
     for port in given.get("port", "1").split(","):
         if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
             read.fault(names["port"], "{name}: the port is no number from 1 to 65535")
+    for parameter, known in CHOICES.items():
+        if given.get(parameter, "") not in ("", *known.split(", ")):
+            what = "{name}: {parameter} must be one of {known}"
+            read.fault(names[parameter], what, parameter=parameter, known=known)
     return {n: Secret(v) if n in ("password", "sslpassword") else v for n, v in given.items()}
 
 
@@ -1769,9 +1772,11 @@ class SettingsParser:
     """Reads settings of all kinds from a mapping of names to texts, and collects their faults."""
 
     HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode: control, format, surrogate, separators
-    PLACEHOLDER = re.compile(r"<.+>|(.*/)?your[ _-].+|change[ _-]?me|x{3,}|\*{3,}|\.{3}|.+//user:password@.+",
-                             re.IGNORECASE)  # fmt: skip
-    QUOTES = "\"'`\u201c\u201d\u201e\u201f\u00ab\u00bb\u2018\u2019"
+    PLACEHOLDER = re.compile(r"<.+>|(.*/)?your[ _-].+|change[ _-]?me|x{3,}|\*{3,}|\.{3}|.+//user:password@.+"
+                             r"|(?-i:TODO|FIXME)|\W*redacted\W*|null|nil|none|undefined", re.IGNORECASE)  # fmt: skip
+    REFERENCE = re.compile(r"(op|sm|ssm|akv|bws|file|ref\+\w+|(aws-|azure-|gcp-)?vault)://.+|(vault|secretref):.+|arn:aws.+"
+                           r"|!vault.*|\$ANSIBLE_VAULT.*|ENC[\[(].+|projects/.+/secrets/.+|@Microsoft\.KeyVault.+"
+                           r"|\$?\{\{.*\}\}|\$\(\w+\)|\$\{[A-Za-z_].*\}|\$(WEBKASSA|POSTGRES|PG)\w+")  # fmt: skip
 
     def __init__(self, values: Mapping[str, str], faults: list[Message]) -> None:
         self.values, self.faults = {n: value for n, value in values.items() if value}, faults
@@ -1788,12 +1793,16 @@ class SettingsParser:
         what = first_that_holds(
             (default is None and not value, "{name}: is not set"),
             (self.PLACEHOLDER.fullmatch(value), "{name}: is still a placeholder"),
+            (self.REFERENCE.fullmatch(value), "{name}: is a reference to a secret, and not the secret"),
+            (name in IN_FILES and (value.startswith(("/run/secrets/", "/var/run/secrets/")) or
+                                   (value[:1] == "/" and os.path.isfile(value))),
+             "{name}: is the path of a file; if that holds the secret, set {name}_FILE to it"),
             (hidden, "{name}: contains the invisible character U+{codes[0]:04X}"),
-            (not any_end and value != value.strip().strip(self.QUOTES),
-             "{name}: has a quote or a blank at its beginning or end"),
         )  # fmt: skip
         if what:
             self.fault(name, what, codes=hidden)
+        elif not any_end:
+            self.faults += odd_end(name, value)
         return value
 
     def url(self, name: str, default: str = "", plain_http: bool = False) -> str:
@@ -1829,6 +1838,13 @@ class SettingsParser:
             what = "{name}: is not a duration like {default}, from {shortest}s to {longest}s"
             self.fault(name, what, default=default, shortest=shortest, longest=longest)
         return seconds
+
+
+def odd_end(name: str, value: str) -> list[Message]:
+    """Say that a value has a quote or a blank at an end, if so."""
+    if value == value.strip().strip("\"'`\u201c\u201d\u201e\u201f\u00ab\u00bb\u2018\u2019"):
+        return []
+    return [Message("{name}: has a quote or a blank at its beginning or end", name=name)]
 
 
 def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
@@ -1896,13 +1912,27 @@ def find_unknown_names(path: Path, file: Iterable[str], values: Iterable[str]) -
 
 
 def nearest_setting(name: str) -> str:
-    """Return the setting that an unknown name may mean, or ""."""
+    """Return the setting that an unknown name may mean, or "". What all begin with tells nothing."""
+    alike = {re.sub(SAME, "", ours): ours for ours in sorted(NAMES)}
+    near = difflib.get_close_matches(re.sub(SAME, "", name), alike, 1, 0.65)
     meant = [ours for ours, others in ALIASES.items() if re.fullmatch(others, name)]
-    return [*meant, *difflib.get_close_matches(name, NAMES, 1, 0.5), ""][0]
+    return [*meant, *(alike[short] for short in near), ""][0]
 
 
-ALIASES = {  # what others call a setting that decides which host or which database is used
-    "WEBKASSA_AUTH_URL": "WEBKASSA_(BASE_|API_|AUTHORIZE_|LOGIN_)?(URL|HOST|DOMAIN|ENDPOINT)",
+def warn_of_overruled(path: Path, file: Mapping[str, str], env: Mapping[str, str]) -> None:
+    """Warn of what a file says of host, database or login, while the environment has another."""
+    for name in sorted({*ALIASES, *LIBPQ, "WEBKASSA_SERVICE_NAME"} & env.keys()):
+        is_said = name in file or (name == "DATABASE_URL" and POSTGRES.keys() & file.keys())
+        if is_said and env[name] not in ("", file.get(name)):
+            what = "{name}: what the environment says counts, and not what {file} says"
+            log.warning(Message(what, name=name, file=path))
+
+
+SAME = "(?<=^W)EBKASSA_|(?<=^P)OSTGRES_"  # in names
+ALIASES = {  # what others call a setting that decides which host, database or login is used
+    "WEBKASSA_LOGIN": "WEBKASSA_(USER|USER_?NAME|USER_LOGIN|EMAIL)",
+    "WEBKASSA_PASSWORD": "WEBKASSA_(PASS|PWD|PW|USER_PASSWORD)",
+    "WEBKASSA_AUTH_URL": "WEBKASSA_((BASE|API|AUTH(ORIZE)?|LOGIN|SERVER|V4)_)*(UR[LI]|HOST|DOMAIN|ENDPOINT)",
     "POSTGRES_HOST": "POSTGRES_(SERVER|HOSTNAME|ADDRESS)",
     "POSTGRES_PORT": "POSTGRES_PORTS",
     "POSTGRES_DB": "POSTGRES_(DATABASE|NAME|DBNAME|DB_NAME|DATABASE_NAME)",
@@ -1923,6 +1953,11 @@ IN_FILES = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY", "POSTGRES
             "DATABASE_URL", "HEALTHCHECK_URL"}  # fmt: skip
 NAMES = {*OWN, *IN_FILES, *(f"{name}_FILE" for name in IN_FILES), *POSTGRES, "WEBKASSA_AUTH_URL",
          "WEBKASSA_PROBE_URL", "WEBKASSA_MAX_AGE", "WEBKASSA_DEADLINE", "API_KEYS_TABLE"}  # fmt: skip
+CHOICES = {  # libpq's own, which it would read only when it connects
+    "sslmode": "disable, allow, prefer, require, verify-ca, verify-full",
+    "channel_binding": "disable, prefer, require",
+    "target_session_attrs": "any, read-write, read-only, primary, standby, prefer-standby",
+}
 OTHER_NAMES = {"WEBKASSA_ACCOUNTS_DIR", "WEBKASSA_KEY_COMMAND"}  # of a run, not of an account
 PREFIXES = ("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")  # of all
 
@@ -2525,11 +2560,13 @@ class Command:
         has_file = self.options.env_file or os.path.exists(path)
         from_file = read_env_file(path, faults) if has_file else {}
         values = from_file | {name: value for name, value in os.environ.items() if value}
-        faults += find_unknown_names(path, from_file, values)
+        if self.options.env_file:
+            warn_of_overruled(path, from_file, os.environ)
         for name in os.environ.keys() - values.keys():
             del os.environ[name]
         os.environ.update(values)
         read_secret_files(values, faults)
+        faults += find_unknown_names(path, from_file, values)
         self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
         if not self.folder and (self.options.account or self.options.shard != "0/1"):
             what = "--account, --shard: for many accounts WEBKASSA_ACCOUNTS_DIR is not set"
@@ -2563,6 +2600,9 @@ class Command:
             if not self.is_update:
                 return self.print_check(check(job), row if self.folder else "")
             outcome = update(job)
+            if outcome.code == LOGIN_REFUSED:
+                odd = odd_end("WEBKASSA_PASSWORD", account.password.value)
+                outcome = outcome._replace(warnings=odd)
         except Exception as error:
             outcome = describe_failure(as_failure(error), NO_KEY, "", NO_KEY, asked=False)
         for warning in outcome.warnings:
