@@ -349,30 +349,19 @@ def hold_back_signals_and_log() -> Iterator[None]:
     """Hold back signals and log lines until the end: either could cost a token."""
     faults = {"SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "KILL", "STOP"}
     signals = signal.valid_signals() - {getattr(signal, f"SIG{name}") for name in faults}
-    lines = LineKeeper()
+    lines = list[logging.LogRecord]()
+    keep_line: Any = lines.append  # a filter: the None that it returns lets no line pass
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    log.addFilter(lines)
+    log.addFilter(keep_line)
     try:
         yield
     finally:
-        log.removeFilter(lines)
+        log.removeFilter(keep_line)
         while signal.sigtimedwait(signals, 0):
             pass  # what they were to end has ended
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for line in lines.kept:
+        for line in lines:
             log.handle(line)
-
-
-class LineKeeper(logging.Filter):
-    """A filter of the log that keeps each line, and lets none pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[logging.LogRecord] = []
-
-    def filter(self, line: logging.LogRecord) -> bool:
-        self.kept.append(line)
-        return False
 
 
 def superseded_by_late_login(logins: LoginState) -> bool:
@@ -390,10 +379,8 @@ def superseded_by_late_login(logins: LoginState) -> bool:
         what = "Stored the new key {key}, but a login before it got no answer and may end it."
         raise WebkassaFailure(what, key=logins.row.key.fingerprint)
     logins.invalid_token_replies, logins.store_attempts = logins.invalid_token_replies + 1, 0
-    if (
-        logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
-        or not logins.login_deadline.left
-    ):
+    enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
+    if enough or not logins.login_deadline.left:
         raise WebkassaFailure("Webkassa is so slow that one login of ours killed the next.")
     return True
 
@@ -461,10 +448,8 @@ FULL_LIFE = 20 * 3600.0  # seconds; Webkassa promises about a day
 
 
 def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Message | None:
-    """Return a sentence if the key is younger than WEBKASSA_MAX_AGE and not dead, else None.
-
-    Where its age is not known, the probe decides alone; raise a Failure where it cannot.
-    """
+    """Return a sentence if the key is younger than WEBKASSA_MAX_AGE and not dead, else None. Where
+    its age is not known, the probe decides alone; raise a Failure where it cannot."""
     if not row.key or (row.age is not None and row.age >= account.max_age):
         return None
     verdict = probe_stored_key(logins, row)
@@ -497,10 +482,8 @@ def probe_stored_key(logins: LoginState, row: KeyRow) -> str:
 def reconcile_after_reconnect(
     job: Job, logins: LoginState, row: KeyRow, table: Table
 ) -> Outcome | None:
-    """Step 7, with a token in hand: return what was done, None: the token is to be stored.
-
-    If nobody can tell which key lives, `live_key_unknown` is set: certainty costs one login more.
-    """
+    """Step 7, with a token in hand: return what was done, None: the token is to be stored. If
+    nobody can tell which key lives, `live_key_unknown` is set: certainty costs one login more."""
     verdict = ALIVE if logins.against_probe else logins.probe(logins.token)
     changed = bool(row.key) and row.key != logins.row_before_token.key
     if changed and row.key == logins.token and verdict != DEAD:  # the commit had gone through
@@ -596,10 +579,8 @@ def validate_token(
     logins: LoginState, row: KeyRow, token: Secret, verdict: str, odd: WebkassaFailure | None
 ) -> bool:
     """Step 5: take a token in hand; say whether it is to be stored now, False: log in once more.
-
     What stands beside a token (`odd`) is raised, unless the probe proves that the token lives and
-    the stored key does not.
-    """
+    the stored key does not."""
     if odd and not (verdict == ALIVE and (not row.key or logins.probe(row.key) == DEAD)):
         if odd.retry:
             logins.take_token(token, verdict, row)
@@ -616,9 +597,7 @@ def sleep_or_signal(
     seconds: float, heartbeat: Callable[[], object] | None = None, ignore_signals: bool = False
 ) -> bool:
     """Wait between two tries, calling `heartbeat` every 10 s; say whether a signal ended the wait.
-
-    A signal that was ignored from the start (nohup) ends nothing: held back, it would arrive.
-    """
+    A signal that was ignored from the start (nohup) ends nothing: held back, it would arrive."""
     heard = {number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     rest = Deadline(seconds)
     while True:
@@ -744,11 +723,9 @@ class Webkassa:
     def authorize(
         self, deadline: Deadline, heartbeat: Callable[[], object]
     ) -> tuple[Secret, WebkassaFailure | None]:
-        """Log in once; return the token, and what speaks against it; raise a WebkassaFailure.
-
-        An answer is waited for until the deadline: a login given up may still take effect, and its
-        token is lost. `heartbeat` is called every 10 s.
-        """
+        """Log in once; return the token, and what speaks against it; raise a WebkassaFailure. An
+        answer is waited for until the deadline: a login given up may still take effect, and its
+        token is lost. `heartbeat` is called every 10 s."""
         login = {"Login": self.account.login.value, "Password": self.account.password.value}
         return read_token(self.host, self.post(self.url, login, deadline, LOGIN_LIMIT, heartbeat))
 
@@ -765,10 +742,8 @@ class Webkassa:
 
     def probe(self, key: Secret, seconds: float) -> str:
         """Ask a read-only directory with `key`, once, for some seconds at most; return a verdict.
-
         Only codes 2 and 3 condemn a key. That the directory refuses a dead key is not verified, so
-        ALIVE is weaker than DEAD. It never raises: a token in hand must still be stored.
-        """
+        ALIVE is weaker than DEAD. It never raises: a token in hand must still be stored."""
         if not self.probe_url or not key:
             return OFF
         body = {"Token": key.value}
@@ -840,11 +815,9 @@ def send_request(
     session: requests.Session, request: requests.Request, end: Deadline, limit: int,
     heartbeat: Callable[[], object] | None = None,
 ) -> Answer:  # fmt: skip
-    """Send one request and return its answer; raise WebkassaFailure if none comes in time.
-
-    Of its body `limit` bytes are read. After an exchange that was odd, cut or failed its connection
-    is not used again: a late answer would be taken for the answer to the next question.
-    """
+    """Send one request and return its answer; raise WebkassaFailure if none comes in time. Of its
+    body `limit` bytes are read. After an exchange that was odd, cut or failed its connection is not
+    used again: a late answer would be taken for the answer to the next question."""
     if not end.left:
         raise WebkassaFailure("There was no time left to ask {host}.", host=host_of(request.url))
     answer: Answer | None = None
@@ -1045,10 +1018,8 @@ def run_with_deadline(
     function: Callable[..., Any], *args: Any,
 ) -> Any:  # fmt: skip
     """Return what `function(*args)` gives, or raise what it raises; TimeoutError at the deadline.
-
     The timeouts of requests are per read and leave out name resolution; libpq waits in C. So a
-    thread does it, which is left behind if it is late.
-    """
+    thread does it, which is left behind if it is late."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     start_thread(put_result, results, function, args)
     while True:
@@ -1173,10 +1144,8 @@ class KeyRow(NamedTuple):
 
 
 class KeyStore:
-    """One transaction on the table; what is not committed is rolled back in the end.
-
-    `deadline` bounds all waits for others. Methods raise StoreUnavailable or WriteRefused.
-    """
+    """One transaction on the table; what is not committed is rolled back in the end. `deadline`
+    bounds all waits for others. Methods raise StoreUnavailable or WriteRefused."""
 
     STATEMENT_TIME, COMMIT_TIME, ASK_TIME, LOCK_PAUSE = 20.0, 15.0, 5.0, 0.3  # seconds
 
@@ -1228,11 +1197,9 @@ class KeyStore:
         return self.select_row("")
 
     def lock_row(self) -> KeyRow:
-        """Take this row's lock until the transaction ends, then lock the row, and return it as it is
-        then. Raise LockBusy where somebody else holds one: who waits holds no connection.
-
-        The advisory lock works across hosts and behind a pooler; a row need not exist for it.
-        """
+        """Take this row's lock until the transaction ends, then lock the row, and return it as it
+        is then. Raise LockBusy where somebody else holds one: who waits holds no connection. The
+        advisory lock works across hosts and behind a pooler; a row need not exist for it."""
         self.take_lock(f"{self.table.short}:{self.account.service}")
         row = self.select_row("FOR NO KEY UPDATE")
         others = [] if row.exists else other_rows(self)[:1]
@@ -1275,13 +1242,8 @@ class KeyStore:
         clocked = [name for name in self.table.times if self.table.columns[name][0] != "date"]
         times = [f"{name}::timestamptz" for name in (*clocked, "NULL")]
         select = SELECT_ROW.replace("{times}", ", ".join(times)).replace("{lock}", row_lock)
-        try:
-            limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
-            rows, _ = self.run(LOCK_TIMEOUT + select, {"limit": limit})
-        except LockBusy:
-            with contextlib.suppress(Failure):
-                self.run("ROLLBACK")
-            raise self.busy(0) from None
+        limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
+        rows, _ = self.run_locking(select, {"limit": limit})
         if len(rows) > 1:
             what = "{table} has {count} rows of this service."
             advice = "Delete all but one of them, then run: `check`"
@@ -1293,10 +1255,18 @@ class KeyStore:
             row = row._replace(row_age=age, changed=changed)
         return row
 
+    def run_locking(self, statements: str, *more: Any) -> tuple[list[Any], str]:
+        """Run statements that may wait for a lock; raise a LockBusy that names its holder."""
+        try:
+            return self.run(LOCK_TIMEOUT + statements, *more)
+        except LockBusy:
+            raise self.busy(0) from None
+
     def busy(self, number: int) -> LockBusy:
         """Return a failure that names who holds the advisory lock of this number, or the table."""
         holder = LockBusy.holder
         with contextlib.suppress(Failure):  # who may not look waits all the same
+            self.run("ROLLBACK")
             ((holder,),), _ = self.run(LOCK_HOLDER, {"number": number})
         what = "The lock, the row or the table is held by {holder}."
         return LockBusy(what, holder=holder)
@@ -1311,7 +1281,7 @@ class KeyStore:
 
     def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
-        plan, _ = self.run(LOCK_TIMEOUT + KEEP_TABLE_LOCK, {"limit": 1000})
+        plan, _ = self.run_locking(KEEP_TABLE_LOCK, {"limit": 1000})
         if '"Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
@@ -1338,8 +1308,8 @@ class KeyStore:
         else:
             names, now = "".join(f", {name}" for name in times), ", clock_timestamp()" * len(times)
             write = INSERT_ROW.replace("{times}", names).replace("{now}", now)
-        statements = LOCK_TIMEOUT + before + write + READ_BACK + after
-        return self.run(statements, {"token": token.value}, end)[1]
+        statements = before + write + READ_BACK + after
+        return self.run_locking(statements, {"token": token.value}, end)[1]
 
 
 def create_missing_table(store: KeyStore, commit: bool = True) -> None:
@@ -1370,10 +1340,8 @@ class Connection(psycopg2.extensions.connection):
 
 
 def wait_for_server(connection: Connection) -> None:
-    """Wait for PostgreSQL, as psycopg2's wait callback; raise TimeoutError at the deadline.
-
-    That closes the connection and cancels nothing: a COMMIT on its way may go through.
-    """
+    """Wait for PostgreSQL, as psycopg2's wait callback; raise TimeoutError at the deadline. That
+    closes the connection and cancels nothing: a COMMIT on its way may go through."""
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
         is_reading = state == psycopg2.extensions.POLL_READ
         poll = select.poll()  # `select` itself knows no file above 1,023
@@ -1617,9 +1585,8 @@ class Refusals:
         is_waiters = waiting_since is not None and moment >= waiting_since
         is_waiters = is_waiters and moment > time.time() - self.SHORT_LIFE
         counts = code == LOGIN_REFUSED and not always
-        if not (counts or (is_waiters and code in (LOGIN_REFUSED, NONSENSE))):
-            return None
-        if note.get("hash") != self.credential_hash(str(note.get("salt"))):
+        counts = counts or (is_waiters and code in (LOGIN_REFUSED, NONSENSE))
+        if not counts or note.get("hash") != self.credential_hash(str(note.get("salt"))):
             return None
         what = "Webkassa refused this login at {since}; it was not sent again."
         if code != LOGIN_REFUSED:
@@ -1977,8 +1944,7 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
         (logins.verdict == UNCLEAR, "Whether the new key works could not be probed."),
         (logins.login_outcome_unknown,
          "A login before it got no answer and may end it yet: look again soon."),
-        (logins.store_attempts > 1,
-         "Storing took more than one try; perhaps nobody was notified."),
+        (logins.store_attempts > 1, "Storing took more than one try; perhaps nobody was notified."),
         (0 < table.key_size < 64,
          "The column api_key holds {size} characters: a longer key could not be stored."),
         (webkassa.host != host_of(logins.account.auth_url), "Set WEBKASSA_AUTH_URL={url}"),
@@ -2076,6 +2042,7 @@ def error_signs(error: BaseException | None) -> set[str]:
 
 URL_OR_PROXY = "Is the URL right, is the proxy? Then run: `check`"
 FIX_IT = "Correct it, then run: `check`"
+OWNER = "Whoever made it, the host's owner or that of a proxy, must renew it. Then run: `check`"
 NO_ANSWER = (  # what is seen in the error, what it means for the host, what to look at
     ("verify_code 9", "The certificate of {host} is not valid yet.",
      "Is the clock of this machine right? Then run: `check`"),
@@ -2083,8 +2050,13 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
      "Is the clock of this machine right? If so, the host's owner must renew it. Then run: `check`"),
     ("verify_code 62 or verify_code 64", "The certificate of {host} has another name.",
      "Is the host in the URL right? Then run: `check`"),
-    ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer.",
-     "Does a proxy read along? Put its certificate into REQUESTS_CA_BUNDLE. Then run: `check`"),
+    ("verify_code 66 or verify_code 67 or verify_code 68",
+     "The certificate of {host} is too weak: a short key, or SHA-1.", OWNER),
+    ("verify_code 28", "The certificate of {host} has an issuer that is not trusted for servers.", OWNER),
+    ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer, or an"
+     " intermediate certificate is missing.",
+     "Does a proxy read along? Put its certificate into REQUESTS_CA_BUNDLE; or the one that the host"
+     " leaves out. Then run: `check`"),
     ("no proxy", "{host} cannot be reached through the proxy.", ""),
     ("gaierror", "{host} has a name that cannot be resolved.", ""),
     ("NewConnectionError", "{host} refuses the connection, or there is no network.", ""),
@@ -2114,11 +2086,16 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
     host = target.get("hostaddr") or target.get("host") or default
     is_name = not host.startswith(("/", "@")) and not parse_address(host)
     is_open = not is_name and port_open(host, int(target.get("port", 5432)))
-    is_silent = isinstance(error, TimeoutError)
+    is_silent, said = isinstance(error, TimeoutError), str(error)  # libpq's words are English
+    hangs_up = re.search("closed the connection unexp|could not (send|receive data)|EOF det", said)
+    no_digest, untrusted = "could not find digest" in said, "certificate verify failed" in said
     what = first_that_holds(
         (is_name, "PostgreSQL ({where}) has a name that cannot be resolved."),
         (not is_open, "PostgreSQL ({where}) cannot be reached: connection refused or timed out."),
         (is_silent, "PostgreSQL ({where}) accepts the connection, but does not answer."),
+        (hangs_up, "PostgreSQL ({where}) is not there: what listens hangs up at once."),
+        (no_digest, "PostgreSQL ({where}) has a certificate, signed by Ed25519, to which libpq binds no password."),
+        (untrusted, "PostgreSQL ({where}) has a certificate that is not trusted."),
         (True, "PostgreSQL ({where}) is there, but the connection is rejected: role, password,"
          " database, TLS, no free place."),
     )  # fmt: skip
@@ -2129,6 +2106,11 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
          " network alone. To see why: {psql}\nThen run: `check`"),
         (not is_open and is_loopback(host), "To see why: {psql}\nIn a container {host} is the"
          " container itself. Then run: `check`"),
+        (hangs_up, "Does a balancer (HAProxy) stand there, with every server behind it down? To see"
+         " why: {psql}\nThen run: `check`"),
+        (no_digest, "Set PGCHANNELBINDING=disable. Then run: `check`"),
+        (untrusted and account.database.get("sslrootcert") == "system", "sslrootcert=system means a"
+         " folder of psycopg2's makers: name a file like /etc/ssl/certs/ca-certificates.crt.\nThen run: `check`"),
         (True, "To see why: {psql}\nThen run: `check`"),
     )  # fmt: skip
     return StoreUnavailable(
@@ -2156,7 +2138,7 @@ POOLER_REFUSALS = {  # its words are always English
 }
 
 
-def database_failure(error: Exception, table: Table, account: Account) -> Failure:
+def database_failure(error: Any, table: Table, account: Account) -> Failure:
     """Name an error by its SQLSTATE and by names that the catalog has: its text can carry a key,
     and so can a name that a trigger made up."""
     state = getattr(error, "pgcode", None)
@@ -2167,13 +2149,15 @@ def database_failure(error: Exception, table: Table, account: Account) -> Failur
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
     if state == "55P03":
         return LockBusy("The lock, the row or the table is held by somebody.")
+    in_trigger = ("a trigger or a function lacks a right, which is not one on this table",
+                  "Give {role} what the trigger does, or make its function SECURITY DEFINER. Then run: `check`")  # fmt: skip
     what, advice = {
         "0A000": ("it is a view that cannot be locked? Set API_KEYS_TABLE to the table behind", ""),
         "22001": ("a column is too short: {kinds}", ""),
         READ_BACK_FAILED: ("a trigger or row-level security drops or changes the new key", ""),
         "22P05": ("its encoding lacks characters of {service!r}", ""),
         "25006": ("it is read-only for now, a standby or in a failover", ""),
-        "42501": ("a right is missing", "{grants}"),
+        "42501": in_trigger if error.diag.context else ("a right is missing", "{grants}"),
         "53100": ("its disk is full", "Make room on the disk of PostgreSQL, then run: `check`"),
         "53300": ("it has no free connection", ""),
     }.get(state, ("", ""))  # fmt: skip
@@ -2183,7 +2167,8 @@ def database_failure(error: Exception, table: Table, account: Account) -> Failur
     if PASSING.match(state):
         return StoreUnavailable("PostgreSQL cannot serve now: {why}.", advice, why=why)
     grants = describe_grants(table)
-    return WriteRefused("PostgreSQL refuses the write: {why}.", advice, why=why, grants=grants)
+    what, role = "PostgreSQL refuses the write: {why}.", quote_name(table.role)
+    return WriteRefused(what, advice, why=why, grants=grants, role=role)
 
 
 def shown_error(error: Any, state: str, table: Table) -> str:
@@ -2709,11 +2694,9 @@ def load_accounts_module() -> Any:
 
 
 def note_run(account: str, said: str, outcome: Outcome) -> None:
-    """Note for the server's status how an update ended; whatever fails here changes nothing.
-
-    The file is run-KIND.json in $STATE_DIRECTORY, of one of many accounts run-KIND.NAME.json; KIND
-    is what the unit says in WEBKASSA_RUN_KIND.
-    """
+    """Note for the server's status how an update ended, in run-KIND.json of $STATE_DIRECTORY, of
+    one of many accounts in run-KIND.NAME.json; KIND is what the unit says in WEBKASSA_RUN_KIND.
+    Whatever fails here changes nothing."""
     now, kind, code = time.time(), os.environ.get("WEBKASSA_RUN_KIND", "hand"), outcome.code
     end = f".{account}.json" if account else ".json"
     with contextlib.suppress(Exception):
