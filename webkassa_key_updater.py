@@ -426,7 +426,7 @@ def reason_if_not_this_key(asked: str, row: KeyRow, logins: LoginState) -> Messa
     """Return a sentence if another key than the one that is `asked` for is stored, or if it is
     younger than a minute and alive, else None: a consumer who was told that it is dead knows more
     than a probe."""
-    if row.key.fingerprint != asked:
+    if asked not in (row.key.fingerprint, row.padded.fingerprint):
         what = "Nothing to do: the key {asked} is no longer stored, but {key}."
         return Message(what, asked=asked, key=describe_key(row))
     if row.age is None or row.age >= YOUNG:
@@ -1069,9 +1069,7 @@ IN_TRANSACTION = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
 BEGIN = """
     BEGIN ISOLATION LEVEL READ COMMITTED;
     SET LOCAL idle_in_transaction_session_timeout = 30000;
-    SET LOCAL synchronous_commit = local;
-    SET LOCAL TimeZone = 'UTC';
-    SET LOCAL statement_timeout = 0;
+    SET LOCAL synchronous_commit = local; SET LOCAL TimeZone = 'UTC'; SET LOCAL statement_timeout = 0;
     SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
 """  # the last since 17: PgBouncer 1.18 may tell an earlier server's version (findings/)
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
@@ -1125,6 +1123,7 @@ class KeyRow(NamedTuple):
     clock: float = 0.0  # the database's, in seconds, less this machine's monotonic one
     exists: bool = False
     key: Secret = NO_KEY
+    padded: Secret = NO_KEY  # as consumers read it
     age: float | None = None  # seconds; None: not known
     age_from: str = "row"  # or "note": see `KeyAge`
     row_age: float | None = None  # what its columns say
@@ -1252,7 +1251,8 @@ class KeyStore:
         for key, changed, age in rows:
             known = age if age is not None and age > -CLOCK_SLACK else None
             row = row._replace(exists=True, key=Secret(key or ""), age=known)
-            row = row._replace(row_age=age, changed=changed)
+            padded = Secret((key or "").ljust(self.table.padding))
+            row = row._replace(row_age=age, changed=changed, padded=padded)
         return row
 
     def run_locking(self, statements: str, *more: Any) -> tuple[list[Any], str]:
@@ -1417,13 +1417,13 @@ FIND_TABLE = """
     SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text,
            current_user::text, oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text,
            coalesce(relname, %(name)s)::text, found, coalesce(columns, '{{}}'),
-           coalesce(constraints, '[]'), (
+           coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
         SELECT coalesce(json_agg(json_build_array(nspname, nspname = ANY(current_schemas(false)))), '[]')
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE relkind IN ('r', 'p', 'v') AND relname = t.relname AND c.oid <> t.oid
           AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT'))
     FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
-        SELECT c.oid, nspname, relname, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
+        SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
                    THEN pg_table_is_visible(c.oid) ELSE nspname = %(schema)s END AS found,
                (SELECT json_object_agg(attname, ARRAY[format_type(atttypid, atttypmod),
                                                       typcategory::text])
@@ -1457,6 +1457,7 @@ class Table(NamedTuple):
     found: bool | None
     columns: dict[str, list[str]]  # the type of each, and the category of that
     constraints: list[str]
+    is_unlogged: bool
     others: list[tuple[str, bool]]  # of that name: schema, and whether it is on the search path
 
     @property
@@ -1478,8 +1479,13 @@ class Table(NamedTuple):
         size = re.search(r"\((\d+)\)", self.columns["api_key"][0])
         return int(size[1]) if size else 0
 
+    @property
+    def padding(self) -> int:
+        """The characters to which the key column fills up with blanks; 0: it does not."""
+        return self.key_size if self.columns["api_key"][0].startswith("character(") else 0
 
-NO_TABLE = Table("", "", None, "", "", None, {}, [], [])
+
+NO_TABLE = Table("", "", None, "", "", None, {}, [], False, [])
 
 
 def identify(schema: str, name: str) -> sql.Identifier:
@@ -1708,10 +1714,8 @@ def read_database(read: SettingsParser) -> dict[str, str | Secret]:
     for port in given.get("port", "1").split(","):
         if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
             read.fault(names["port"], "{name}: the port is no number from 1 to 65535")
-    for parameter, known in CHOICES.items():
-        if given.get(parameter, "") not in ("", *known.split(", ")):
-            what = "{name}: {parameter} must be one of {known}"
-            read.fault(names[parameter], what, parameter=parameter, known=known)
+    if given.get("sslmode", "") not in ("", *SSL_MODES.split(", ")):
+        read.fault(names["sslmode"], "{name}: sslmode must be one of {known}", known=SSL_MODES)
     return {n: Secret(v) if n in ("password", "sslpassword") else v for n, v in given.items()}
 
 
@@ -1920,11 +1924,7 @@ IN_FILES = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY", "POSTGRES
             "DATABASE_URL", "HEALTHCHECK_URL"}  # fmt: skip
 NAMES = {*OWN, *IN_FILES, *(f"{name}_FILE" for name in IN_FILES), *POSTGRES, "WEBKASSA_AUTH_URL",
          "WEBKASSA_PROBE_URL", "WEBKASSA_MAX_AGE", "WEBKASSA_DEADLINE", "API_KEYS_TABLE"}  # fmt: skip
-CHOICES = {  # libpq's own, which it would read only when it connects
-    "sslmode": "disable, allow, prefer, require, verify-ca, verify-full",
-    "channel_binding": "disable, prefer, require",
-    "target_session_attrs": "any, read-write, read-only, primary, standby, prefer-standby",
-}
+SSL_MODES = "disable, allow, prefer, require, verify-ca, verify-full"
 OTHER_NAMES = {"WEBKASSA_ACCOUNTS_DIR", "WEBKASSA_KEY_COMMAND"}  # of a run, not of an account
 PREFIXES = ("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")  # of all
 
@@ -1945,6 +1945,7 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
         (logins.login_outcome_unknown,
          "A login before it got no answer and may end it yet: look again soon."),
         (logins.store_attempts > 1, "Storing took more than one try; perhaps nobody was notified."),
+        *((True, what) for what in odd_for_consumers(table, before.key)),
         (0 < table.key_size < 64,
          "The column api_key holds {size} characters: a longer key could not be stored."),
         (webkassa.host != host_of(logins.account.auth_url), "Set WEBKASSA_AUTH_URL={url}"),
@@ -1964,6 +1965,14 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
         said = Message("{what} {why} {advice}", what=Message(what, **facts), **facts)
         return Outcome(doubt.code, said, token, True, UNCLEAR, warnings)
     return Outcome(0, Message(what, **facts), token, True, logins.verdict, warnings)
+
+
+def odd_for_consumers(table: Table, key: Secret) -> Iterator[str]:
+    """Yield what consumers may trip over, given the key that is stored."""
+    if table.padding:
+        yield "table: the column api_key is filled up with blanks; do consumers strip them?"
+    if key and not re.fullmatch("[0-9A-Za-z_-]{8,64}", key.value):
+        yield "table: the stored value looks like no key (JSON, encrypted, Bearer?); who unpacks it?"
 
 
 def describe_failure(
@@ -2088,14 +2097,14 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
     is_open = not is_name and port_open(host, int(target.get("port", 5432)))
     is_silent, said = isinstance(error, TimeoutError), str(error)  # libpq's words are English
     hangs_up = re.search("closed the connection unexp|could not (send|receive data)|EOF det", said)
-    no_digest, untrusted = "could not find digest" in said, "certificate verify failed" in said
+    no_digest, is_system = "could not find digest" in said, shown.get("sslrootcert") == "system"
     what = first_that_holds(
         (is_name, "PostgreSQL ({where}) has a name that cannot be resolved."),
         (not is_open, "PostgreSQL ({where}) cannot be reached: connection refused or timed out."),
         (is_silent, "PostgreSQL ({where}) accepts the connection, but does not answer."),
-        (hangs_up, "PostgreSQL ({where}) is not there: what listens hangs up at once."),
+        (hangs_up, "PostgreSQL ({where}) is not there: what listens hangs up at once. HAProxy does so"
+         " when every server behind it is down."),
         (no_digest, "PostgreSQL ({where}) has a certificate, signed by Ed25519, to which libpq binds no password."),
-        (untrusted, "PostgreSQL ({where}) has a certificate that is not trusted."),
         (True, "PostgreSQL ({where}) is there, but the connection is rejected: role, password,"
          " database, TLS, no free place."),
     )  # fmt: skip
@@ -2106,10 +2115,8 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
          " network alone. To see why: {psql}\nThen run: `check`"),
         (not is_open and is_loopback(host), "To see why: {psql}\nIn a container {host} is the"
          " container itself. Then run: `check`"),
-        (hangs_up, "Does a balancer (HAProxy) stand there, with every server behind it down? To see"
-         " why: {psql}\nThen run: `check`"),
         (no_digest, "Set PGCHANNELBINDING=disable. Then run: `check`"),
-        (untrusted and account.database.get("sslrootcert") == "system", "sslrootcert=system means a"
+        (is_system and "certificate verify failed" in said, "sslrootcert=system means a"
          " folder of psycopg2's makers: name a file like /etc/ssl/certs/ca-certificates.crt.\nThen run: `check`"),
         (True, "To see why: {psql}\nThen run: `check`"),
     )  # fmt: skip
@@ -2320,17 +2327,28 @@ def check_store(job: Job, deadline: Deadline) -> tuple[list[Finding], KeyRow | N
         return [*findings, failed_step(step, failure)], None
 
 
+# Columns of applications that say how long a key is good
+STATES = "expire[sd]?(_?(at|on))?|valid_(until|to)|(is_)?(active|valid|enabled|expired)|status"
+
+
 def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
     similar = ", ".join(repr(name) for name, is_similar in other_rows(store) if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
+    table, times = store.table, store.table.times
+    left = ", ".join(name for name in table.columns if re.fullmatch(STATES, name))
     for is_so, what in (
-        (not store.table.times, "table: no column updated_at or created_at, so no age is known"),
+        *((True, what) for what in odd_for_consumers(table, row.key)),
+        (left, "table: left as they are: {left}; do consumers read them?"),
+        (table.is_unlogged, "table: it is UNLOGGED; a crash of PostgreSQL empties it"),
+        (times and table.columns[times[0]][0] == "date", "table: {times[0]} is a date, no time"),
+        (not times, "table: no column updated_at or created_at, so no age is known"),
         (similar, "table: beside the row there is {similar}; do consumers read that one?"),
         (elsewhere, "table: {elsewhere} has such a row, too; do consumers read that one?"),
     ):
         if is_so:
-            yield Finding("WARN", Message(what, similar=similar, elsewhere=elsewhere))
+            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times}
+            yield Finding("WARN", Message(what, **facts))
     try:  # last, for a refusal ends the transaction
         store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
     except WriteRefused as refusal:

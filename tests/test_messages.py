@@ -278,7 +278,7 @@ CAUSES = {
     "database: hangs up later": Cause(75, "hangs up at once.*HAProxy", around=answering(b"N")),
     "database: Ed25519": Cause(75, "Ed25519.*PGCHANNELBINDING=disable", around=ed25519),
     "database: system's certificates": Cause(
-        75, "not trusted.*sslrootcert=system .*ca-certificates.crt", around=system_roots),
+        75, "rejected.*sslrootcert=system .*ca-certificates.crt", around=system_roots),
     "database: says nothing": Cause(75, "does not answer", around=silent_server),
     "database: standby": Cause(75, "(?=.*25006).*read_only", around=standby),
     "database: full of clients": Cause(
@@ -523,6 +523,10 @@ NEWS = {
     "asked for too soon": News(
         "Nothing to do: the key {old} is younger than a minute", ("update", "--if-key", "{old}"), sql=OLD.format("9 s")),
     "new key not probed": News("WARNING: .*could not be probed", probes=[answer(500)]),
+    "old key of another form": News(
+        "WARNING: .*looks like no key", sql="UPDATE api_keys SET api_key = 'Bearer ' || api_key WHERE id = 1"),
+    "column that pads": News(
+        "WARNING: .*filled up with blanks", sql="ALTER TABLE api_keys ALTER api_key TYPE char(64)"),
     "new key of another form": News("WARNING: .*looks unlike", token="Z" * 40),
     "monitor gone": News("WARNING: .*HEALTHCHECK_URL", env={"HEALTHCHECK_URL": "http://127.0.0.1:9/x"}),
     "check: good": News("ok +stored key: .*{old}", ("check",), sql=OLD.format("1 h")),
