@@ -2,7 +2,7 @@
 """Renew the Webkassa key and store it in PostgreSQL, without ever losing one.
 
 usage: webkassa_key_updater.py [--env-file FILE] [--accounts-dir DIR] [-v]
-           [update [--if-needed | --if-key FINGERPRINT] | check | status [--json]]
+           [update [--if-needed | --if-key FINGERPRINT] [--json] | check | status [--json]]
 
 commands:
   update           authorize against Webkassa, validate the new key, store it (the default);
@@ -1248,11 +1248,10 @@ class KeyStore:
             advice = "Delete all but one of them, then run: `check`"
             raise WriteRefused(what, advice, table=self.table.shown, count=len(rows))
         row = KeyRow(self.clock)
-        for key, changed, age in rows:
-            known = age if age is not None and age > -CLOCK_SLACK else None
-            row = row._replace(exists=True, key=Secret(key or ""), age=known)
-            padded = Secret((key or "").ljust(self.table.padding))
-            row = row._replace(row_age=age, changed=changed, padded=padded)
+        for text, changed, age in rows:
+            key, known = text or "", age if age is not None and age > -CLOCK_SLACK else None
+            row = row._replace(exists=True, key=Secret(key), age=known, row_age=age)
+            row = row._replace(changed=changed, padded=Secret(key.ljust(self.table.padding)))
         return row
 
     def run_locking(self, statements: str, *more: Any) -> tuple[list[Any], str]:
@@ -1268,8 +1267,7 @@ class KeyStore:
         with contextlib.suppress(Failure):  # who may not look waits all the same
             self.run("ROLLBACK")
             ((holder,),), _ = self.run(LOCK_HOLDER, {"number": number})
-        what = "The lock, the row or the table is held by {holder}."
-        return LockBusy(what, holder=holder)
+        return LockBusy("The lock, the row or the table is held by {holder}.", holder=holder)
 
     def in_transaction(self) -> bool:
         """Ask whether the transaction, and with it the lock, still stands."""
@@ -1414,10 +1412,9 @@ PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
 
 FIND_TABLE = """
-    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text,
-           current_user::text, oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text,
-           coalesce(relname, %(name)s)::text, found, coalesce(columns, '{{}}'),
-           coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
+    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, current_user::text,
+           oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text, coalesce(relname, %(name)s)::text,
+           found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
         SELECT coalesce(json_agg(json_build_array(nspname, nspname = ANY(current_schemas(false)))), '[]')
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE relkind IN ('r', 'p', 'v') AND relname = t.relname AND c.oid <> t.oid
@@ -1425,8 +1422,7 @@ FIND_TABLE = """
     FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
                    THEN pg_table_is_visible(c.oid) ELSE nspname = %(schema)s END AS found,
-               (SELECT json_object_agg(attname, ARRAY[format_type(atttypid, atttypmod),
-                                                      typcategory::text])
+               (SELECT json_object_agg(attname, ARRAY[format_type(atttypid, atttypmod), typcategory::text])
                 FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
                 WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS columns,
                (SELECT json_agg(conname) FROM pg_constraint WHERE conrelid = c.oid) AS constraints
@@ -1438,8 +1434,7 @@ FIND_TABLE = """
 LOCK_HOLDER = """
     SELECT coalesce(string_agg(format('process %%s (%%s, %%s) since %%s UTC', pid, usename,
            application_name, coalesce(to_char(xact_start, 'HH24:MI:SS'), '?')), ', '), 'somebody')
-    FROM pg_stat_activity
-    WHERE pid <> pg_backend_pid() AND datname = current_database() AND pid IN (
+    FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database() AND pid IN (
         SELECT pid FROM pg_locks WHERE granted AND (
             locktype = 'relation' AND relation = %(oid)s AND mode <> 'AccessShareLock'
             OR locktype = 'advisory' AND (classid::bigint << 32 | objid::bigint) = %(number)s))
@@ -2017,8 +2012,7 @@ def age_and_life_unknown(row: KeyRow, verdict: str) -> Failure:
 def probe_refuses_every_key(key: Secret, webkassa: Webkassa) -> SettingsFault:
     """Say that a key is stored, but not proven."""
     what = "The stored key {key} is not proven: the probe at {host} refuses every new key."
-    host = host_of(webkassa.probe_url)
-    return SettingsFault(what, DOUBT, key=key.fingerprint, host=host)
+    return SettingsFault(what, DOUBT, key=key.fingerprint, host=host_of(webkassa.probe_url))
 
 
 DOUBT = "Set WEBKASSA_PROBE_URL=off or ask Webkassa why RefUnits refuses it. Then run: `check`"
@@ -2327,8 +2321,7 @@ def check_store(job: Job, deadline: Deadline) -> tuple[list[Finding], KeyRow | N
         return [*findings, failed_step(step, failure)], None
 
 
-# Columns of applications that say how long a key is good
-STATES = "expire[sd]?(_?(at|on))?|valid_(until|to)|(is_)?(active|valid|enabled|expired)|status"
+VALIDITY = "expire[sd]?(_?(at|on))?|valid_(until|to)|(is_)?(active|valid|enabled|expired)|status"
 
 
 def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
@@ -2336,7 +2329,7 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     similar = ", ".join(repr(name) for name, is_similar in other_rows(store) if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
     table, times = store.table, store.table.times
-    left = ", ".join(name for name in table.columns if re.fullmatch(STATES, name))
+    left = ", ".join(name for name in table.columns if re.fullmatch(VALIDITY, name))
     for is_so, what in (
         *((True, what) for what in odd_for_consumers(table, row.key)),
         (left, "table: left as they are: {left}; do consumers read them?"),
@@ -2497,8 +2490,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
-    if options.json and options.command != "status":
-        parser.error("--json goes with status")
+    if options.json and options.command == "check":
+        parser.error("--json goes with update and status")
     if "" in (options.env_file, options.accounts_dir):
         parser.error("--env-file and --accounts-dir need a name")
     if options.mode == "-":
@@ -2614,6 +2607,11 @@ class Command:
         log.log(logging.ERROR if outcome.code else logging.INFO, "%s%s", row, said)
         if self.is_update:
             note_run(self.name, said, outcome)
+            if self.options.json:
+                what = "failed" if outcome.code else "nothing to do"
+                facts = {"what": "renewed" if outcome.renewed else what, "code": outcome.code}
+                facts |= {"fingerprint": outcome.key.fingerprint, "account": self.name or None}
+                say(json.dumps(facts | {"message": said}))
             self.report_wait(Message("the monitor"), CHECK_TIME)
             ping(monitor, outcome.code)
         return outcome.code
@@ -2737,13 +2735,16 @@ def note_run(account: str, said: str, outcome: Outcome) -> None:
 
 
 def ping(url: Secret, code: int) -> None:
-    """Tell a Healthchecks-compatible monitor how it ended; never change how it ends."""
+    """Tell a Healthchecks-compatible monitor or Uptime Kuma how it ended; never change how it ends."""
     if not url:
         return
-    whole = re.sub(r"/*(\?.*)?$", ("/fail" if code else "") + r"\1", url.value, count=1)
+    whole, said = re.sub(r"/*(\?.*)?$", ("/fail" if code else "") + r"\1", url.value, count=1), {}
+    if "/api/push/" in url.value:
+        whole, said = url.value.partition("?")[0], {"status": "down" if code else "up"}
+        said["msg"] = f"exit code {code}" if code else "OK"
     try:
         session = new_session(os.environ.get("REQUESTS_CA_BUNDLE", ""))
-        request = requests.Request("GET", whole)
+        request = requests.Request("GET", whole, params=said)
         answer = send_request(session, request, Deadline(CHECK_TIME), LOGIN_LIMIT)
         if not 200 <= answer.status < 300:
             raise Failure("it answers HTTP {status}.", status=answer.status)
