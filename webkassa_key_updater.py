@@ -85,7 +85,7 @@ except ImportError as error:
         "\nThen run: .venv/bin/python webkassa_key_updater.py check"
     )
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 log = logging.getLogger("webkassa_key_updater")
 LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
 ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
@@ -215,11 +215,9 @@ class Deadline:
 
 
 def update(job: Job) -> Outcome:
-    """Renew the key of an account and return what came of it. Step 1, the settings, is done.
-
-    Authorizing kills the key in use. So nothing is asked of Webkassa before it is certain that the
-    answer can be kept, and nothing that it gave is given up.
-    """
+    """Renew the key of an account and return what came of it; step 1, the settings, is done.
+    Authorizing kills the key in use: so nothing is asked of Webkassa before it is certain that the
+    answer can be kept, and nothing that it gave is given up."""
     logins = LoginState(job.account)
     with contextlib.ExitStack() as shield:  # from the first login on: see `attempt`
         done = None
@@ -423,9 +421,8 @@ def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> O
 
 
 def reason_if_not_this_key(asked: str, row: KeyRow, logins: LoginState) -> Message | None:
-    """Return a sentence if another key than the one that is `asked` for is stored, or if it is
-    younger than a minute and alive, else None: a consumer who was told that it is dead knows more
-    than a probe."""
+    """Return a sentence if another key than the `asked` one is stored, or if it is younger than a
+    minute and alive, else None: a consumer who was told that it is dead knows more than a probe."""
     if asked not in (row.key.fingerprint, row.padded.fingerprint):
         what = "Nothing to do: the key {asked} is no longer stored, but {key}."
         return Message(what, asked=asked, key=describe_key(row))
@@ -556,9 +553,9 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
             enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
             if enough or not failure.retry or not has_host or pause >= deadline.left:
                 raise
-            what = "{why} Trying again after {seconds:.1f} s."
-            log.debug(Message(what, why=failure.message, seconds=pause))
-            job.report_wait(Message("the next try ({why})", why=failure.message), pause)
+            why = failure.message
+            log.debug(Message("{why} Trying again after {seconds:.1f} s.", why=why, seconds=pause))
+            job.report_wait(Message("the next try ({why})", why=why), pause)
             if sleep_or_signal(pause, store.in_transaction):
                 raise
 
@@ -578,12 +575,13 @@ def probe_until_alive(logins: LoginState, token: Secret, heartbeat: Callable[[],
 def validate_token(
     logins: LoginState, row: KeyRow, token: Secret, verdict: str, odd: WebkassaFailure | None
 ) -> bool:
-    """Step 5: take a token in hand; say whether it is to be stored now, False: log in once more.
-    What stands beside a token (`odd`) is raised, unless the probe proves that the token lives and
-    the stored key does not."""
+    """Step 5: take a token in hand; say whether to store it now, False: log in once more. What stands
+    beside it (`odd`) is raised, unless the probe proves it alive and the stored key dead."""
     if odd and not (verdict == ALIVE and (not row.key or logins.probe(row.key) == DEAD)):
         if odd.retry:
             logins.take_token(token, verdict, row)
+        else:  # the reply says no, and gave a token
+            logins.login_outcome_unknown = True
         raise odd
     is_second = logins.called_dead
     logins.take_token(token, verdict, row)
@@ -614,8 +612,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LoginState:
-    """What a run knows of its logins, and how long it may go on. A row is what the database held
-    when it was read."""
+    """What a run knows of its logins, and its time. A row is as the database held it."""
 
     STORING_TIME, LAST_TRY = 60.0, 2.0  # seconds: from the token's arrival; least for a further try
     INVALID_REPLY_LIMIT = 3  # replies that may have been a login's, but brought no usable token
@@ -1046,8 +1043,7 @@ def put_result(results: Any, function: Callable[..., Any], args: tuple[Any, ...]
 
 
 def start_thread(function: Callable[..., None], *args: Any) -> None:
-    """Start a thread with all signals blocked: in it, a signal would end the process at once, also
-    between login and commit."""
+    """Start a thread with all signals blocked: one would end the process, even before a commit."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         threading.Thread(target=function, args=args, daemon=True).start()
@@ -1297,8 +1293,7 @@ class KeyStore:
             raise StoreUnavailable("PostgreSQL rolled the transaction back.")
 
     def write(self, before: str, row: KeyRow, token: Secret, after: str, end: Deadline) -> str:
-        """Write `token` into the row, call up what waits for the commit, read it back; return the
-        tag of the last command."""
+        """Write `token`, call up what waits for the commit, read it back; return the last tag."""
         times = self.table.times
         if row.exists:
             now = "".join(f", {name} = clock_timestamp()" for name in times[:1])
@@ -1361,17 +1356,17 @@ class Connector:
         """Try hosts and their addresses one by one, for 5 s each: with a wait callback, libpq would
         wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
         psycopg2.extensions.set_wait_callback(wait_for_server)
-        given = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
+        options = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
         for name, value in account.database.items():
             if name not in ADDRESS:
-                given[name] = value.value if isinstance(value, Secret) else value
+                options[name] = value.value if isinstance(value, Secret) else value
         failures, slow = list[StoreUnavailable](), list[dict[str, str]]()
         targets = connect_targets(account.database, deadline)
         for target in itertools.chain(self.known, targets, slow):
             short = min(CONNECT_TIME, deadline.left / 2)
             end = deadline.within(self.LONG_TIME if target in slow else short)
             try:
-                dsn = psycopg2.extensions.make_dsn(**given | target)
+                dsn = psycopg2.extensions.make_dsn(**options | target)
                 connection = run_with_deadline(end, None, Connection, dsn, end)
                 self.known = [target]
                 return cast(Connection, connection)
@@ -1560,8 +1555,7 @@ class KeyAge:
 
 
 class Refusals:
-    """The last refused login of a row, by a salted fingerprint of all that it is made of: it is not
-    sent again and again."""
+    """The last refused login of a row, by a salted fingerprint: it is not sent again and again."""
 
     LIFE, SHORT_LIFE = 86400, 60  # seconds; the second: of answers without a token
 
@@ -1661,8 +1655,7 @@ def read_account(values: Mapping[str, str], faults: list[Message]) -> Account:
     ca_file = values.get("REQUESTS_CA_BUNDLE", "")
     if ca_file and not os.access(ca_file, os.R_OK):
         read.fault("REQUESTS_CA_BUNDLE", "{name}: there is no such file, or it cannot be read")
-    home = values.get("HOME") or os.path.expanduser("~")
-    state = f"{values.get('XDG_STATE_HOME') or f'{home}/.local/state'}/webkassa-key-updater"
+    state = values.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     account = Account(
         login=Secret(read.text("WEBKASSA_LOGIN", None)),
         password=Secret(read.text("WEBKASSA_PASSWORD", None, any_end=True)),
@@ -1671,7 +1664,7 @@ def read_account(values: Mapping[str, str], faults: list[Message]) -> Account:
         max_age=read.duration("WEBKASSA_MAX_AGE", "24h", 1, 366 * 86400),
         deadline=read.duration("WEBKASSA_DEADLINE", "120s", 10, 300), ca_file=ca_file,
         database=read_database(read), schema=table.rpartition(".")[0], table=table.split(".")[-1],
-        state_folder=values.get("STATE_DIRECTORY", "").split(":")[0] or state,
+        state_folder=values.get("STATE_DIRECTORY", "").split(":")[0] or f"{state}/webkassa-key-updater",
         healthcheck_url=monitor_of(values, faults),
     )  # fmt: skip
     if faults:
@@ -1684,8 +1677,8 @@ def monitor_of(values: Mapping[str, str], faults: list[Message]) -> Secret:
 
 
 def settings_fault(faults: list[Message]) -> SettingsFault:
-    listed = list({str(fault): fault for fault in faults}.values())
-    return SettingsFault("The settings are wrong:{faults}", faults=listed)
+    by_text = {str(fault): fault for fault in faults}
+    return SettingsFault("The settings are wrong:{faults}", faults=[*by_text.values()])
 
 
 def read_database(read: SettingsParser) -> dict[str, str | Secret]:
@@ -1711,7 +1704,19 @@ def read_database(read: SettingsParser) -> dict[str, str | Secret]:
             read.fault(names["port"], "{name}: the port is no number from 1 to 65535")
     if given.get("sslmode", "") not in ("", *SSL_MODES.split(", ")):
         read.fault(names["sslmode"], "{name}: sslmode must be one of {known}", known=SSL_MODES)
+    if "service" in given:
+        given = read_service_file(read.values, given["service"]) | given
     return {n: Secret(v) if n in ("password", "sslpassword") else v for n, v in given.items()}
+
+
+def read_service_file(values: Mapping[str, str], service: str) -> dict[str, str]:
+    """Return the addresses in libpq's service file, to be tried one by one like those of settings."""
+    for path in values.get("PGSERVICEFILE", "~/.pg_service.conf"), "/etc/pg_service.conf":
+        with contextlib.suppress(SettingsFault, RuntimeError):  # no such file, no home
+            text = read_text(Path(path).expanduser())
+            if found := re.search(rf"(?ms)^\s*\[{re.escape(service)}\]$(.*?)(?=^\s*\[|\Z)", text):
+                return dict(re.findall(r"(?m)^\s*(host|hostaddr|port)=(.*?)\s*$", found[1]))
+    return {}
 
 
 def parse_database_url(read: SettingsParser) -> dict[str, str]:
@@ -2045,7 +2050,7 @@ def error_signs(error: BaseException | None) -> set[str]:
 
 URL_OR_PROXY = "Is the URL right, is the proxy? Then run: `check`"
 FIX_IT = "Correct it, then run: `check`"
-OWNER = "Whoever made it, the host's owner or that of a proxy, must renew it. Then run: `check`"
+RENEW_IT = "Whoever made it, the host's owner or that of a proxy, must renew it. Then run: `check`"
 NO_ANSWER = (  # what is seen in the error, what it means for the host, what to look at
     ("verify_code 9", "The certificate of {host} is not valid yet.",
      "Is the clock of this machine right? Then run: `check`"),
@@ -2054,8 +2059,8 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
     ("verify_code 62 or verify_code 64", "The certificate of {host} has another name.",
      "Is the host in the URL right? Then run: `check`"),
     ("verify_code 66 or verify_code 67 or verify_code 68",
-     "The certificate of {host} is too weak: a short key, or SHA-1.", OWNER),
-    ("verify_code 28", "The certificate of {host} has an issuer that is not trusted for servers.", OWNER),
+     "The certificate of {host} is too weak: a short key, or SHA-1.", RENEW_IT),
+    ("verify_code 28", "The certificate of {host} has an issuer that is not trusted for servers.", RENEW_IT),
     ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer, or an"
      " intermediate certificate is missing.",
      "Does a proxy read along? Put its certificate into REQUESTS_CA_BUNDLE; or the one that the host"
@@ -2083,10 +2088,8 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
     """Say why PostgreSQL cannot be reached. Its own words follow the server's language, so whether
     somebody listens is tried again: `port_is_open`."""
     shown = {n: v for n, v in {**account.database, **target}.items() if isinstance(v, str)}
-    names = ("service", "host", "port", "dbname", "user")
-    where = " ".join(f"{name}={shown[name]}" for name in names if name in shown)
-    default = "/var/run/postgresql"  # of psycopg2-binary
-    host = target.get("hostaddr") or target.get("host") or default
+    named = [n for n in ("service", "host", "port", "dbname", "user") if n in shown]
+    host = target.get("hostaddr") or target.get("host") or "/var/run/postgresql"  # the wheel's own
     is_name = not host.startswith(("/", "@")) and not parse_address(host)
     is_open = not is_name and port_open(host, int(target.get("port", 5432)))
     is_silent, said = isinstance(error, TimeoutError), str(error)  # libpq's words are English
@@ -2115,9 +2118,9 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
         (True, "To see why: {psql}\nThen run: `check`"),
     )  # fmt: skip
     return StoreUnavailable(
-        what, advice, where=where or "at the default address", port_is_open=is_open, host=host,
-        psql="psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown)),
-        is_rejected=is_open and not is_silent,
+        what, advice, where=" ".join(f"{n}={shown[n]}" for n in named) or "at the default address",
+        psql="psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown)), host=host,
+        port_is_open=is_open, is_rejected=is_open and not is_silent,
     )  # fmt: skip
 
 
@@ -2175,8 +2178,9 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
 def shown_error(error: Any, state: str, table: Table) -> str:
     """Return an error's SQLSTATE and the names in it that the catalog has."""
     known = {table.schema, table.name, *table.columns, *table.constraints}
-    names = (error.diag.schema_name, error.diag.table_name, error.diag.column_name,
-             error.diag.constraint_name)  # fmt: skip
+    names = [
+        getattr(error.diag, f"{of}_name") for of in ("schema", "table", "column", "constraint")
+    ]
     shown = ", ".join([state, *(name for name in names if name in known)])
     with contextlib.suppress(KeyError):
         return f"{psycopg2.errorcodes.lookup(state).lower()} {shown}"
@@ -2233,8 +2237,7 @@ def row_fault(
 
 
 def as_failure(error: Exception) -> Failure:
-    """Return a Failure as it is; of any other exception say where it struck, not what it says: that
-    can carry secrets."""
+    """Return a Failure as it is; of other exceptions the place alone: their text can be secret."""
     if isinstance(error, Failure):
         return error
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -2399,8 +2402,7 @@ def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Fai
 
 
 def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
-    """Say how a stored key stands, given the probe's verdict and the refusal of a login that is
-    remembered."""
+    """Say how a stored key stands, given a probe's verdict and the refusal that is remembered."""
     age, row_age, is_touched = row.age or 0, row.row_age or 0, row.is_touched
     end = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(time.time() + 86400 - age))
     facts = {"key": describe_key(row), "verdict": verdict, "hours": abs(row_age) / 3600,
@@ -2509,13 +2511,11 @@ class Parser(argparse.ArgumentParser):
         return __doc__ or ""
 
     def error(self, message: str) -> NoReturn:
-        code: int = self.get_default("usage_code")
-        self.exit(code, f"webkassa_key_updater.py: {message}; see --help\n")
+        self.exit(self.get_default("usage_code"), f"{Path(__file__).name}: {message}; see --help\n")
 
 
 def read_line() -> str:
-    """Return what comes first from standard input, within 10 s: it may be a socket, with somebody
-    silent at its other end."""
+    """Return the first line of standard input, within 10 s: a socket's far end may be silent."""
     with contextlib.suppress(OSError):
         came, _, _ = select.select([0], [], [], CHECK_TIME)
         return os.read(0, 100).decode("ascii", "replace").partition("\n")[0] if came else "nothing"
