@@ -84,7 +84,7 @@ def read_plan(path: Path, base: dict[str, str]) -> Plan:
     account: updater.Account | updater.SettingsFault
     try:
         own = updater.read_env_file(path, faults)
-        faults += find_foreign_names(path.stem, own)
+        faults += find_foreign_names(path, own)
         updater.read_secret_files(own, faults)
         if any(name.startswith("POSTGRES_") for name in own):  # a database of its own
             row["DATABASE_URL"] = own["DATABASE_URL"] = own.get("DATABASE_URL", "")
@@ -94,17 +94,23 @@ def read_plan(path: Path, base: dict[str, str]) -> Plan:
     return Plan(account, updater.monitor_of(own, []))
 
 
-def find_foreign_names(account: str, own: Iterable[str]) -> Iterator[updater.Message]:
+def find_foreign_names(path: Path, own: Iterable[str]) -> Iterator[updater.Message]:
     """Yield what is wrong with the name of an account, and with the names in its file."""
-    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", account):
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", path.stem):
         yield updater.Message("the name of an account is a-z, 0-9, - and _, 40 at most")
+    lines = re.split("\r\n|\r|\n", updater.read_text(path))
     for name in sorted({*own} - updater.NAMES):
-        near, what = updater.nearest_setting(name), "{name}: is not known; is {near} meant?"
-        if not re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.IGNORECASE):
-            what = "it holds a name that is no setting; not shown, since it may be a password"
+        at = [n for n, line in enumerate(lines, 1) if re.match(rf"\W*(export\s+)?{name}\b", line)]
+        near = updater.nearest_setting(name)
+        what = "line {line}: {name}: is not known; is {near} meant?"
+        is_ours = re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.IGNORECASE)
+        if not is_ours and re.fullmatch("[A-Z][A-Z0-9_]*|[a-z]+(_[a-z]+)+", name):
+            what = "line {line}: {name}: is no setting of this program"
+        elif not is_ours:
+            what = "line {line}: its name is no setting; not shown, since it may be a password"
         elif not near or name in updater.OTHER_NAMES or not name.startswith(updater.PREFIXES):
-            what = "{name}: is not an account's own: it goes into the settings of all"
-        yield updater.Message(what, name=name, near=near)
+            what = "line {line}: {name}: is not an account's own: it goes into the settings of all"
+        yield updater.Message(what, name=name, near=near, line=at[0] if at else "?")
 
 
 def identify_row_and_login(account: updater.Account) -> Iterator[tuple[Any, ...]]:
@@ -207,9 +213,7 @@ class ProcessPool:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             code = work(name, account)
         except Exception as error:
-            log.error(
-                "%s: %s", name, updater.in_readers_language(updater.as_failure(error).message)
-            )
+            log.error("%s: %s", name, updater.as_failure(error))
         finally:
             os._exit(code)
 

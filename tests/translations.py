@@ -27,7 +27,8 @@ PROSE = re.compile(r"[A-Za-z]+[,.:;)]? \(?([a-zX]|[A-Z]\w)|X[,.:;)]* \(?[a-z]")
 CODE = re.compile(r"[\\|^$]|\b(SELECT|LOCAL|SAVEPOINT|EXPLAIN|INTO|BEGIN|FOR NO KEY|TABLE IF)\b"
                   r"|^(verify_code|reason) |%\(|^%|^ | $")  # fmt: skip
 NOT_SAID = {"as it was", "bare OSError", "if needed", "no proxy", "statement pooling mode",
-            "PQexec disallowed", "TimeoutError or Timeout", "SHOW server_version"}  # fmt: skip
+            "PQexec disallowed", "TimeoutError or Timeout", "SHOW server_version", "could not find digest",
+            "certificate verify failed", "disable, allow, prefer, require, verify-ca, verify-full"}  # fmt: skip
 UNTRANSLATED = {"error", "usage_error", "exit"}  # usage is as English as --help
 # Words that are put into sentences: a probe's verdicts, and what a check looks at
 WORDS = {"ALIVE", "DEAD", "UNCLEAR", "OFF", "DOUBTED"}
