@@ -4,7 +4,8 @@
 
 In a manual `<!-- shown: NAME -->` stands before a block: what the scene NAME below puts on the
 screen. Ports, fingerprints, times and PostgreSQL's version are other ones at every run: they are
-replaced by the same ones always, and long lines are broken. Outputs of a server are made by tests/boot/test_7_manual.py.
+replaced by the same ones always, and long lines are broken. Each manual
+has them in its language; outputs of a server, made by tests/boot/test_7_manual.py, are English.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ Manual = tuple[Path, ...]  # all pages of a language
 MANUALS: tuple[Manual, ...] = tuple(
     tuple(ROOT / f"{page}{language}.md" for page in PAGES) for language in ("", ".ru")
 )
+LANGUAGES = ("en", "ru")
 BLOCK = re.compile(r"<!-- shown: (.+?) -->\n+```text\n(.*?)```\n", re.DOTALL)
 
 
@@ -72,6 +74,7 @@ class Desk:
         self.server, self.webkassa, self.proxy, self.folder = server, webkassa, proxy, folder
         for name in (*ROOT.glob("webkassa_key_*.py"), "requirements.txt", ".env.example"):
             shutil.copy(ROOT / name, folder)
+        shutil.copytree(ROOT / "locale", folder / "locale")
         self.settings = {
             "WEBKASSA_LOGIN": webkassa_simulator.LOGIN,
             "WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD,
@@ -84,6 +87,7 @@ class Desk:
             "REQUESTS_CA_BUNDLE": str(folder / "ca.pem"),
         }
         self.env = {"HOME": str(folder), "PATH": f"{server.bin}:{os.environ['PATH']}"}
+        self.env["WEBKASSA_LANG"] = "en"
         self.env |= {"PGHOST": "127.0.0.1", "PGPORT": str(server.port), "PGDATABASE": "shop"}
         self.env |= {"PGUSER": "postgres", "PGPASSWORD": PASSWORD, "PSQLRC": "/dev/null"}
         self.env |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
@@ -236,7 +240,8 @@ def demo(at: Desk) -> str:
     """The part of the demo that tells most: the second update and what follows, without tables."""
     said = subprocess.run(
         [sys.executable, "-m", "world.stage", "bash", "demo.sh", "--on-stage"],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": "tests"}, text=True, encoding="utf-8",
+        cwd=ROOT, text=True, encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": "tests", "WEBKASSA_LANG": at.env["WEBKASSA_LANG"]},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ).stdout  # fmt: skip
     said = re.sub(r"\n\$ row\n.*?rows?\)\n", "", said, flags=re.DOTALL)
@@ -264,9 +269,10 @@ SCENES: dict[str, Callable[[Desk], str]] = {
 }
 
 
-def play(name: str, server: Postgres) -> str:
+def play(name: str, server: Postgres, language: str = "en") -> str:
     """Return what a scene shows, with the same ports, fingerprints and times always."""
     with desk(server) as at:
+        at.env["WEBKASSA_LANG"] = language
         at.use_venv()
         at.write()
         said = SCENES[name](at)
@@ -286,7 +292,7 @@ def masked(said: str, ports: dict[str, str], known: Any = ()) -> str:
     order = [*known] or dict.fromkeys(re.findall(r"\b[0-9a-f]{8}\b(?!-)", said))
     for one, shown in zip(order, itertools.cycle(FINGERPRINTS)):
         said = said.replace(one, shown)
-    said = re.sub(r"\b0\.\d h old", "0.0 h old", said)  # a slow machine
+    said = re.sub(r"\b0\.\d (h old|ч\))", r"0.0 \1", said)  # a slow machine
     said = re.sub(r"PostgreSQL \d+\.\d+", "PostgreSQL 18.6", said)
     said = re.sub(r"2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?", "2026-11-25 00:12:46", said)
     said = re.sub(r"(?<=age=)\d+|(?<=age_seconds )\d+", lambda m: str(int(m[0]) // 60 * 60), said)
@@ -322,15 +328,15 @@ def picture(said: str) -> str:
 """
 
 
-def renew(played: dict[str, str]) -> None:
-    """Write these outputs into both manuals, wherever they are shown, and into the picture."""
-    if "demo" in played:
+def renew(played: dict[str, str], manuals: tuple[Manual, ...] = MANUALS) -> None:
+    """Write these outputs into the manuals, wherever they are shown, and into the picture."""
+    if "demo" in played and MANUALS[0] in manuals:
         PICTURE.write_text(picture(played["demo"]), encoding="utf-8")
 
     def block(match: re.Match[str]) -> str:
         return f"<!-- shown: {match[1]} -->\n```text\n{played.get(match[1], match[2])}```\n"
 
-    for page in itertools.chain(*MANUALS):
+    for page in itertools.chain(*manuals):
         if page.exists():
             page.write_text(BLOCK.sub(block, page.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -339,12 +345,12 @@ def main() -> None:
     server = Postgres("fsync=off")
     try:
         make_database(server)
-        played = {name: play(name, server) for name in SCENES}
+        for manual, language in zip(MANUALS, LANGUAGES, strict=True):
+            played = {name: play(name, server, language) for name in SCENES}
+            renew(played, (manual,))
+            print("".join(f"-- {name}\n{text}\n" for name, text in played.items()))
     finally:
         server.remove()
-    renew(played)
-    for name, text in played.items():
-        print(f"-- {name}\n{text}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import shown
+import translations
 from shown import BLOCK, MANUALS, SCENES, Desk, snippet
 from world import webkassa_simulator
 from world.postgres import PASSWORD, Postgres
@@ -35,11 +36,11 @@ BY_BOOT = {"server install", "server status", "server others", "server take over
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_output_is_what_the_program_says_now(server: Postgres, name: str) -> None:
+@pytest.mark.parametrize("number", [0, 1], ids=shown.LANGUAGES)
+def test_output_is_what_the_program_says_now(server: Postgres, name: str, number: int) -> None:
     """Stale? .venv-dev/bin/python tests/shown.py makes them all anew, in both manuals."""
-    played = shown.play(name, server)
-    for manual in MANUALS:
-        assert shown.shown_in(manual).get(name, played) == played
+    if name in (there := shown.shown_in(MANUALS[number])):
+        assert there[name] == shown.play(name, server, shown.LANGUAGES[number])
 
 
 def test_picture_shows_what_the_demo_says() -> None:
@@ -83,7 +84,9 @@ def phrases(text: str) -> set[str]:
     """Return the program's words in the first columns of the tables of messages and of words."""
     tables = re.findall(r"^\| ---.*\n((?:\| .*\n)+)", text, re.MULTILINE)
     of_words = [
-        table for table in tables if re.match(r"\| `(login refused|Building|rehearsed)", table)
+        table
+        for table in tables
+        if re.match(r"\| («.*?\()?`(login refused|Building|rehearsed)", table)
     ]
     assert len(of_words) == 3
     rows = "".join(of_words).splitlines()
@@ -91,7 +94,9 @@ def phrases(text: str) -> set[str]:
 
 
 def blocks(text: str) -> list[str]:
-    """Return all blocks that are typed, run or read by a machine, with the markers before them."""
+    """Return all blocks that are typed, run or read by a machine, with the markers before them; of
+    those that a scene shows in each language, the markers."""
+    text = BLOCK.sub(lambda m: f"```text\n{m[1]}\n```" if m[1] in SCENES else m[0], text)
     text = text.replace(".env.example.ru", ".env.example")
     found = re.findall(r"(?:^<!-- [^\n]+ -->\n)?^```\w+\n.*?^```$", text, re.DOTALL | re.MULTILINE)
     return [block for block in found if "```mermaid" not in block]
@@ -180,6 +185,19 @@ def test_words_to_search_for_are_the_programs_own(text: str) -> None:
     source = re.sub(r'"\s+f?"', "", source)
     for phrase in phrases(text):
         assert phrase in source, phrase
+
+
+def test_words_to_search_for_in_russian_are_the_programs_own() -> None:
+    """What stands beside English words is in the translation of a sentence that has one of them."""
+    page = (ROOT / "docs/when-it-fails.ru.md").read_text(encoding="utf-8")
+    said = {message.id: message.string for message in translations.read_catalogue() if message.id}
+    rows = re.findall(r"^\| («.+?) \((`.+?`)\) \|", page, re.MULTILINE)
+    assert len(rows) > 40
+    for russian, english in rows:
+        words = re.findall("`(.+?)`", english)
+        texts = [said[text] for text in said if any(word in text for word in words)]
+        for phrase in re.findall("«(.+?)»", russian):
+            assert any(phrase in text for text in [*texts, "проверка: жив"]), phrase
 
 
 @BOTH

@@ -249,18 +249,20 @@ def test_default_of_the_example_is_the_programs(name: str) -> None:
 def test_russian_example_is_what_the_manual_shows_and_is_read(shop: Shop, tmp_path: Path) -> None:
     example = (ROOT / ".env.example.ru").read_text(encoding="utf-8")
     names = re.findall("^([A-Z_]+)=", example, re.MULTILINE)
+    assert names.pop(0) == "WEBKASSA_LANG"  # as it is
     assert names == re.findall("^([A-Z_]+)=", snippet("filled"), re.MULTILINE)
     assert {*names} <= {*re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.M)}
     for name in names:
         value = quote(shop.env.pop(name))
         example = re.sub(f"(?m)^{name}=.*", lambda _, line=f"{name}={value}": line, example)
     (tmp_path / "my.env").write_text(example, encoding="utf-8")
+    del shop.env["WEBKASSA_LANG"]
     result = shop.run("check", "--env-file", str(tmp_path / "my.env"))
-    assert result.code == 0, result.err
+    assert (result.code, "ok    настройки: " in result.out) == (0, True), result.err
     result = shop.run("check", "--env-file", str(ROOT / ".env.example.ru"))
     assert result.code == 78
-    assert "WEBKASSA_LOGIN: is not set" in result.err
-    assert "WEBKASSA_PASSWORD: is not set" in result.err
+    assert "WEBKASSA_LOGIN: не задано" in result.err
+    assert "WEBKASSA_PASSWORD: не задано" in result.err
 
 
 def test_example_as_it_is_is_refused(shop: Shop, file: Path) -> None:
