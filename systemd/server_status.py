@@ -334,7 +334,8 @@ def ask_program(server: Server) -> tuple[Finding, dict[str, Any] | None]:
     code, text = output_of(*command, timeout=90)
     try:
         report = json.loads(text)
-        level, what = report["status"], printable(report["message"]).removeprefix("key ")
+        level, what = report["status"], printable(report["message"])
+        what = what.removeprefix("key ").removeprefix("ключ ")  # in the reader's language
         report["accounts"] = list(report["accounts"])
     except (ValueError, KeyError, TypeError):
         what = f"not known: the updater could not look at it (code {code})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -344,6 +345,32 @@ def test_a_machine_without_user_namespaces_gets_a_sandbox_without_them(
     fit_sandbox"""
     assert ("run without PrivateUsers=" in after("install.sh", lines)) == forbidden
     assert len(re.findall("^PrivateUsers=true$", sandbox.read_text(), re.M)) == left
+
+
+LANGUAGES = {
+    "Russian": ("ru_RU.UTF-8", "", "A=1", "A=1\n\nWEBKASSA_LANG=ru\n"),
+    "Russian messages": ("C.UTF-8", "ru_RU.UTF-8", "A=1", "A=1\n\nWEBKASSA_LANG=ru\n"),
+    "Russian, and the settings say which": ("ru_RU.UTF-8", "", "WEBKASSA_LANG=en", "WEBKASSA_LANG=en\n"),
+    "Russian, but not messages": ("ru_RU.UTF-8", "en_US.UTF-8", "A=1", "A=1\n"),
+    "none": ("", "", "A=1", "A=1\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_new_settings_get_the_language_of_who_installs(name: str, tmp_path: Path) -> None:
+    language, messages, given, placed = LANGUAGES[name]
+    (tmp_path / "my.env").write_text(f"{given}\n")
+    text = (ROOT / "install.sh").read_text(encoding="utf-8")
+    function = re.search(r"^place_settings\(\) \{.*?^\}", text, re.DOTALL | re.MULTILINE)[0]
+    lines = f"""set -euo pipefail
+    declare -A options=([env-file]=my.env)
+    SETTINGS=settings SOURCE=. ACCOUNT=x
+    install() {{ cp "${{@: -2:1}}" "${{@: -1}}"; }}
+    {function}
+    place_settings"""
+    env = {"PATH": os.environ["PATH"], "LANG": language, "LC_MESSAGES": messages}
+    subprocess.run(["bash", "-c", lines], cwd=tmp_path, env=env, check=True)
+    assert (tmp_path / "settings").read_text() == placed
 
 
 SAID = "Correct it in /etc/webkassa-key-updater/webkassa.env, then run: sudo webkassa-key check"
