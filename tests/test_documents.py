@@ -101,6 +101,28 @@ def names(text: str) -> set[str]:
     return set(re.findall(r"`([^`]+)`", re.sub(r"\s+", " ", prose)))
 
 
+def test_program_that_reads_the_key_once_is_ended_when_it_was_renewed(
+    shop: Shop, tmp_path: Path
+) -> None:
+    """The manual's script for a container, with a program that would go on for ever."""
+    assert shop.main("update").code == 0
+    (renewed,) = shop.home.rglob("renewed-*")
+    os.utime(renewed, (1, 1))
+    script = tmp_path / "script"
+    script.write_text(snippet("restart container").replace("/webkassa-key", str(renewed.parent)))
+    program = ["sh", "-c", "echo started; exec sleep 1000"]
+    with subprocess.Popen(["sh", script, *program], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        assert running.stdout.readline() == "started\n"
+        for command in ("check", "status"):
+            shop.main(command)
+        assert shop.main("update", "--if-needed").code == 0
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(3)
+        assert shop.main("update").code == 0
+        running.wait(30)
+
+
 def test_both_have_the_same_sections_codes_and_blocks() -> None:
     assert headings(ENGLISH) == headings(RUSSIAN)
     assert codes(ENGLISH) == codes(RUSSIAN)
