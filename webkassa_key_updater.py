@@ -721,8 +721,7 @@ class Webkassa:
         self, deadline: Deadline, heartbeat: Callable[[], object]
     ) -> tuple[Secret, WebkassaFailure | None]:
         """Log in once; return the token, and what speaks against it; raise a WebkassaFailure. An
-        answer is waited for until the deadline: a login given up may still take effect, and its
-        token is lost. `heartbeat` is called every 10 s."""
+        answer is waited for until the deadline: a login given up may still take effect."""
         login = {"Login": self.account.login.value, "Password": self.account.password.value}
         return read_token(self.host, self.post(self.url, login, deadline, LOGIN_LIMIT, heartbeat))
 
@@ -1014,9 +1013,8 @@ def run_with_deadline(
     deadline: Deadline, heartbeat: Callable[[], object] | None,
     function: Callable[..., Any], *args: Any,
 ) -> Any:  # fmt: skip
-    """Return what `function(*args)` gives, or raise what it raises; TimeoutError at the deadline.
-    The timeouts of requests are per read and leave out name resolution; libpq waits in C. So a
-    thread does it, which is left behind if it is late."""
+    """Return what `function(*args)` gives; TimeoutError at the deadline. Timeouts of requests are per
+    read and leave out name resolution; libpq waits in C: so a thread does it, left behind if late."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     start_thread(put_result, results, function, args)
     while True:
@@ -1291,6 +1289,8 @@ class KeyStore:
         command = self.write("", row, token, after, deadline.within(self.COMMIT_TIME))
         if command != "COMMIT":  # of an aborted transaction it says ROLLBACK, and no error
             raise StoreUnavailable("PostgreSQL rolled the transaction back.")
+        with contextlib.suppress(Failure):  # a pooler's session would go on showing the key
+            self.run("SELECT 1", deadline=Deadline(1))
 
     def write(self, before: str, row: KeyRow, token: Secret, after: str, end: Deadline) -> str:
         """Write `token`, call up what waits for the commit, read it back; return the last tag."""
