@@ -1290,7 +1290,7 @@ class KeyStore:
         if command != "COMMIT":  # of an aborted transaction it says ROLLBACK, and no error
             raise StoreUnavailable("PostgreSQL rolled the transaction back.")
         with contextlib.suppress(Failure):  # a pooler's session would go on showing the key
-            self.run("SELECT 1", deadline=Deadline(1))
+            self.run("SELECT NULL", deadline=Deadline(1))
 
     def write(self, before: str, row: KeyRow, token: Secret, after: str, end: Deadline) -> str:
         """Write `token`, call up what waits for the commit, read it back; return the last tag."""
