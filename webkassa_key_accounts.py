@@ -377,10 +377,7 @@ def select_accounts(
             said = updater.in_readers_language(updater.Message(what, **facts))
             command.options.usage_error(said)
         named.update(found)
-    shard = re.fullmatch(r"(\d{1,6})/(\d{1,6})", command.options.shard, re.ASCII)
-    number, shards = (int(shard[1]), int(shard[2])) if shard else (0, 0)
-    if number >= shards or not 1 <= command.options.jobs <= 256:
-        command.options.usage_error("--shard wants I/N, with I from 0 to N-1; --jobs 1 to 256")
+    number, shards = command.options.share
     chosen = [one for one in everyone if one[0] in named and shard_of(one[0], shards) == number]
     if not chosen:
         what = "0 accounts here: none of the {count} that are meant is in shard {number}/{shards}."

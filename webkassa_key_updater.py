@@ -2500,6 +2500,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         parser.error("--json goes with status")
     if "" in (options.env_file, options.accounts_dir):
         parser.error("--env-file and --accounts-dir need a name")
+    share = re.fullmatch(r"(\d{1,6})/(\d{1,6})", options.shard, re.ASCII)
+    options.share = (int(share[1]), int(share[2])) if share else (0, 0)
+    if options.share[0] >= options.share[1] or not 1 <= options.jobs <= 256:
+        parser.error("--shard wants I/N, with I from 0 to N-1; --jobs 1 to 256")
     if options.mode == "-":
         options.mode = read_line().strip().lower()
     if not re.fullmatch("([0-9a-f]{8})?", options.mode or ""):
@@ -2569,8 +2573,8 @@ class Command:
         read_secret_files(values, faults)
         self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
         if not self.folder and (self.options.account or self.options.shard != "0/1"):
-            what = "--account, --shard: for many accounts WEBKASSA_ACCOUNTS_DIR is not set"
-            faults.append(Message(what))
+            what = "--account and --shard are for many accounts: WEBKASSA_ACCOUNTS_DIR is not set"
+            self.options.usage_error(what)
         if not self.folder and not has_file and "WEBKASSA_LOGIN" not in values:
             faults.append(Message(".env: is missing; use --env-file FILE or the environment"))
         return values, faults

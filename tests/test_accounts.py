@@ -274,8 +274,8 @@ def test_a_share_without_the_folder_is_no_update_of_the_one_account(
 ) -> None:
     """Else each index of a job that lost its WEBKASSA_ACCOUNTS_DIR would log the one in."""
     result = shop.run(command, *arguments)
-    assert result.code == (3 if command == "status" else 78)
-    assert "WEBKASSA_ACCOUNTS_DIR is not set" in result.out + result.err
+    assert result.code == (3 if command == "status" else 2)
+    assert "WEBKASSA_ACCOUNTS_DIR is not set; see --help" in result.err
     assert shop.webkassa.calls == []
 
 
@@ -483,16 +483,21 @@ def test_shard_without_an_account_is_done_and_said(shop: Shop) -> None:
     assert (accounts.untouched, shop.webkassa.calls) == ({"a", "b"}, [])
 
 
+@pytest.mark.parametrize("has_folder", [True, False])
 @pytest.mark.parametrize(
     "arguments",
-    [("--shard", text) for text in ("2/2", "0/0", "1", "-1/2", "a/b", "٠/١")]
+    [("--shard", text) for text in ("2/2", "5/3", "0/0", "1", "-1/2", "a/b", "x", "", "٠/١")]
     + [("--jobs", text) for text in ("0", "-1", "many", "1000")],
 )
-def test_wrong_share_or_number_is_wrong_usage(shop: Shop, arguments: tuple[str, ...]) -> None:
-    Accounts(shop, "a")
-    with pytest.raises(SystemExit) as ended:
-        shop.main("update", *arguments)
-    assert (ended.value.code, shop.webkassa.calls) == (2, [])
+def test_wrong_share_or_number_is_wrong_usage(
+    shop: Shop, arguments: tuple[str, ...], has_folder: bool
+) -> None:
+    if has_folder:
+        Accounts(shop, "a")
+    for command, code in (("update", 2), ("check", 2), ("status", 3)):
+        with pytest.raises(SystemExit) as ended:
+            shop.main(command, *arguments)
+        assert (ended.value.code, shop.webkassa.calls) == (code, [])
 
 
 # Told to stop ------------------------------------------------------------------------------------
