@@ -431,8 +431,21 @@ def do_child(command: updater.Command, file: int, places: Places, name: str, pla
         return 0
     if command.options.verbose:  # the steps of all come mixed
         log.handlers[0].setFormatter(updater.LogFormatter(f"%(levelname)s: {name}: %(message)s"))
+    else:
+        command.check = check_shortly
     command.connect = functools.partial(places.connect, name)
+    if isinstance(plan.account, updater.Account):
+        service = plan.account.service
+        is_told = f":{service}".endswith(f":{name}")
+        command.label = f"{service}: " if is_told else f"{name}, {service}: "
     return command.do_one(plan.account, plan.monitor)
+
+
+def check_shortly(job: updater.Job) -> Iterator[updater.Finding]:
+    """Check an account; yield how its key stands, and what is wrong."""
+    for found in updater.check(job):
+        if found.level != "ok" or found.message.text.startswith("stored key"):
+            yield found
 
 
 def read_reports(pool: ProcessPool, lines: list[bytes]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ commands:
     --if-key FINGERPRINT
                    do nothing unless this key is still stored, and older than a minute;
                    "-": read it from standard input, an empty line is --if-needed
-  check            everything but authorizing: settings, database, lock, write, host, stored key
+  check            the dry run: all but authorizing (settings, database, lock, write, host, key)
   status [--json]  how things stand, for a person, a monitor or machines; changes nothing
 An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lost.
 options:
@@ -1972,7 +1972,8 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
     doubt = probe_refuses_every_key(token, webkassa)
     is_doubted = logins.against_probe or logins.verdict == DOUBTED
     odd = (
-        (before.beside, "The row is new in {table}, beside {beside!r}."),
+        (before.beside and not logins.account.service.startswith("Webkassa:"),
+         "The row is new in {table}, beside {beside!r}."),
         (not re.fullmatch("[0-9a-f]{32}", token.value), "The new key looks unlike the keys so far."),
         (logins.verdict == UNCLEAR, "Whether the new key works could not be probed."),
         (logins.login_outcome_unknown,
@@ -2534,13 +2535,14 @@ def read_line() -> str:
 
 class Command:
     """Does what was typed, and says how it went. `name` is, in the child of one of many accounts,
-    that account's; `report_wait` and `connect` are as a Job has them."""
+    that account's, and `label` what its lines begin with; `report_wait` and `connect` are a Job's."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.folder, self.name = options, options.accounts_dir, ""
+        self.options, self.folder, self.name, self.label = options, options.accounts_dir, "", ""
         self.is_update = options.command == "update"
         self.report_wait: Callable[[Message, float], None] = lambda what, seconds: None
         self.connect: Callable[[Account, Deadline], Connection] = Connector()
+        self.check: Callable[[Job], Iterable[Finding]] = check
 
     def run(self) -> int:
         account: Account | SettingsFault
@@ -2573,8 +2575,7 @@ class Command:
         read_secret_files(values, faults)
         self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
         if not self.folder and (self.options.account or self.options.shard != "0/1"):
-            what = "--account and --shard are for many accounts: WEBKASSA_ACCOUNTS_DIR is not set"
-            self.options.usage_error(what)
+            self.options.usage_error("--account and --shard: WEBKASSA_ACCOUNTS_DIR is not set")
         if not self.folder and not has_file and "WEBKASSA_LOGIN" not in values:
             faults.append(Message(".env: is missing; use --env-file FILE or the environment"))
         return values, faults
@@ -2598,11 +2599,10 @@ class Command:
         try:
             if isinstance(account, SettingsFault):
                 raise account
-            is_told = not self.name or f":{account.service}".endswith(f":{self.name}")
-            row = f"{account.service}: " if is_told else f"{self.name}, {account.service}: "
+            row = self.label or f"{account.service}: "
             job = Job(account, self.options.mode, self.report_wait, self.connect)
             if not self.is_update:
-                return self.print_check(check(job), row if self.folder else "")
+                return self.print_check(self.check(job), self.label)
             outcome = update(job)
         except Exception as error:
             outcome = describe_failure(as_failure(error), NO_KEY, "", NO_KEY, asked=False)
