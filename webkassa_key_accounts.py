@@ -354,7 +354,7 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
     if command.options.command == "status":
         return print_reports(command, [*read_reports(pool, lines)])
     code = sum_up(command, pool)
-    if command.is_update:
+    if command.is_update and not command.options.account:  # else it tells nothing of the others
         updater.ping(monitor, code)
     return code
 

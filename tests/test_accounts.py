@@ -20,7 +20,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from world.accounts import Accounts, children, is_pending, login, row
+from world.accounts import Accounts, children, is_pending, login, password, row
 from world.monitor import Monitor
 from world.nursery import Process
 from world.postgres import free_port
@@ -383,6 +383,34 @@ def test_the_monitor_of_the_base_hears_of_all_and_an_accounts_own_of_it_alone(
     assert shop.run("update", HEALTHCHECK_URL=f"{monitor.origin}/all").code == 69
     assert sorted(monitor.paths) == ["/all/fail", "/b", "/c/fail"]
     assert monitor.paths[-1] == "/all/fail"
+
+
+def test_the_monitor_of_all_hears_nothing_of_a_run_for_some(shop: Shop, monitor: Monitor) -> None:
+    """The success of one would end the alarm about another."""
+    accounts = Accounts(shop, "a", "b")
+    accounts.write("a", HEALTHCHECK_URL=f"{monitor.origin}/a")
+    both = [*("--account", "a"), *("--account", "b")]
+    assert shop.run("update", *both, HEALTHCHECK_URL=f"{monitor.origin}/all").code == 0
+    assert monitor.paths == ["/a"]
+
+
+def test_login_and_password_of_an_account_may_lie_in_files_of_their_own(
+    shop: Shop, monitor: Monitor
+) -> None:
+    """As clusters hand secrets over; the file NAME.env then holds none."""
+    accounts = Accounts(shop, "a", "b", "c")
+    secrets = {"WEBKASSA_LOGIN": login("a"), "WEBKASSA_PASSWORD": password("a"),
+               "HEALTHCHECK_URL": f"{monitor.origin}/a"}  # fmt: skip
+    for name, value in secrets.items():
+        (shop.home / name).write_text(f"{value}\n")
+    files = {f"{name}_FILE": str(shop.home / name) for name in secrets}
+    accounts.write("a", WEBKASSA_LOGIN="", WEBKASSA_PASSWORD="", **files)
+    accounts.write("b", WEBKASSA_PASSWORD="", WEBKASSA_PASSWORD_FILE=str(shop.home / "missing"))
+    accounts.write("c", WEBKASSA_PASSWORD_FILE=files["WEBKASSA_PASSWORD_FILE"])
+    result = shop.run("update")
+    assert (result.code, accounts.renewed, monitor.paths) == (78, {"a"}, ["/a"])
+    assert "WEBKASSA_PASSWORD_FILE: its file does not exist" in result.err
+    assert "WEBKASSA_PASSWORD_FILE: WEBKASSA_PASSWORD is set, too: which counts?" in result.err
 
 
 # At the same time --------------------------------------------------------------------------------
