@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
 if TYPE_CHECKING:
     import webkassa_key_updater as updater
 
@@ -341,6 +343,8 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
         raise updater.settings_fault(faults)
     everyone = read_accounts(command.folder, values)
     accounts = select_accounts(command, list(everyone.items()))
+    # Before the fork: read in each child, the certificates would take most of its time
+    updater.tls_context(values.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
     pool = ProcessPool(accounts.copy(), command.options.jobs, longest_run, tell_of_stop)
     places = Places(accounts)
     with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's

@@ -42,6 +42,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import functools
 import hashlib
 import http.client
 import importlib.util
@@ -231,7 +232,7 @@ def update(job: Job) -> Outcome:
     if done.renewed:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
-            logins.refusals.forget()
+            logins.refusals.note.remove()
     return done
 
 
@@ -689,7 +690,7 @@ class LoginState:
         verdict = self.webkassa.probe(key, PROBE_TIME if self.asked else 2 * PROBE_TIME)
         if verdict == ALIVE and self.webkassa.is_doubted:
             self.webkassa.is_doubted = False
-            self.probe_doubt.forget()
+            self.probe_doubt.note.remove()
         return verdict
 
     def note_first_look(self, row: KeyRow) -> None:
@@ -1020,23 +1021,32 @@ class PromptResponse(http.client.HTTPResponse):
         return super().read(min(amt, len(self.fp.peek(1)) or 1))
 
 
-# The pools of urllib3, with connections whose answers are a PromptResponse
-POOLS = {
-    scheme: type("Pool", (pool,), {"ConnectionCls": type("Connection", (pool.ConnectionCls,),
-                                                         {"response_class": PromptResponse})})
+# The connections of urllib3, but that their answers are a PromptResponse
+CONNECTIONS = {
+    scheme: type("Connection", (pool.ConnectionCls,), {"response_class": PromptResponse})
     for scheme, pool in cast(Any, urllib3.poolmanager.pool_classes_by_scheme).items()
-}  # fmt: skip
+}
 
 
 class Adapter(requests.adapters.HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **more: Any) -> None:
-        super().init_poolmanager(*args, **more)
-        self.poolmanager.pool_classes_by_scheme = POOLS
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """Called for each request: have the pool `conn` make our connections, and trust a bundle by
+        a context that has read it already."""
+        super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
+        conn.ConnectionCls = CONNECTIONS[conn.scheme]
+        if conn.ca_certs and (context := tls_context(conn.ca_certs)):
+            conn.conn_kw["ssl_context"], conn.ca_certs = context, None
 
-    def proxy_manager_for(self, *args: Any, **more: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **more)
-        manager.pool_classes_by_scheme = POOLS
-        return manager
+
+@functools.cache
+def tls_context(bundle: str) -> Any:
+    """Return what trusts a bundle of certificates; reading it takes 20 ms, so once. None where it
+    cannot be read: who connects by it meets the reason."""
+    context = urllib3.util.ssl_.create_urllib3_context()
+    with contextlib.suppress(OSError):
+        context.load_verify_locations(bundle)
+        return context
+    return None
 
 
 def host_of(url: str) -> str:
@@ -1135,10 +1145,6 @@ SELECT_ROW = """
           WHERE service_name = %(service)s {lock}) AS r
 """
 OTHER_TABLE = "SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
-OTHER_ROWS = """
-    SELECT service_name::text, lower(btrim(service_name)) = lower(btrim(%(service)s))
-    FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
-"""
 CREATE_TABLE = """
     CREATE TABLE IF NOT EXISTS {table} (id serial PRIMARY KEY,
         service_name varchar(50) UNIQUE NOT NULL, api_key varchar(255) NOT NULL,
@@ -1210,7 +1216,7 @@ class KeyStore:
     def __enter__(self) -> KeyStore:
         self.connection = self.job.connect(self.account, self.deadline)
         self.connection.autocommit = True  # BEGIN and COMMIT are said here
-        self.begin()
+        self.find_table(BEGIN)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -1241,11 +1247,8 @@ class KeyStore:
         except (psycopg2.Error, UnicodeError, TimeoutError) as error:
             raise database_failure(error, self.table, self.account) from None
 
-    def begin(self) -> None:
-        """Begin a transaction, bound it, and find the table."""
-        self.find_table(BEGIN)
-
     def find_table(self, before: str = "") -> None:
+        """Find the table, `before` that begin a transaction."""
         values = {"schema": self.account.schema or None, "name": self.account.table}
         ((clock, *found),), _ = self.run(before + FIND_TABLE, values)
         self.table, self.clock = Table(*found), clock - time.monotonic()
@@ -1266,13 +1269,13 @@ class KeyStore:
         """
         self.take_lock(f"{self.table.short}:{self.account.service}")
         row = self.select_row("FOR NO KEY UPDATE")
-        others = [] if row.exists else other_rows(self)[:1]
+        others = [] if row.exists else self.run(OTHER_ROWS)[0][:1]
         return row._replace(beside="".join(name for name, _ in others))
 
     def reject_other_rows(self, row: KeyRow) -> None:
         """Raise WriteRefused where consumers may read another row than ours. Not to be asked with a
         token in hand, which is better stored in the wrong row than lost."""
-        others = [] if row.exists else other_rows(self)
+        others = [] if row.exists else self.run(OTHER_ROWS)[0]
         similar = [name for name, is_similar in others if is_similar]
         is_hidden = not row.exists and self.select_row("").exists
         elsewhere = "" if self.account.schema else self.find_row_elsewhere(row)
@@ -1385,14 +1388,15 @@ def create_missing_table(store: KeyStore, commit: bool = True) -> None:
         store.run("COMMIT")
         what = "{service}: made the missing table {table}."
         log.info(Message(what, service=store.account.service, table=store.table.shown))
-        store.begin()
+        store.find_table(BEGIN)
     else:
         store.find_table()
 
 
-def other_rows(store: KeyStore) -> list[tuple[str, bool]]:
-    """Return names of other rows; first those that differ from ours in case or blanks alone."""
-    return store.run(OTHER_ROWS)[0]
+OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
+    SELECT service_name::text, lower(btrim(service_name)) = lower(btrim(%(service)s))
+    FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
+"""
 
 
 class Connection(psycopg2.extensions.connection):
@@ -1670,9 +1674,6 @@ class Refusals:
         hashed = self.credential_hash(salt)
         self.note.write(salt=salt, hash=hashed, key=row.key.fingerprint, code=code)
 
-    def forget(self) -> None:
-        self.note.remove()
-
 
 class ProbeDoubt:
     """A probe that refused every new key is not believed for a week."""
@@ -1692,14 +1693,11 @@ class ProbeDoubt:
     def can_remember(self, row: KeyRow) -> bool:
         """Say whether a note would be kept; to be asked where there is none."""
         written = self.remember(row)  # one that is not valid
-        self.forget()
+        self.note.remove()
         return written
 
     def remember(self, row: KeyRow) -> bool:
         return self.note.write(before=row.key.fingerprint)
-
-    def forget(self) -> None:
-        self.note.remove()
 
 
 # ---- Below here nothing changes a key
@@ -2340,7 +2338,7 @@ def check_store(job: Job, deadline: Deadline) -> tuple[list[Finding], KeyRow | N
 
 def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
-    similar = ", ".join(repr(name) for name, is_similar in other_rows(store) if is_similar)
+    similar = ", ".join(repr(name) for name, is_similar in store.run(OTHER_ROWS)[0] if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
     for is_so, what in (
         (not store.table.times, "table: no column updated_at or created_at, so no age is known"),

@@ -26,7 +26,7 @@ from world.nursery import Process
 from world.postgres import free_port
 from world.shop import PROGRAM, ROOT, UPDATERS, Result, Shop, fingerprint, trigger
 from world.waiting import await_, within
-from world.webkassa_simulator import Handler, answer, errors, hang, held_until
+from world.webkassa_simulator import Handler, Simulator, answer, errors, hang, held_until
 
 import webkassa_key_updater
 
@@ -411,6 +411,58 @@ def test_login_and_password_of_an_account_may_lie_in_files_of_their_own(
     assert (result.code, accounts.renewed, monitor.paths) == (78, {"a"}, ["/a"])
     assert "WEBKASSA_PASSWORD_FILE: its file does not exist" in result.err
     assert "WEBKASSA_PASSWORD_FILE: WEBKASSA_PASSWORD is set, too: which counts?" in result.err
+
+
+# TLS ---------------------------------------------------------------------------------------------
+
+
+COUNTED = """
+import os, ssl
+load = ssl.SSLContext.load_verify_locations
+
+def load_and_tell(context, *arguments, **more):
+    os.write(2, b"READ THE BUNDLE\\n")
+    return load(context, *arguments, **more)
+
+ssl.SSLContext.load_verify_locations = load_and_tell
+"""
+
+
+def close(handler: Handler, good: bytes) -> None:
+    handler.send(200, good, {"Connection": "close"})
+
+
+def test_the_certificates_are_read_once_for_all_accounts_and_connections(tls_shop: Shop) -> None:
+    settings = tls_shop.options
+    accounts = Accounts(tls_shop, *"abcdef")
+    tls_shop.options += settings
+    for name in accounts.names:  # a connection of its own for each question
+        accounts.script(name).append(close)
+    tls_shop.run_after(COUNTED)
+    result = tls_shop.run("update")
+    assert (result.code, accounts.renewed) == (0, set("abcdef"))
+    assert len(tls_shop.proxy.hosts) == 2 * 6
+    assert result.err.count("READ THE BUNDLE") == 1
+
+
+def test_a_bundle_that_is_none_stops_those_alone_who_use_it(
+    tls_shop: Shop, webkassa: Simulator
+) -> None:
+    """The one that is asked without TLS is this very machine."""
+    settings = tls_shop.options
+    accounts = Accounts(tls_shop, "a", "b", "c")
+    tls_shop.options += settings
+    webkassa.enroll(login("b"), password("b"))
+    accounts.write("b", WEBKASSA_AUTH_URL=webkassa.url)
+    junk = tls_shop.home / "junk.pem"
+    junk.write_text("junk")
+    result = tls_shop.run("update", REQUESTS_CA_BUNDLE=str(junk), WEBKASSA_DEADLINE="10s")
+    assert (result.code, set(codes(result.err)), accounts.untouched) == (69, {"a", "c"}, {"a", "c"})
+    assert accounts.keys["b"] == webkassa.tokens[login("b")]
+    said = re.findall(
+        "ERROR: .*Webkassa:(.): .*REQUESTS_CA_BUNDLE holds no certificate", result.err
+    )
+    assert sorted(said) == ["a", "c"]
 
 
 # At the same time --------------------------------------------------------------------------------
