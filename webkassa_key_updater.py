@@ -2,7 +2,7 @@
 """Renew the Webkassa key and store it in PostgreSQL, without ever losing one.
 
 usage: webkassa_key_updater.py [--env-file FILE] [--accounts-dir DIR] [-v]
-           [update [--if-needed | --if-key FINGERPRINT] | check | status [--json]]
+           [update [--if-needed | --if-key FINGERPRINT] | check | status [--json] [--no-probe]]
 
 commands:
   update           authorize against Webkassa, validate the new key, store it (the default);
@@ -13,6 +13,7 @@ commands:
                    "-": read it from standard input, an empty line is --if-needed
   check            the dry run: all but authorizing (settings, database, lock, write, host, key)
   status [--json]  how things stand, for a person, a monitor or machines; changes nothing
+    --no-probe     by the database alone: Webkassa is not asked
 An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lost.
 options:
   --env-file FILE  read settings from FILE instead of .env beside this program
@@ -243,7 +244,8 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
     with KeyStore(job, logins.current_deadline) as store:
         # 2. Lock, then look: all that is decided is decided on the row as it is under the lock
         create_missing_table(store)
-        logins.note_first_look(store.read_row())
+        first_look = store.read_row()
+        logins.row_before_lock = logins.row_before_lock or first_look
         row = logins.row = logins.key_age.correct(store.lock_row())
         logins.key_age.note_first_sight(row)
         logins.webkassa.is_doubted = logins.probe_doubt.is_valid(row)
@@ -693,9 +695,6 @@ class LoginState:
             self.probe_doubt.note.remove()
         return verdict
 
-    def note_first_look(self, row: KeyRow) -> None:
-        self.row_before_lock = self.row_before_lock or row
-
     def start_asking(self) -> None:
         """Begin the time for all that is asked of Webkassa, unless it has begun."""
         if not self.asked:
@@ -751,11 +750,9 @@ class Webkassa:
     def authorize(
         self, deadline: Deadline, heartbeat: Callable[[], object]
     ) -> tuple[Secret, WebkassaFailure | None]:
-        """Log in once; return the token, and what speaks against it; raise a WebkassaFailure.
-
-        An answer is waited for until the deadline: a login given up may still take effect, and its
-        token is lost. `heartbeat` is called every 10 s.
-        """
+        """Log in once; return the token, and what speaks against it; raise a WebkassaFailure. An answer
+        is waited for until the deadline: a login given up may still take effect, and its token is
+        lost. `heartbeat` is called every 10 s."""
         login = {"Login": self.account.login.value, "Password": self.account.password.value}
         return read_token(self.host, self.post(self.url, login, deadline, LOGIN_LIMIT, heartbeat))
 
@@ -1030,8 +1027,7 @@ CONNECTIONS = {
 
 class Adapter(requests.adapters.HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Called for each request: have the pool `conn` make our connections, and trust a bundle by
-        a context that has read it already."""
+        """Have the pool `conn` make our connections, and trust a bundle that is read already."""
         super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
         conn.ConnectionCls = CONNECTIONS[conn.scheme]
         if conn.ca_certs and (context := tls_context(conn.ca_certs)):
@@ -1040,8 +1036,7 @@ class Adapter(requests.adapters.HTTPAdapter):
 
 @functools.cache
 def tls_context(bundle: str) -> Any:
-    """Return what trusts a bundle of certificates; reading it takes 20 ms, so once. None where it
-    cannot be read: who connects by it meets the reason."""
+    """Return what trusts a bundle of certificates, read once (20 ms); None if it cannot be read."""
     context = urllib3.util.ssl_.create_urllib3_context()
     with contextlib.suppress(OSError):
         context.load_verify_locations(bundle)
@@ -1216,7 +1211,7 @@ class KeyStore:
     def __enter__(self) -> KeyStore:
         self.connection = self.job.connect(self.account, self.deadline)
         self.connection.autocommit = True  # BEGIN and COMMIT are said here
-        self.find_table(BEGIN)
+        self.find_table()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -1247,7 +1242,7 @@ class KeyStore:
         except (psycopg2.Error, UnicodeError, TimeoutError) as error:
             raise database_failure(error, self.table, self.account) from None
 
-    def find_table(self, before: str = "") -> None:
+    def find_table(self, before: str = BEGIN) -> None:
         """Find the table, `before` that begin a transaction."""
         values = {"schema": self.account.schema or None, "name": self.account.table}
         ((clock, *found),), _ = self.run(before + FIND_TABLE, values)
@@ -1263,10 +1258,8 @@ class KeyStore:
 
     def lock_row(self) -> KeyRow:
         """Take this row's lock until the transaction ends, then lock the row, and return it as it is
-        then. Raise LockBusy where somebody else holds one: who waits holds no connection.
-
-        The advisory lock works across hosts and behind a pooler; a row need not exist for it.
-        """
+        then. Raise LockBusy where somebody else holds one: who waits holds no connection. The advisory
+        lock works across hosts and behind a pooler; a row need not exist for it."""
         self.take_lock(f"{self.table.short}:{self.account.service}")
         row = self.select_row("FOR NO KEY UPDATE")
         others = [] if row.exists else self.run(OTHER_ROWS)[0][:1]
@@ -1388,9 +1381,9 @@ def create_missing_table(store: KeyStore, commit: bool = True) -> None:
         store.run("COMMIT")
         what = "{service}: made the missing table {table}."
         log.info(Message(what, service=store.account.service, table=store.table.shown))
-        store.find_table(BEGIN)
-    else:
         store.find_table()
+    else:
+        store.find_table("")
 
 
 OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
@@ -1576,7 +1569,9 @@ class Note:
     def read(self, life: float = 0) -> dict[str, Any]:
         """Return its facts, none if it is older than `life` seconds; 0: however old it is."""
         with contextlib.suppress(Exception):
-            note = json.loads(run_with_deadline(Deadline(1), None, self.file.read_text))
+            is_bounded = threading.current_thread() is not threading.main_thread()  # by its parent
+            read = functools.partial(run_with_deadline, Deadline(1), None, self.file.read_text)
+            note = json.loads(self.file.read_text() if is_bounded else read())
             if not life or 0 <= time.time() - note["time"] < life:
                 return dict(note)
         return {}
@@ -2374,18 +2369,23 @@ def failed_step(name: str, failure: Failure) -> Finding:
     return Finding("FAIL", what, advice_for(failure), failure.code)
 
 
-def status(account: Account | SettingsFault, as_typed: Callable[[Message], str]) -> dict[str, Any]:
-    """Return how an account stands: its "status", a "message", and facts; within some seconds."""
+def read_stored_row(account: Account, deadline: Deadline) -> KeyRow:
+    with KeyStore(Job(account, IF_NEEDED, lambda *_: None, Connector()), deadline) as store:
+        return store.read_row()
+
+
+def status(
+    account: Account | SettingsFault, as_typed: Callable[[Message], str], deadline: Deadline,
+    read: Callable[[Account, Deadline], KeyRow] = read_stored_row, least: float = 2,
+) -> dict[str, Any]:  # fmt: skip
+    """Return how an account stands: "status", "message", facts. The probe has `least` seconds."""
     facts: dict[str, Any] = {}
     try:
         if isinstance(account, SettingsFault):
             raise account
         facts["service"] = account.service
-        job = Job(account, IF_NEEDED, lambda what, seconds: None, Connector())
-        deadline = Deadline(STATUS_TIME)
-        with KeyStore(job, deadline) as store:
-            row = KeyAge(account).correct(store.read_row())
-        verdict, refusal = look_at_key(account, row, max(deadline.left, 2.0))
+        row = KeyAge(account).correct(read(account, deadline))
+        verdict, refusal = look_at_key(account, row, max(deadline.left, least))
         found = classify(row, verdict, refusal)
         age = None if row.age is None else round(row.age)
         facts |= {"fingerprint": row.key.fingerprint, "age_seconds": age, "age_from": row.age_from}
@@ -2398,9 +2398,12 @@ def status(account: Account | SettingsFault, as_typed: Callable[[Message], str])
 
 def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Failure | None]:
     """Return the probe's verdict on a stored key, and the refusal of a login that is remembered."""
+    refusal = Refusals(account).find(row)
+    if not account.probe_url:
+        return OFF, refusal
     webkassa = Webkassa(account)
     webkassa.is_doubted = ProbeDoubt(account).is_valid(row)
-    return webkassa.probe(row.key, seconds), Refusals(account).find(row)
+    return webkassa.probe(row.key, seconds), refusal
 
 
 def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
@@ -2453,7 +2456,6 @@ class Finding(NamedTuple):
 
 
 NOW = Message("Run again now: `update`")
-STATUS_TIME = 5.0  # seconds
 TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
 
 
@@ -2487,16 +2489,16 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--account", action="append", default=[])
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("-v", "--verbose", action="store_true")
+    for flag in (["--json"], ["--no-probe"], ["-v", "--verbose"]):
+        parser.add_argument(*flag, action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
     usage_code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
     parser.set_defaults(usage_code=usage_code, usage_error=parser.error)
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
-    if options.json and options.command != "status":
-        parser.error("--json goes with status")
+    if (options.json or options.no_probe) and options.command != "status":
+        parser.error("--json and --no-probe go with status")
     if "" in (options.env_file, options.accounts_dir):
         parser.error("--env-file and --accounts-dir need a name")
     share = re.fullmatch(r"(\d{1,6})/(\d{1,6})", options.shard, re.ASCII)
@@ -2518,8 +2520,9 @@ class Parser(argparse.ArgumentParser):
         return __doc__ or ""
 
     def error(self, message: str) -> NoReturn:
-        code: int = self.get_default("usage_code")
-        self.exit(code, f"webkassa_key_updater.py: {message}; see --help\n")
+        self.exit(
+            self.get_default("usage_code"), f"webkassa_key_updater.py: {message}; see --help\n"
+        )
 
 
 def read_line() -> str:
@@ -2540,7 +2543,7 @@ class Command:
         self.is_update = options.command == "update"
         self.report_wait: Callable[[Message, float], None] = lambda what, seconds: None
         self.connect: Callable[[Account, Deadline], Connection] = Connector()
-        self.check: Callable[[Job], Iterable[Finding]] = check
+        self.check: Callable[[Job], Any] = check
 
     def run(self) -> int:
         account: Account | SettingsFault
@@ -2553,7 +2556,7 @@ class Command:
         except SettingsFault as fault:
             account = fault
         if self.options.command == "status":
-            report = status(account, self.as_typed)
+            report = status(account, self.as_typed, Deadline(STATUS_TIME))
             return self.print_status([report], report["message"])
         self.report_wait = Terminal().report_wait
         return self.do_one(account, monitor_of(values, []))
@@ -2571,6 +2574,7 @@ class Command:
             del os.environ[name]
         os.environ.update(values)
         read_secret_files(values, faults)
+        values |= {"WEBKASSA_PROBE_URL": "off"} if self.options.no_probe else {}
         self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
         if not self.folder and (self.options.account or self.options.shard != "0/1"):
             self.options.usage_error("--account and --shard: WEBKASSA_ACCOUNTS_DIR is not set")
@@ -2642,6 +2646,7 @@ class Command:
         return LEVELS.index(level)
 
 
+STATUS_TIME = 5.0  # seconds
 WARNING_AGE, CRITICAL_AGE = 25 * 3600, 49 * 3600  # seconds: a daily key, with an hour to spare
 LEVELS, UNKNOWN = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), 3  # exit codes of monitoring plug-ins
 
@@ -2708,11 +2713,8 @@ def load_accounts_module() -> Any:
 
 
 def note_run(account: str, said: str, outcome: Outcome) -> None:
-    """Note for the server's status how an update ended; whatever fails here changes nothing.
-
-    The file is run-KIND.json in $STATE_DIRECTORY, of one of many accounts run-KIND.NAME.json; KIND
-    is what the unit says in WEBKASSA_RUN_KIND.
-    """
+    """Note for the server's status how an update ended, in $STATE_DIRECTORY/run-KIND.json, of one of
+    many accounts run-KIND.NAME.json; KIND is WEBKASSA_RUN_KIND. What fails here changes nothing."""
     now, kind, code = time.time(), os.environ.get("WEBKASSA_RUN_KIND", "hand"), outcome.code
     end = f".{account}.json" if account else ".json"
     with contextlib.suppress(Exception):

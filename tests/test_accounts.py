@@ -909,40 +909,84 @@ def test_status_says_how_every_account_stands_and_the_worst_first(shop: Shop) ->
     assert shop.webkassa.authorizations == 0
 
 
-def test_status_names_an_account_whose_child_was_killed(shop: Shop) -> None:
-    Accounts(shop, "a", "b")
-    shop.webkassa.probe_scripts[login("b")].append(hang())
+def test_status_reads_all_rows_of_a_table_at_once_and_probes_them_side_by_side(shop: Shop) -> None:
+    """300 accounts took 22 s, and a monitor ended it after 10."""
+    accounts = Accounts(shop, *HUNDRED)
+    accounts.write("shop-98", API_KEYS_TABLE="nowhere.api_keys")
     shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
-    process = shop.start("status")
-    await_(lambda: shop.webkassa.probes == 2 and len(children(process.pid)) == 1)
-    os.kill(children(process.pid)[0], signal.SIGKILL)
-    result = shop.finish(process)
-    assert result.code == 3
-    assert "1 of 2 accounts are well; b: No report: killed by signal 9" in result.out
-    assert "None" not in result.out
+    together = threading.Barrier(16, timeout=20)
+
+    def act(handler: Handler, good: bytes) -> None:
+        together.wait()  # so many are there at a time
+        handler.send(200, good)
+
+    for name in HUNDRED[:16]:
+        shop.webkassa.probe_scripts[login(name)].append(act)
+    with shop.relay() as relay:
+        result = shop.run("status")
+        assert len(relay.links) == 2  # a connection for each table
+        assert relay.round_trips < 30
+    assert (result.code, shop.webkassa.probes) == (2, 99)
+    assert result.out.startswith("WEBKASSA CRITICAL - 99 of 100 accounts are well; shop-98: no key")
 
 
-def test_status_told_to_stop_says_so_of_every_account(shop: Shop) -> None:
-    Accounts(shop, "a", "b", "c")
-    shop.webkassa.probe_scripts[login("a")].append(hang())
-    process = shop.start("status", "--jobs", "1")
-    await_(lambda: shop.webkassa.probes == 1)
-    process.terminate()
-    result = shop.finish(process)
-    said = re.findall(r"UNKNOWN: No report: (.*)", result.out)
-    assert (result.code, said) == (3, ["told to stop", *["not tried: told to stop"] * 2])
+@pytest.mark.begins_first
+def test_status_of_many_has_the_time_of_one_whatever_the_vendor_does(shop: Shop) -> None:
+    accounts = Accounts(shop, *HUNDRED)
+    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
+    for name in accounts.names:
+        shop.webkassa.probe_scripts[login(name)].append(hang())
+    with within(30):  # one after another, of each four, it would be 125 s
+        result = shop.run("status", "--json")
+    found = json.loads(result.out)
+    assert (result.code, len(found["accounts"])) == (1, 100)
+    assert {one["probe"] for one in found["accounts"]} == {"unclear"}
+    assert {one["fingerprint"] for one in found["accounts"]} == {
+        fingerprint(key) for key in accounts.old.values()
+    }
 
 
-def test_a_report_that_was_cut_off_costs_no_other(shop: Shop) -> None:
-    """Where no room is left."""
-    Accounts(shop, *HUNDRED[:9])
-    shop.run("update", "--account", "*[02468]")
-    script = f"ulimit -f 1; exec {shlex.join(shop.command('status', '--json', *shop.options))}"
-    run = subprocess.run(["bash", "-c", script], env=shop.env, capture_output=True, text=True)
-    assert run.returncode in (1, 3)
-    levels = [account["status"] for account in json.loads(run.stdout)["accounts"]]
-    assert len(levels) == 9
-    assert set(levels) > {"UNKNOWN"}
+def test_status_without_a_probe_asks_the_database_alone(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    accounts.write("b", WEBKASSA_PROBE_URL=f"{shop.webkassa.origin}/api/references/RefUnits")
+    shop.webkassa.issue(login=login("a"))  # whoever asked would hear that the key is dead
+    for how in (shop.options, ()):  # of many, of one
+        shop.options = how
+        result = shop.run("status", "--no-probe")
+        assert (result.code, "the probe says off" in result.out) == (1, True)
+    assert shop.webkassa.calls == []
+    with pytest.raises(SystemExit) as ended:
+        shop.main("check", "--no-probe")
+    assert ended.value.code == 2
+
+
+def test_status_says_of_each_database_why_it_cannot_be_read(shop: Shop) -> None:
+    accounts = Accounts(shop, *"abcd")
+    accounts.write("b", POSTGRES_DB="nowhere")
+    accounts.write("c", API_KEYS_TABLE="twice")
+    accounts.write("d", API_KEYS_TABLE="twice")
+    shop.sql("CREATE TABLE twice AS SELECT * FROM api_keys")
+    shop.sql("INSERT INTO twice SELECT * FROM twice WHERE service_name = %s", row("c"))
+    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
+    report = json.loads(shop.run("status", "--json").out)
+    found = {one["account"]: one for one in report["accounts"]}
+    levels = {name: one["status"] for name, one in found.items()}
+    assert levels == {"a": "OK", "b": "UNKNOWN", "c": "UNKNOWN", "d": "WARNING"}
+    assert "nowhere" in found["b"]["message"]
+    assert "2 rows are of this service" in found["c"]["message"]
+
+
+def test_status_names_rows_whose_file_is_gone_and_takes_them_for_no_fault(shop: Shop) -> None:
+    """Somebody may have removed the account, or another machine may renew it."""
+    accounts = Accounts(shop, "a", "b", "c")
+    accounts.file("b").unlink()
+    accounts.write("c", WEBKASSA_SERVICE_NAME="Webkassa:b2")
+    assert shop.run("update").code == 0
+    result = shop.run("status")
+    assert (result.code, result.out.count("2 of 2 accounts are well")) == (0, 1)
+    said = [line for line in result.out.splitlines() if "is not renewed from here" in line]
+    assert [line.split(",")[0] for line in said] == [f"account {row(name)}" for name in "bc"]
+    assert "is not renewed" not in shop.run("status", "--account", "a").out
 
 
 @pytest.mark.parametrize("arguments", [("status",), ("status", "--json")])
