@@ -161,8 +161,8 @@ examine_machine() {
     local version
     version=$(systemctl --version 2> /dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p') || true
     ((${version:-0} >= 249)) || die "needs systemd 249 or newer, here is ${version:-none}. \
-Without systemd see \"cron\" in README.md"
-    systemctl show --property=Version > /dev/null 2>&1 || die "systemd does not run this machine. In a container see \"Docker\" in README.md"
+Without systemd see \"Without systemd\" in docs/server.md"
+    systemctl show --property=Version > /dev/null 2>&1 || die "systemd does not run this machine. In a container see docs/containers.md"
     systemd-analyze calendar "05:00 $TIME_ZONE" > /dev/null 2>&1 ||
         die "The time zone $TIME_ZONE is missing. Run: $(installer tzdata tzdata timezone)"
     find_python
@@ -591,7 +591,7 @@ When that is good, get a key: sudo webkassa-key update" "$code"
     ! wants no-run ||
         say "No update was run now (--no-run). To run one, which kills the key in use: sudo webkassa-key update"
     ! wants with-alerts || [[ -e $ADDRESSES ]] ||
-        say "Alerts need addresses: write them to $ADDRESSES, see \"alerts\" in README.md"
+        say "Alerts need addresses: write them to $ADDRESSES, see docs/server.md"
     [[ ! -e $ADDRESSES || ! -e $CURRENT/alerts ]] ||
         setpriv --reuid="$ACCOUNT" --regid="$ACCOUNT" --init-groups "$CURRENT/systemd/send-alert.sh" --look || true
     say "Installed. How it stands: sudo webkassa-key status"

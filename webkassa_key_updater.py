@@ -87,7 +87,7 @@ except ImportError as error:
         "\nThen run: .venv/bin/python webkassa_key_updater.py check"
     )
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 log = logging.getLogger("webkassa_key_updater")
 LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
 ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
@@ -576,12 +576,9 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
             enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
             if enough or not failure.retry or not has_host or pause >= deadline.left:
                 raise
-            log.debug(
-                Message(
-                    "{why} Trying again after {seconds:.1f} s.", why=failure.message, seconds=pause
-                )
-            )
-            job.report_wait(Message("the next try ({why})", why=failure.message), pause)
+            why = failure.message
+            log.debug(Message("{why} Trying again after {seconds:.1f} s.", why=why, seconds=pause))
+            job.report_wait(Message("the next try ({why})", why=why), pause)
             if sleep_or_signal(pause, store.in_transaction):
                 raise
 
@@ -609,6 +606,8 @@ def validate_token(
     if odd and not (verdict == ALIVE and (not row.key or logins.probe(row.key) == DEAD)):
         if odd.retry:
             logins.take_token(token, verdict, row)
+        else:  # the reply says no, and gave a token
+            logins.login_outcome_unknown = True
         raise odd
     is_second = logins.called_dead
     logins.take_token(token, verdict, row)
@@ -1073,11 +1072,9 @@ def run_with_deadline(
     function: Callable[..., Any],
     *args: Any,
 ) -> Any:
-    """Return what `function(*args)` gives, or raise what it raises; TimeoutError at the deadline.
-
-    The timeouts of requests are per read and leave out name resolution; libpq waits in C. So a
-    thread does it, which is left behind if it is late.
-    """
+    """Return what `function(*args)` gives, or raise what it raises; TimeoutError at the deadline. The
+    timeouts of requests are per read and leave out name resolution; libpq waits in C. So a thread
+    does it, which is left behind if it is late."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     start_thread(put_result, results, function, args)
     while True:
@@ -1198,10 +1195,8 @@ class KeyRow(NamedTuple):
 
 
 class KeyStore:
-    """One transaction on the table; what is not committed is rolled back in the end.
-
-    `deadline` bounds all waits for others. Methods raise StoreUnavailable or WriteRefused.
-    """
+    """One transaction on the table; what is not committed is rolled back in the end. `deadline` bounds
+    all waits for others. Methods raise StoreUnavailable or WriteRefused."""
 
     STATEMENT_TIME, COMMIT_TIME, ASK_TIME, LOCK_PAUSE = 20.0, 15.0, 5.0, 0.3  # seconds
 
@@ -1426,20 +1421,17 @@ class Connector:
         """Try hosts and their addresses one by one, for 5 s each: with a wait callback, libpq would
         wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
         psycopg2.extensions.set_wait_callback(wait_for_server)
-        parameters = {
-            "client_encoding": "UTF8",
-            "fallback_application_name": "webkassa_key_updater",
-        }
+        options = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
         for name, value in account.database.items():
             if name not in ADDRESS:
-                parameters[name] = value.value if isinstance(value, Secret) else value
+                options[name] = value.value if isinstance(value, Secret) else value
         failures, slow = list[StoreUnavailable](), list[dict[str, str]]()
         targets = connect_targets(account.database, deadline)
         for target in itertools.chain(self.known, targets, slow):
             short = min(CONNECT_TIME, deadline.left / 2)
             end = deadline.within(self.LONG_TIME if target in slow else short)
             try:
-                dsn = psycopg2.extensions.make_dsn(**parameters | target)
+                dsn = psycopg2.extensions.make_dsn(**options | target)
                 connection = run_with_deadline(end, None, Connection, dsn, end)
                 self.known = [target]
                 return cast(Connection, connection)
@@ -1724,8 +1716,7 @@ def read_account(values: Mapping[str, str], faults: list[Message]) -> Account:
     ca_file = values.get("REQUESTS_CA_BUNDLE", "")
     if ca_file and not os.access(ca_file, os.R_OK):
         read.fault("REQUESTS_CA_BUNDLE", "{name}: there is no such file, or it cannot be read")
-    home = values.get("HOME") or os.path.expanduser("~")
-    state = f"{values.get('XDG_STATE_HOME') or f'{home}/.local/state'}/webkassa-key-updater"
+    state = values.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     account = Account(
         login=Secret(read.text("WEBKASSA_LOGIN", None)),
         password=Secret(read.text("WEBKASSA_PASSWORD", None, any_end=True)),
@@ -1734,7 +1725,7 @@ def read_account(values: Mapping[str, str], faults: list[Message]) -> Account:
         max_age=read.duration("WEBKASSA_MAX_AGE", "24h", 1, 366 * 86400),
         deadline=read.duration("WEBKASSA_DEADLINE", "120s", 10, 300), ca_file=ca_file,
         database=read_database(read), schema=table.rpartition(".")[0], table=table.split(".")[-1],
-        state_folder=values.get("STATE_DIRECTORY", "").split(":")[0] or state,
+        state_folder=values.get("STATE_DIRECTORY", "").split(":")[0] or f"{state}/webkassa-key-updater",
         healthcheck_url=monitor_of(values, faults),
     )  # fmt: skip
     if faults:
@@ -1747,8 +1738,8 @@ def monitor_of(values: Mapping[str, str], faults: list[Message]) -> Secret:
 
 
 def settings_fault(faults: list[Message]) -> SettingsFault:
-    listed = list({str(fault): fault for fault in faults}.values())
-    return SettingsFault("The settings are wrong:{faults}", faults=listed)
+    by_text = {str(fault): fault for fault in faults}
+    return SettingsFault("The settings are wrong:{faults}", faults=[*by_text.values()])
 
 
 def read_database(read: SettingsParser) -> dict[str, str | Secret]:
@@ -1770,7 +1761,19 @@ def read_database(read: SettingsParser) -> dict[str, str | Secret]:
     for port in given.get("port", "1").split(","):
         if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
             read.fault(names["port"], "{name}: the port is no number from 1 to 65535")
+    if "service" in given:
+        given = read_service_file(read.values, given["service"]) | given
     return {n: Secret(v) if n in ("password", "sslpassword") else v for n, v in given.items()}
+
+
+def read_service_file(values: Mapping[str, str], service: str) -> dict[str, str]:
+    """Return the addresses in libpq's service file, to be tried one by one like those of settings."""
+    for path in values.get("PGSERVICEFILE", "~/.pg_service.conf"), "/etc/pg_service.conf":
+        with contextlib.suppress(SettingsFault, RuntimeError):  # no such file, no home
+            text = read_text(Path(path).expanduser())
+            if found := re.search(rf"(?ms)^\s*\[{re.escape(service)}\]$(.*?)(?=^\s*\[|\Z)", text):
+                return dict(re.findall(r"(?m)^\s*(host|hostaddr|port)=(.*?)\s*$", found[1]))
+    return {}
 
 
 def parse_database_url(read: SettingsParser) -> dict[str, str]:
@@ -2036,8 +2039,7 @@ def age_and_life_unknown(row: KeyRow, verdict: str) -> Failure:
 def probe_refuses_every_key(key: Secret, webkassa: Webkassa) -> SettingsFault:
     """Say that a key is stored, but not proven."""
     what = "The stored key {key} is not proven: the probe at {host} refuses every new key."
-    host = host_of(webkassa.probe_url)
-    return SettingsFault(what, DOUBT, key=key.fingerprint, host=host)
+    return SettingsFault(what, DOUBT, key=key.fingerprint, host=host_of(webkassa.probe_url))
 
 
 DOUBT = "Set WEBKASSA_PROBE_URL=off or ask Webkassa why RefUnits refuses it. Then run: `check`"
@@ -2102,10 +2104,8 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
     """Say why PostgreSQL cannot be reached. Its own words follow the server's language, so whether
     somebody listens is tried again: `port_is_open`."""
     shown = {n: v for n, v in {**account.database, **target}.items() if isinstance(v, str)}
-    names = ("service", "host", "port", "dbname", "user")
-    where = " ".join(f"{name}={shown[name]}" for name in names if name in shown)
-    default = "/var/run/postgresql"  # of psycopg2-binary
-    host = target.get("hostaddr") or target.get("host") or default
+    named = [n for n in ("service", "host", "port", "dbname", "user") if n in shown]
+    host = target.get("hostaddr") or target.get("host") or "/var/run/postgresql"  # the wheel's own
     is_name = not host.startswith(("/", "@")) and not parse_address(host)
     is_open = not is_name and port_open(host, int(target.get("port", 5432)))
     is_silent = isinstance(error, TimeoutError)
@@ -2126,9 +2126,9 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
         (True, "To see why: {psql}\nThen run: `check`"),
     )  # fmt: skip
     return StoreUnavailable(
-        what, advice, where=where or "at the default address", port_is_open=is_open, host=host,
-        psql="psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown)),
-        is_rejected=is_open and not is_silent,
+        what, advice, where=" ".join(f"{n}={shown[n]}" for n in named) or "at the default address",
+        psql="psql " + shlex.quote(psycopg2.extensions.make_dsn(**shown)), host=host,
+        port_is_open=is_open, is_rejected=is_open and not is_silent,
     )  # fmt: skip
 
 
@@ -2183,8 +2183,9 @@ def database_failure(error: Exception, table: Table, account: Account) -> Failur
 def shown_error(error: Any, state: str, table: Table) -> str:
     """Return an error's SQLSTATE and the names in it that the catalog has."""
     known = {table.schema, table.name, *table.columns, *table.constraints}
-    names = (error.diag.schema_name, error.diag.table_name, error.diag.column_name,
-             error.diag.constraint_name)  # fmt: skip
+    names = [
+        getattr(error.diag, f"{of}_name") for of in ("schema", "table", "column", "constraint")
+    ]
     shown = ", ".join([state, *(name for name in names if name in known)])
     with contextlib.suppress(KeyError):
         return f"{psycopg2.errorcodes.lookup(state).lower()} {shown}"
@@ -2520,9 +2521,7 @@ class Parser(argparse.ArgumentParser):
         return __doc__ or ""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(
-            self.get_default("usage_code"), f"webkassa_key_updater.py: {message}; see --help\n"
-        )
+        self.exit(self.get_default("usage_code"), f"{Path(__file__).name}: {message}; see --help\n")
 
 
 def read_line() -> str:

@@ -200,7 +200,7 @@ def all_is_well(report: Report, last: str) -> Message:
 def send_test(server: Server) -> int:
     """Send one now, and print what came of it."""
     if not server.addresses.exists():
-        print(f'There is no {server.addresses}: write addresses to it, see "Alerts" in README.md')
+        print(f"There is no {server.addresses}: write addresses to it, see docs/server.md")
         return 1
     report = make_report(server)
     shown = alarm(report)

@@ -554,7 +554,9 @@ class World:
             self.late = (*self.late, i)
             self.give(i, "lost")
         elif fault in BESIDE:
-            self.log_in(i, True)
+            # Where a further fault may keep the probe from proving it, the refusal is believed
+            is_certain = not self.faults and not self.refuses
+            self.log_in(i, fault != "refused with a token" or is_certain)
             self.give(i, fault, self.alive)
         elif fault == "the same token":
             self.give(i, "good", self.alive)

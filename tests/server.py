@@ -40,7 +40,7 @@ END {{
 }}' {units}
 """
 PROGRAM = """
-case $* in *--version*) echo 1.0.0 && exit ;; esac
+case $* in *--version*) echo 2.0.0 && exit ;; esac
 cat {report}
 exit $(cat {report}.code)
 """

@@ -1,4 +1,4 @@
-"""Make every output that README.md and README.ru.md show anew, by the program itself.
+"""Make every output that the manuals show anew, by the program itself.
 
     .venv-dev/bin/python tests/shown.py
 
@@ -10,6 +10,7 @@ replaced by the same ones always, and long lines are broken. Outputs of a server
 from __future__ import annotations
 
 import contextlib
+import html
 import itertools
 import os
 import re
@@ -41,7 +42,14 @@ from world.shop import (
 from world.tls import Authority
 from world.webkassa_simulator import Simulator, answer
 
-MANUALS = (ROOT / "README.md", ROOT / "README.ru.md")
+PAGES = ("README", *(f"docs/{page}" for page in (
+    "first-run", "server", "take-over", "when-it-fails", "consumers", "containers", "accounts",
+    "reference", "how-it-works",
+)))  # fmt: skip
+Manual = tuple[Path, ...]  # all pages of a language
+MANUALS: tuple[Manual, ...] = tuple(
+    tuple(ROOT / f"{page}{language}.md" for page in PAGES) for language in ("", ".ru")
+)
 BLOCK = re.compile(r"<!-- shown: (.+?) -->\n+```text\n(.*?)```\n", re.DOTALL)
 
 
@@ -146,9 +154,13 @@ def desk(server: Postgres, name: str = "desk") -> Iterator[Desk]:
         yield Desk(server, webkassa, proxy.url, folder)
 
 
-def snippet(name: str, manual: Path = MANUALS[0]) -> str:
+def read(manual: Manual) -> str:
+    return "\n".join(page.read_text(encoding="utf-8") for page in manual)
+
+
+def snippet(name: str, manual: Manual = MANUALS[0]) -> str:
     """Return the block behind a `<!-- NAME -->` of a manual."""
-    text = manual.read_text(encoding="utf-8")
+    text = read(manual)
     return re.split(r"```\w+\n", text[text.index(f"<!-- {name} -->") :])[1].split("```")[0]
 
 
@@ -288,20 +300,39 @@ def wrapped(said: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def shown_in(manual: Path) -> dict[str, str]:
-    return dict(BLOCK.findall(manual.read_text(encoding="utf-8")))
+def shown_in(manual: Manual) -> dict[str, str]:
+    return dict(BLOCK.findall(read(manual)))
+
+
+PICTURE = ROOT / "docs/demo.svg"
+COLOURS = {"== ": "#79c0ff", "$ ": "#ffffff", "ERROR": "#ff7b72", "INFO": "#7ee787"}
+
+
+def picture(said: str) -> str:
+    """Return a terminal that shows this, as SVG."""
+    height, rows = 18, list[str]()
+    for number, line in enumerate(said.splitlines(), 2):
+        colour = next((c for start, c in COLOURS.items() if line.startswith(start)), "#c9d1d9")
+        text = html.escape(line, quote=False)
+        rows.append(f'<text x="20" y="{number * height}" fill="{colour}">{text}</text>\n')
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 {(len(rows) + 2) * height}"
+     font-family="ui-monospace, Menlo, Consolas, monospace" font-size="13.5" xml:space="preserve">
+<rect width="100%" height="100%" rx="8" fill="#0d1117"/>
+{"".join(rows)}</svg>
+"""
 
 
 def renew(played: dict[str, str]) -> None:
-    """Write these outputs into both manuals, wherever they are shown."""
+    """Write these outputs into both manuals, wherever they are shown, and into the picture."""
+    if "demo" in played:
+        PICTURE.write_text(picture(played["demo"]), encoding="utf-8")
 
     def block(match: re.Match[str]) -> str:
         return f"<!-- shown: {match[1]} -->\n```text\n{played.get(match[1], match[2])}```\n"
 
-    for manual in MANUALS:
-        if manual.exists():
-            text = manual.read_text(encoding="utf-8")
-            manual.write_text(BLOCK.sub(block, text), encoding="utf-8")
+    for page in itertools.chain(*MANUALS):
+        if page.exists():
+            page.write_text(BLOCK.sub(block, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def main() -> None:

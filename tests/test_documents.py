@@ -24,8 +24,8 @@ from world.postgres import PASSWORD, Postgres
 from world.serving import serving
 from world.shop import CONSUMERS_TABLE, PROGRAM, ROOT, Shop
 
-README, RUSSIAN = (manual.read_text(encoding="utf-8") for manual in MANUALS)
-BOTH = pytest.mark.parametrize("text", [README, RUSSIAN], ids=["English", "Russian"])
+ENGLISH, RUSSIAN = map(shown.read, MANUALS)
+BOTH = pytest.mark.parametrize("text", [ENGLISH, RUSSIAN], ids=["English", "Russian"])
 BY_BOOT = {"server install", "server status", "server others", "server take over"}
 
 
@@ -40,11 +40,24 @@ def test_output_is_what_the_program_says_now(server: Postgres, name: str) -> Non
         assert shown.shown_in(manual).get(name, played) == played
 
 
+def test_picture_shows_what_the_demo_says() -> None:
+    said = shown.shown_in(MANUALS[0])["demo"]
+    assert shown.PICTURE.read_text(encoding="utf-8") == shown.picture(said)
+
+
 @BOTH
 def test_every_output_has_its_scene(text: str) -> None:
     names = [match[1] for match in BLOCK.finditer(text)]
+    assert len(names) == len(set(names))
     assert text.count("<!-- shown: ") == len(names)
     assert set(names) <= SCENES.keys() | BY_BOOT
+
+
+@BOTH
+def test_what_stands_twice_is_the_same(text: str) -> None:
+    pages = re.findall(r"^<!-- ([^\n]+) -->\n(```\w+\n.*?^```)$", text, re.DOTALL | re.MULTILINE)
+    assert text.count("<!-- ") == len(pages)
+    assert len({*pages}) == len(dict(pages))
 
 
 @BOTH
@@ -65,17 +78,19 @@ def codes(text: str) -> list[str]:
 
 
 def phrases(text: str) -> set[str]:
-    """Return the program's words in the first column of the table of messages."""
-    start = re.search(r"^\| .*\| .*\| .*\|\n\| --- \|.*\n\| `login refused`", text, re.MULTILINE)
-    assert start
-    table = text[start.start() :].split("\n\n")[0]
-    return {
-        word for row in table.splitlines()[2:] for word in re.findall("`(.+?)`", row.split("|")[1])
-    }
+    """Return the program's words in the first columns of the tables of messages and of words."""
+    tables = re.findall(r"^\| ---.*\n((?:\| .*\n)+)", text, re.MULTILINE)
+    of_words = [
+        table for table in tables if re.match(r"\| `(login refused|Building|rehearsed)", table)
+    ]
+    assert len(of_words) == 3
+    rows = "".join(of_words).splitlines()
+    return {word for row in rows for word in re.findall("`(.+?)`", row.split("|")[1])}
 
 
 def blocks(text: str) -> list[str]:
     """Return all blocks that are typed, run or read by a machine, with the markers before them."""
+    text = text.replace(".env.example.ru", ".env.example")
     found = re.findall(r"(?:^<!-- [^\n]+ -->\n)?^```\w+\n.*?^```$", text, re.DOTALL | re.MULTILINE)
     return [block for block in found if "```mermaid" not in block]
 
@@ -87,30 +102,51 @@ def names(text: str) -> set[str]:
 
 
 def test_both_have_the_same_sections_codes_and_blocks() -> None:
-    assert headings(README) == headings(RUSSIAN)
-    assert codes(README) == codes(RUSSIAN)
-    assert phrases(README) == phrases(RUSSIAN)
-    assert blocks(README) == blocks(RUSSIAN)
-    assert README.count("```mermaid") == RUSSIAN.count("```mermaid")
+    assert headings(ENGLISH) == headings(RUSSIAN)
+    assert codes(ENGLISH) == codes(RUSSIAN)
+    assert phrases(ENGLISH) == phrases(RUSSIAN)
+    assert blocks(ENGLISH) == blocks(RUSSIAN)
+    assert ENGLISH.count("```mermaid") == RUSSIAN.count("```mermaid")
 
 
 def test_both_name_the_same_settings_commands_and_places() -> None:
-    assert names(README) == names(RUSSIAN)
+    for english, russian in zip(*MANUALS, strict=True):
+        assert names(shown.read((english,))) == names(shown.read((russian,)))
 
 
-def test_each_links_to_the_other_at_its_top() -> None:
-    assert "(README.ru.md)" in README[:100]
-    assert "(README.md)" in RUSSIAN[:100]
+def test_each_page_links_to_itself_in_the_other_language_at_its_top() -> None:
+    for english, russian in zip(*MANUALS, strict=True):
+        assert f"({russian.name})" in english.read_text(encoding="utf-8")[:120]
+        assert f"({english.name})" in russian.read_text(encoding="utf-8")[:120]
 
 
-@BOTH
-def test_links_lead_somewhere(text: str) -> None:
+def test_every_page_is_one_of_the_manual_and_linked_from_its_first() -> None:
+    for first, *others in MANUALS:
+        text = first.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 250
+        assert all(f"({page.relative_to(ROOT)})" in text for page in others)
+        assert all(f"(../{first.name})" in page.read_text(encoding="utf-8") for page in others)
+    pages = {*itertools.chain(*(manual[1:] for manual in MANUALS))}
+    assert {*(ROOT / "docs").iterdir()} == pages | {shown.PICTURE}
+
+
+def anchors(page: Path) -> set[str]:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [*itertools.chain(*MANUALS)], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        if target == "../../issues":  # of this repository at GitHub, whatever its address
+            continue
+        if target.startswith("../../actions/"):
+            target = target.replace("../../actions", ".github").removesuffix("/badge.svg")
         file, _, anchor = target.partition("#")
-        assert (ROOT / file).exists()
-        assert not anchor or anchor in anchors, target
+        to = page.parent / file if file else page
+        assert to.exists(), target
+        assert not anchor or anchor in anchors(to), target
 
 
 # What they say of the program ----------------------------------------------------------------------
@@ -250,7 +286,7 @@ def test_first_run_goes_as_written(desk: Desk, tmp_path: Path) -> None:
     more = f"\nWEBKASSA_AUTH_URL={url}\nWEBKASSA_SERVICE_NAME=Webkassa-test\n"
     assert snippet("run: desk test system").count("nano") == 1
     for wish in more.split():
-        assert f"`{wish}`" in README
+        assert f"`{wish}`" in ENGLISH
 
     typed(desk, "desk prepare", settings)
     assert (desk.folder / ".env").stat().st_mode & 0o777 == 0o600

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import webkassa_key_updater
 
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / ".github/workflows/test.yml"
+WORKFLOWS = [WORKFLOW, WORKFLOW.with_name("release.yml")]
 TEMPLATE = ROOT / ".github/ISSUE_TEMPLATE/problem.yml"
 PAPERS = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 
@@ -23,8 +25,8 @@ def text(name: str) -> str:
 
 
 def steps() -> list[str]:
-    """Return the commands of the workflow."""
-    jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"].values()
+    """Return the commands of the workflows."""
+    jobs = [job for path in WORKFLOWS for job in yaml.safe_load(path.read_text())["jobs"].values()]
     return [step["run"] for job in jobs for step in job["steps"] if "run" in step]
 
 
@@ -88,11 +90,37 @@ def test_newest_change_is_of_this_version() -> None:
     assert newest == webkassa_key_updater.__version__
 
 
-def test_workflow_is_one_and_runs_existing_scripts_only() -> None:
+def test_a_release_is_made_of_a_clean_commit_with_its_tag_alone(tmp_path: Path) -> None:
+    clone, version = tmp_path / "clone", webkassa_key_updater.__version__
+    subprocess.run(["git", "clone", "--quiet", "--no-tags", ROOT, clone], check=True)
+
+    def release() -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "DOCKER_HOST": "unix:///nowhere"}
+        command = [clone / ".ci/release", tmp_path / "dist"]
+        return subprocess.run(command, env=env, text=True, capture_output=True)
+
+    refused = release()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"no tag v{version}" in refused.stderr
+    subprocess.run(["git", "-C", clone, "tag", f"v{version}"], check=True)
+    (clone / "new").touch()
+    assert "git status" in release().stderr
+    (clone / "new").unlink()
+    made = release()
+    assert made.returncode == 0, made.stderr
+    name = f"webkassa_key_updater-{version}-py3-none-any.whl"
+    assert made.stdout.split() == sorted(
+        ["SHA256SUMS", f"webkassa-key-updater-{version}.tar.gz", name]
+    )
+    check = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
+    subprocess.run(check, cwd=tmp_path / "dist", check=True)
+
+
+def test_workflows_run_existing_scripts_only() -> None:
     tool = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema"]
-    subprocess.run([*tool, "vendor.github-workflows", WORKFLOW], check=True)
-    assert any("./test.sh" in step for step in steps())
-    assert any(".ci/run" in step for step in steps())
+    subprocess.run([*tool, "vendor.github-workflows", *WORKFLOWS], check=True)
+    for script in ("./test.sh", ".ci/run", ".ci/release"):
+        assert any(script in step for step in steps())
     for step in steps():
         for name in re.findall(r"(?:^|\s)(\.[\w./-]+|--ignore=\S+)", step):
             assert (ROOT / name.removeprefix("--ignore=")).exists(), name
@@ -100,8 +128,9 @@ def test_workflow_is_one_and_runs_existing_scripts_only() -> None:
 
 def test_workflow_takes_actions_by_their_commit() -> None:
     """A tag can be moved."""
-    used = re.findall(r"uses: (\S+)( # v[\d.]+)?$", WORKFLOW.read_text(), re.MULTILINE)
-    assert len(used) == WORKFLOW.read_text().count("uses:")
+    workflows = "".join(path.read_text() for path in WORKFLOWS)
+    used = re.findall(r"uses: (\S+)( # v[\d.]+)?$", workflows, re.MULTILINE)
+    assert len(used) == workflows.count("uses:")
     assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) and tag for action, tag in used)
 
 

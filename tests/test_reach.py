@@ -106,9 +106,20 @@ def test_name_that_is_known_no_more_after_a_login_costs_no_key(shop: Shop) -> No
     shop.renew(POSTGRES_HOST="db.example.kz")
 
 
-def test_status_goes_on_to_the_next_host(shop: Shop) -> None:
+@pytest.mark.parametrize("place", ["settings", "service file"])
+def test_status_goes_on_to_the_next_host(shop: Shop, place: str) -> None:
     """The first is silent: all 5 s went to it, and status said UNKNOWN for ever."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        ports = f"{silent.getsockname()[1]},{shop.server.port}"
-        result = shop.run("status", POSTGRES_HOST="127.0.0.1,127.0.0.1", POSTGRES_PORT=ports)
+        hosts, ports = "127.0.0.1,127.0.0.1", f"{silent.getsockname()[1]},{shop.server.port}"
+        if place == "settings":
+            shop.env |= {"POSTGRES_HOST": hosts, "POSTGRES_PORT": ports}
+        else:
+            file = shop.home / "pg_service.conf"
+            file.write_text(
+                f"# Ours\n[other]\nhost=nowhere.invalid\n\n[shop]\nhost={hosts}\nport={ports}\n[last]\nport=1\n"
+            )
+            for name in ("POSTGRES_HOST", "POSTGRES_PORT"):
+                del shop.env[name]
+            shop.env |= {"PGSERVICE": "shop", "PGSERVICEFILE": str(file)}
+        result = shop.run("status")
     assert result.out.startswith("WEBKASSA WARNING - key ")  # 30 h old

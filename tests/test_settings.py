@@ -8,10 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from shown import snippet
 from world import webkassa_simulator
 from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.postgres import free_port
-from world.shop import ROOT, Shop
+from world.shop import ROOT, Shop, quote
 
 BAD = {
     "WEBKASSA_LOGIN": ["your_login", "<login>", "cash\u200bier@example.kz", "a\tb"],
@@ -243,6 +244,23 @@ def test_default_of_the_example_is_the_programs(name: str) -> None:
     (value,) = re.findall(rf"^#{name}=(.+)$", example, re.MULTILINE)
     least = {"WEBKASSA_LOGIN": "cashier@example.kz", "WEBKASSA_PASSWORD": "x"}
     assert program.read_account(least | {name: value}, []) == program.read_account(least, [])
+
+
+def test_russian_example_is_what_the_manual_shows_and_is_read(shop: Shop, tmp_path: Path) -> None:
+    example = (ROOT / ".env.example.ru").read_text(encoding="utf-8")
+    names = re.findall("^([A-Z_]+)=", example, re.MULTILINE)
+    assert names == re.findall("^([A-Z_]+)=", snippet("filled"), re.MULTILINE)
+    assert {*names} <= {*re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.M)}
+    for name in names:
+        value = quote(shop.env.pop(name))
+        example = re.sub(f"(?m)^{name}=.*", lambda _, line=f"{name}={value}": line, example)
+    (tmp_path / "my.env").write_text(example, encoding="utf-8")
+    result = shop.run("check", "--env-file", str(tmp_path / "my.env"))
+    assert result.code == 0, result.err
+    result = shop.run("check", "--env-file", str(ROOT / ".env.example.ru"))
+    assert result.code == 78
+    assert "WEBKASSA_LOGIN: is not set" in result.err
+    assert "WEBKASSA_PASSWORD: is not set" in result.err
 
 
 def test_example_as_it_is_is_refused(shop: Shop, file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from world.shop import Shop
+from world.shop import Shop, fingerprint
 from world.waiting import within
 from world.webkassa_simulator import Behaviour, Handler, answer, cut, errors, hang
 
@@ -87,8 +87,20 @@ def test_token_beside_a_refusal_is_not_stored_over_a_key_that_lives(shop: Shop) 
     token = "0123456789abcdef" * 2
     shop.webkassa.verdict = lambda token: {"Data": []}
     shop.webkassa.script.append(answer(200, {"Data": {"Token": token}} | errors(1)))
-    assert shop.run().code == 77
-    assert (shop.webkassa.authorizations, shop.key) == (1, shop.old_key)
+    result = shop.run()
+    assert (result.code, shop.webkassa.authorizations, shop.key) == (77, 1, shop.old_key)
+    assert "still works, but the login just sent may still end it" in result.err
+
+
+def test_token_beside_a_refusal_may_have_killed_a_key_that_cannot_be_probed(shop: Shop) -> None:
+    """It was "as it was", and dead."""
+    shop.webkassa.script.append(
+        lambda handler, good: handler.send(200, json.dumps(json.loads(good) | errors(1)).encode())
+    )
+    shop.webkassa.probe_script.extend([answer(500)] * 2)
+    result = shop.run()
+    assert (result.code, shop.key) == (77, shop.old_key) != (77, shop.webkassa.live)
+    assert f"The stored key {fingerprint(shop.old_key)} may be dead." in result.err
 
 
 def test_young_key_that_is_called_dead_is_probed_once_more(shop: Shop) -> None:

@@ -1,4 +1,4 @@
-"""Consumers ask for a new key at the socket, by the README's own recipes."""
+"""Consumers ask for a new key at the socket, by the manual's own recipes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 
 import pytest
 from machine import await_
-from shop_server import ROOT, SOURCE, UNITS, Site
+from shop_server import SOURCE, UNITS, Site
+from shown import snippet
 from world.webkassa_simulator import slow
 
 pytestmark = pytest.mark.usefixtures("installed")
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 ASK_AT_ONCE = {
     "sync": """
 import concurrent.futures, sys
@@ -28,14 +28,10 @@ asyncio.run(main())
 }
 
 
-def recipe(name: str) -> str:
-    return re.search(r"```\w+\n(.*?)```", README[README.index(f"<!-- {name} -->") :], re.S)[1]
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _consumer(site: Site, installed: None) -> None:
     for kind, rest in ASK_AT_ONCE.items():
-        site.machine.write(f"/srv/shop/ask_{kind}.py", recipe(f"renew {kind}") + rest)
+        site.machine.write(f"/srv/shop/ask_{kind}.py", snippet(f"renew {kind}") + rest)
     site.run("useradd", "--system", "shop")
     site.run("useradd", "--system", "stranger")
 
@@ -120,7 +116,7 @@ def test_drop_ins_for_all_units_reach_it(site: Site) -> None:
 
 def container(site: Site, group: str) -> list[str]:
     """A command's beginning that has a root file system of its own, and of ours the folder alone."""
-    mounts = recipe("renew container")
+    mounts = snippet("renew container")
     (folder,) = re.findall(r'volumes: \["(\S+):\S+"\]', mounts)
     return ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", "-pTemporaryFileSystem=/:ro",
             "-pBindReadOnlyPaths=/usr /lib /lib64 /bin /srv/shop", f"-pBindPaths={folder}",
@@ -130,7 +126,7 @@ def container(site: Site, group: str) -> list[str]:
 def test_a_container_needs_the_folder_and_the_groups_number(site: Site) -> None:
     site.reset()
     number = site.run("getent", "group", "webkassa-key-clients").stdout.split(":")[2]
-    assert re.search(r'group_add: \["\d+"\]', recipe("renew container"))
+    assert re.search(r'group_add: \["\d+"\]', snippet("renew container"))
     result = site.run(*container(site, number), "ls", "/", "/run", check=False)
     assert "opt" not in result.stdout
     assert "etc" not in result.stdout
@@ -149,7 +145,7 @@ def test_the_folder_outlives_an_upgrade(site: Site) -> None:
     script = f"""
 import os, time
 while not os.path.exists("/srv/shop/go"): time.sleep(0.1)
-{recipe("renew sync")}
+{snippet("renew sync")}
 print(renew("dead"))
 """
     site.machine.write("/srv/shop/later.py", script)

@@ -1,4 +1,4 @@
-"""What the image starts, without an engine."""
+"""What the image starts, without an engine: its daily runs and its socket."""
 
 from __future__ import annotations
 
