@@ -352,18 +352,11 @@ def report_all(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return how all accounts stand within the time that one has, their rows by one SELECT for each
     table, then the probes side by side; and what rows look like ours and are none of theirs."""
-    end = updater.Deadline(updater.STATUS_TIME)
-    tables: dict[tuple[Any, ...], list[updater.Account]] = {}
-    for _, plan in accounts:
-        if isinstance(plan.account, updater.Account):
-            tables.setdefault(table_of(plan.account), []).append(plan.account)
+    end, tables = updater.Deadline(updater.STATUS_TIME), group_by_table(accounts)
     read = functools.partial(read_rows, end.within(READING))
     late = updater.StoreUnavailable("PostgreSQL has not answered in time.")
-    found = dict(
-        zip(
-            tables, side_by_side(PROBES, read, [*tables.values()], late, READING + 0.5), strict=True
-        )
-    )
+    rows = side_by_side(PROBES, read, [*tables.values()], late, READING + 0.5)
+    found = dict(zip(tables, rows, strict=True))
     report = functools.partial(report_one, command, found, end)
     lost: dict[str, Any] = {"status": "UNKNOWN", "message": "no time was left to look"}
     reports = side_by_side(
@@ -388,6 +381,36 @@ def side_by_side(
     concurrent.futures.wait(futures, seconds)
     pool.shutdown(wait=False, cancel_futures=True)
     return [f.result() if f.done() and not f.cancelled() else late for f in futures]
+
+
+def group_by_table(accounts: list[tuple[str, Plan]]) -> dict[tuple[Any, ...], list[Any]]:
+    """Return the accounts whose files are good, by the table that their rows are in."""
+    tables: dict[tuple[Any, ...], list[updater.Account]] = {}
+    for _, plan in accounts:
+        if isinstance(plan.account, updater.Account):
+            tables.setdefault(table_of(plan.account), []).append(plan.account)
+    return tables
+
+
+def find_holders(key: str, accounts: list[tuple[str, Plan]]) -> Iterator[tuple[str, Plan]]:
+    """Yield the accounts whose row holds the key of this fingerprint, and those of which nobody can
+    tell. A consumer that has named none waits for them alone."""
+    end, tables = updater.Deadline(READING), group_by_table(accounts)
+    found = {table: read_rows(end, group) for table, group in tables.items()}
+    holders = {
+        (table, service)
+        for table, rows in found.items()
+        for service, mine in (rows.items() if isinstance(rows, dict) else ())
+        if any(row.key.fingerprint == key for row in mine)
+    }
+    for name, plan in accounts:
+        if isinstance(plan.account, updater.SettingsFault):
+            if f"Webkassa:{name}" in {service for _, service in holders}:
+                yield name, plan
+        elif isinstance(found[table := table_of(plan.account)], updater.Failure) or (
+            (table, plan.account.service) in holders
+        ):
+            yield name, plan
 
 
 def table_of(account: updater.Account) -> tuple[Any, ...]:
@@ -468,6 +491,11 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
         raise updater.settings_fault(faults)
     everyone = read_accounts(command.folder, values)
     accounts = select_accounts(command, list(everyone.items()))
+    if command.is_update and command.options.mode not in (updater.ALWAYS, updater.IF_NEEDED):
+        if not command.options.account:
+            accounts = [*find_holders(command.options.mode, accounts)]
+    elif command.options.is_asked:
+        command.options.usage_error("with many accounts the line is NAME FINGERPRINT")
     if not command.options.no_probe:  # each child would read the certificates anew, for 20 ms
         updater.tls_context(values.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
     if command.options.command == "status":
