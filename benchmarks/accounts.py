@@ -238,7 +238,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         count = min(100, max(options.counts))
         f = Bench(stack, count, tls=False).measure(MANY, count, max(options.jobs))
-        print(f"\nWithout TLS, {f.accounts} accounts, jobs {f.jobs}: {f.cpu:.1f} ms CPU an account.")
+        print(
+            f"\nWithout TLS, {f.accounts} accounts, jobs {f.jobs}: {f.cpu:.1f} ms CPU an account."
+        )
     if options.plot:
         plot(figures, options.plot)
 
