@@ -86,7 +86,7 @@ def read_plan(path: Path, base: dict[str, str]) -> Plan:
     account: updater.Account | updater.SettingsFault
     try:
         own = updater.read_env_file(path, faults)
-        faults += find_foreign_names(path.stem, own)
+        faults += find_foreign_names(path, own)
         updater.read_secret_files(own, faults)
         if any(name.startswith("POSTGRES_") for name in own):  # a database of its own
             row["DATABASE_URL"] = own["DATABASE_URL"] = own.get("DATABASE_URL", "")
@@ -96,17 +96,23 @@ def read_plan(path: Path, base: dict[str, str]) -> Plan:
     return Plan(account, updater.monitor_of(own, []))
 
 
-def find_foreign_names(account: str, own: Iterable[str]) -> Iterator[updater.Message]:
+def find_foreign_names(path: Path, own: Iterable[str]) -> Iterator[updater.Message]:
     """Yield what is wrong with the name of an account, and with the names in its file."""
-    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", account):
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", path.stem):
         yield updater.Message("the name of an account is a-z, 0-9, - and _, 40 at most")
+    lines = re.split("\r\n|\r|\n", updater.read_text(path))
     for name in sorted({*own} - updater.NAMES):
-        near, what = updater.nearest_setting(name), "{name}: is not known; is {near} meant?"
-        if not re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.IGNORECASE):
-            what = "it holds a name that is no setting; not shown, since it may be a password"
+        at = [n for n, line in enumerate(lines, 1) if re.match(rf"\W*(export\s+)?{name}\b", line)]
+        near = updater.nearest_setting(name)
+        what = "line {line}: {name}: is not known; is {near} meant?"
+        is_ours = re.match("WEBKASSA|POSTGRES|API_|HEALTH|PG|https?_", name, re.IGNORECASE)
+        if not is_ours and re.fullmatch("[A-Z][A-Z0-9_]*|[a-z]+(_[a-z]+)+", name):
+            what = "line {line}: {name}: is no setting of this program"
+        elif not is_ours:
+            what = "line {line}: its name is no setting; not shown, since it may be a password"
         elif not near or name in updater.OTHER_NAMES or not name.startswith(updater.PREFIXES):
-            what = "{name}: is not an account's own: it goes into the settings of all"
-        yield updater.Message(what, name=name, near=near)
+            what = "line {line}: {name}: is not an account's own: it goes into the settings of all"
+        yield updater.Message(what, name=name, near=near, line=at[0] if at else "?")
 
 
 def identify_row_and_login(account: updater.Account) -> Iterator[tuple[Any, ...]]:
@@ -337,7 +343,6 @@ def longest_run(plan: Plan) -> float:
 
 
 SELECT_ROWS = """
-    SET LOCAL lock_timeout = 1000;
     SELECT service_name::text, api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
     FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table}
@@ -401,7 +406,7 @@ def find_holders(key: str, accounts: list[tuple[str, Plan]]) -> Iterator[tuple[s
         (table, service)
         for table, rows in found.items()
         for service, mine in (rows.items() if isinstance(rows, dict) else ())
-        if any(row.key.fingerprint == key for row in mine)
+        if any(key in (row.key.fingerprint, row.padded.fingerprint) for row in mine)
     }
     for name, plan in accounts:
         if isinstance(plan.account, updater.SettingsFault):
@@ -435,11 +440,13 @@ def read_rows(
             clocked = [n for n in store.table.times if store.table.columns[n][0] != "date"]
             times = ", ".join(f"{name}::timestamptz" for name in (*clocked, "NULL"))
             services = [account.service for account in accounts]
-            found, _ = store.run(SELECT_ROWS.replace("{times}", times), {"services": services})
-            for service, key, changed, age in found:
+            values = {"services": services, "limit": 1000}  # ms, for a lock
+            found, _ = store.run_locking(SELECT_ROWS.replace("{times}", times), values)
+            for service, text, changed, age in found:
+                key, padded = text or "", (text or "").ljust(store.table.padding)
                 known = age if age is not None and age > -updater.CLOCK_SLACK else None
-                row = updater.KeyRow(store.clock, True, updater.Secret(key or ""), known)
-                row = row._replace(row_age=age, changed=changed)
+                row = updater.KeyRow(store.clock, True, updater.Secret(key), known)
+                row = row._replace(row_age=age, changed=changed, padded=updater.Secret(padded))
                 rows.setdefault(service, []).append(row)
     except Exception as error:
         return updater.as_failure(error)

@@ -2,7 +2,7 @@
 """Renew the Webkassa key and store it in PostgreSQL, without ever losing one.
 
 usage: webkassa_key_updater.py [--env-file FILE] [--accounts-dir DIR] [-v]
-           [update [--if-needed | --if-key FINGERPRINT] | check | status [--json] [--no-probe]]
+           [update [--if-needed | --if-key FINGERPRINT] [--json] | check | status [--json] [--no-probe]]
 
 commands:
   update           authorize against Webkassa, validate the new key, store it (the default);
@@ -217,11 +217,9 @@ class Deadline:
 
 
 def update(job: Job) -> Outcome:
-    """Renew the key of an account and return what came of it. Step 1, the settings, is done.
-
-    Authorizing kills the key in use. So nothing is asked of Webkassa before it is certain that the
-    answer can be kept, and nothing that it gave is given up.
-    """
+    """Renew the key of an account and return what came of it; step 1, the settings, is done.
+    Authorizing kills the key in use: so nothing is asked of Webkassa before it is certain that the
+    answer can be kept, and nothing that it gave is given up."""
     logins = LoginState(job.account)
     with contextlib.ExitStack() as shield:  # from the first login on: see `attempt`
         done = None
@@ -244,8 +242,8 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
     with KeyStore(job, logins.current_deadline) as store:
         # 2. Lock, then look: all that is decided is decided on the row as it is under the lock
         create_missing_table(store)
-        first_look = store.read_row()
-        logins.row_before_lock = logins.row_before_lock or first_look
+        seen = store.read_row()
+        logins.row_before_lock = logins.row_before_lock or seen
         row = logins.row = logins.key_age.correct(store.lock_row())
         logins.key_age.note_first_sight(row)
         logins.webkassa.is_doubted = logins.probe_doubt.is_valid(row)
@@ -260,9 +258,8 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
 
         if not logins.token or logins.live_key_unknown or logins.ended_by:
             # 3. Rehearse: the very statement that will store the token, with a stand-in
-            log.debug(
-                Message("Rehearsing the write; then asking {host}.", host=logins.webkassa.host)
-            )
+            what = "Rehearsing the write; then asking {host}."
+            log.debug(Message(what, host=logins.webkassa.host))
             store.rehearse(row)
 
             # 4. Authorize, which kills the key in use, and 5. validate the token
@@ -362,19 +359,15 @@ def hold_back_signals_and_log() -> Iterator[None]:
         while signal.sigtimedwait(signals, 0):
             pass  # what they were to end has ended
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for line in lines.kept:
+        for line in lines:
             log.handle(line)
 
 
-class LineKeeper(logging.Filter):
+class LineKeeper(list[logging.LogRecord]):
     """A filter of the log that keeps each line, and lets none pass."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[logging.LogRecord] = []
-
     def filter(self, line: logging.LogRecord) -> bool:
-        self.kept.append(line)
+        self.append(line)
         return False
 
 
@@ -393,10 +386,8 @@ def superseded_by_late_login(logins: LoginState) -> bool:
         what = "Stored the new key {key}, but a login before it got no answer and may end it."
         raise WebkassaFailure(what, key=logins.row.key.fingerprint)
     logins.invalid_token_replies, logins.store_attempts = logins.invalid_token_replies + 1, 0
-    if (
-        logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
-        or not logins.login_deadline.left
-    ):
+    enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
+    if enough or not logins.login_deadline.left:
         raise WebkassaFailure("Webkassa is so slow that one login of ours killed the next.")
     return True
 
@@ -439,10 +430,9 @@ def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> O
 
 
 def reason_if_not_this_key(asked: str, row: KeyRow, logins: LoginState) -> Message | None:
-    """Return a sentence if another key than the one that is `asked` for is stored, or if it is
-    younger than a minute and alive, else None: a consumer who was told that it is dead knows more
-    than a probe."""
-    if row.key.fingerprint != asked:
+    """Return a sentence if another key than the `asked` one is stored, or if it is younger than a
+    minute and alive, else None: a consumer who was told that it is dead knows more than a probe."""
+    if asked not in (row.key.fingerprint, row.padded.fingerprint):
         what = "Nothing to do: the key {asked} is no longer stored, but {key}."
         return Message(what, asked=asked, key=describe_key(row))
     if row.age is None or row.age >= YOUNG:
@@ -464,10 +454,8 @@ FULL_LIFE = 20 * 3600.0  # seconds; Webkassa promises about a day
 
 
 def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Message | None:
-    """Return a sentence if the key is younger than WEBKASSA_MAX_AGE and not dead, else None.
-
-    Where its age is not known, the probe decides alone; raise a Failure where it cannot.
-    """
+    """Return a sentence if the key is younger than WEBKASSA_MAX_AGE and not dead, else None. Where
+    its age is not known, the probe decides alone; raise a Failure where it cannot."""
     if not row.key or (row.age is not None and row.age >= account.max_age):
         return None
     verdict = probe_stored_key(logins, row)
@@ -500,10 +488,8 @@ def probe_stored_key(logins: LoginState, row: KeyRow) -> str:
 def reconcile_after_reconnect(
     job: Job, logins: LoginState, row: KeyRow, table: Table
 ) -> Outcome | None:
-    """Step 7, with a token in hand: return what was done, None: the token is to be stored.
-
-    If nobody can tell which key lives, `live_key_unknown` is set: certainty costs one login more.
-    """
+    """Step 7, with a token in hand: return what was done, None: the token is to be stored. If
+    nobody can tell which key lives, `live_key_unknown` is set: certainty costs one login more."""
     verdict = ALIVE if logins.against_probe else logins.probe(logins.token)
     changed = bool(row.key) and row.key != logins.row_before_token.key
     if changed and row.key == logins.token and verdict != DEAD:  # the commit had gone through
@@ -598,11 +584,8 @@ def probe_until_alive(logins: LoginState, token: Secret, heartbeat: Callable[[],
 def validate_token(
     logins: LoginState, row: KeyRow, token: Secret, verdict: str, odd: WebkassaFailure | None
 ) -> bool:
-    """Step 5: take a token in hand; say whether it is to be stored now, False: log in once more.
-
-    What stands beside a token (`odd`) is raised, unless the probe proves that the token lives and
-    the stored key does not.
-    """
+    """Step 5: take a token in hand; say whether to store it now, False: log in once more. What stands
+    beside it (`odd`) is raised, unless the probe proves it alive and the stored key dead."""
     if odd and not (verdict == ALIVE and (not row.key or logins.probe(row.key) == DEAD)):
         if odd.retry:
             logins.take_token(token, verdict, row)
@@ -621,9 +604,7 @@ def sleep_or_signal(
     seconds: float, heartbeat: Callable[[], object] | None = None, ignore_signals: bool = False
 ) -> bool:
     """Wait between two tries, calling `heartbeat` every 10 s; say whether a signal ended the wait.
-
-    A signal that was ignored from the start (nohup) ends nothing: held back, it would arrive.
-    """
+    A signal that was ignored from the start (nohup) ends nothing: held back, it would arrive."""
     heard = {number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     rest = Deadline(seconds)
     while True:
@@ -640,8 +621,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LoginState:
-    """What a run knows of its logins, and how long it may go on. A row is what the database held
-    when it was read."""
+    """What a run knows of its logins, and its time. A row is as the database held it."""
 
     STORING_TIME, LAST_TRY = 60.0, 2.0  # seconds: from the token's arrival; least for a further try
     INVALID_REPLY_LIMIT = 3  # replies that may have been a login's, but brought no usable token
@@ -749,9 +729,9 @@ class Webkassa:
     def authorize(
         self, deadline: Deadline, heartbeat: Callable[[], object]
     ) -> tuple[Secret, WebkassaFailure | None]:
-        """Log in once; return the token, and what speaks against it; raise a WebkassaFailure. An answer
-        is waited for until the deadline: a login given up may still take effect, and its token is
-        lost. `heartbeat` is called every 10 s."""
+        """Log in once; return the token, and what speaks against it; raise a WebkassaFailure. An
+        answer is waited for until the deadline: a login given up may still take effect, and its
+        token is lost. `heartbeat` is called every 10 s."""
         login = {"Login": self.account.login.value, "Password": self.account.password.value}
         return read_token(self.host, self.post(self.url, login, deadline, LOGIN_LIMIT, heartbeat))
 
@@ -760,22 +740,16 @@ class Webkassa:
         other hosts (505), and names none that may be asked and was not."""
         here = self.hosts.pop(0)
         self.asked.add(here)
-        if alternative_hosts is None:
-            self.hosts.append(here)
-            return True
-        known = {*self.asked, *self.hosts}
-        self.hosts += [host for host in alternative_hosts if host not in known]
-        if not self.hosts:
-            self.hosts.append(here)
-            return False
-        return True
+        known, others = {*self.asked, *self.hosts}, alternative_hosts
+        self.hosts += [here] if others is None else [name for name in others if name not in known]
+        has_next = bool(self.hosts)
+        self.hosts = self.hosts or [here]
+        return has_next
 
     def probe(self, key: Secret, seconds: float) -> str:
         """Ask a read-only directory with `key`, once, for some seconds at most; return a verdict.
-
         Only codes 2 and 3 condemn a key. That the directory refuses a dead key is not verified, so
-        ALIVE is weaker than DEAD. It never raises: a token in hand must still be stored.
-        """
+        ALIVE is weaker than DEAD. It never raises: a token in hand must still be stored."""
         if not self.probe_url or not key:
             return OFF
         body = {"Token": key.value}
@@ -790,13 +764,9 @@ class Webkassa:
         return ALIVE if good or answer.codes & ALIVE_CODES else UNCLEAR
 
     def post(
-        self,
-        url: str,
-        body: dict[str, str],
-        deadline: Deadline,
-        limit: int,
+        self, url: str, body: dict[str, str], deadline: Deadline, limit: int,
         heartbeat: Callable[[], object] | None = None,
-    ) -> Answer:
+    ) -> Answer:  # fmt: skip
         """POST JSON; the API key goes to the host of Authorize only. Raise WebkassaFailure."""
         headers = {"Content-Type": "application/json"}
         if self.account.api_key and host_of(url) == self.host:
@@ -825,45 +795,35 @@ def read_token(host: str, answer: Answer) -> tuple[Secret, WebkassaFailure | Non
 def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure | None:
     """Return the failure that an answer to Authorize tells, by its status and codes."""
     codes, status = answer.codes, answer.status
+    others = alternative_hosts(host, answer.headers.get("AlternativeDomainNames", ""))
+    cases: tuple[tuple[object, str, dict[str, Any]], ...] = (
+        (codes & {BAD_LOGIN, NOT_AUTHORIZED} or (status in (401, 403) and answer.is_vendors),
+         "{host} answers HTTP {answer}: login refused.", {"code": LOGIN_REFUSED, "retry": False}),
+        (OTHER_DOMAIN in (*codes, status), "{host} answers HTTP {answer}: this account is served on"
+         " another host.", {"alternative_hosts": others}),
+        (status in (401, 403), "{host} answers HTTP {answer}: something in between refuses, or the"
+         " API key.", {}),
+        (status in (408, 429), "{host} answers HTTP {answer}: too many requests.", {}),
+        (UNKNOWN_ERROR in codes or status >= 500, "{host} answers HTTP {answer}: it is failing.",
+         {"may_have_logged_in": True}),
+        (codes or not 200 <= status < 300, "{host} answers HTTP {answer}: not an answer to a login.",
+         {"code": NONSENSE, "retry": has_token}),
+        (answer.errors, "{host} answers HTTP {answer}, with errors that have no code.",
+         {"code": NONSENSE, "may_have_logged_in": True, "invalid_token_reply": True}),
+    )  # fmt: skip
     facts: dict[str, Any] = {"host": host, "answer": answer.shown, "wait": answer.retry_after}
     facts["invalid_token_reply"] = has_token
-    if codes & {BAD_LOGIN, NOT_AUTHORIZED} or (status in (401, 403) and answer.is_vendors):
-        what = "{host} answers HTTP {answer}: login refused."
-        return WebkassaFailure(what, **facts, code=LOGIN_REFUSED, retry=False)
-    if OTHER_DOMAIN in (*codes, status):
-        what = "{host} answers HTTP {answer}: this account is served on another host."
-        others = alternative_hosts(host, answer.headers.get("AlternativeDomainNames", ""))
-        return WebkassaFailure(what, **facts, alternative_hosts=others)
-    if status in (401, 403):
-        what = "{host} answers HTTP {answer}: something in between refuses, or the API key."
-        return WebkassaFailure(what, **facts)
-    if status in (408, 429):
-        return WebkassaFailure("{host} answers HTTP {answer}: too many requests.", **facts)
-    if UNKNOWN_ERROR in codes or status >= 500:
-        what = "{host} answers HTTP {answer}: it is failing."
-        return WebkassaFailure(what, **facts, may_have_logged_in=True)
-    if codes or not 200 <= status < 300:
-        what = "{host} answers HTTP {answer}: not an answer to a login."
-        return WebkassaFailure(what, **facts, code=NONSENSE, retry=has_token)
-    if answer.errors:
-        what = "{host} answers HTTP {answer}, with errors that have no code."
-        facts |= {"may_have_logged_in": True, "invalid_token_reply": True}
-        return WebkassaFailure(what, **facts, code=NONSENSE)
-    return None
+    found = (WebkassaFailure(what, **facts | more) for is_so, what, more in cases if is_so)
+    return next(found, None)
 
 
 def send_request(
-    session: requests.Session,
-    request: requests.Request,
-    end: Deadline,
-    limit: int,
+    session: requests.Session, request: requests.Request, end: Deadline, limit: int,
     heartbeat: Callable[[], object] | None = None,
-) -> Answer:
-    """Send one request and return its answer; raise WebkassaFailure if none comes in time.
-
-    Of its body `limit` bytes are read. After an exchange that was odd, cut or failed its connection
-    is not used again: a late answer would be taken for the answer to the next question.
-    """
+) -> Answer:  # fmt: skip
+    """Send one request and return its answer; raise WebkassaFailure if none comes in time. Of its
+    body `limit` bytes are read. After an exchange that was odd, cut or failed its connection is not
+    used again: a late answer would be taken for the answer to the next question."""
     if not end.left:
         raise WebkassaFailure("There was no time left to ask {host}.", host=host_of(request.url))
     answer: Answer | None = None
@@ -1067,14 +1027,12 @@ def alternative_hosts(host: str, header: str) -> list[str]:
 
 
 def run_with_deadline(
-    deadline: Deadline,
-    heartbeat: Callable[[], object] | None,
-    function: Callable[..., Any],
-    *args: Any,
-) -> Any:
-    """Return what `function(*args)` gives, or raise what it raises; TimeoutError at the deadline. The
-    timeouts of requests are per read and leave out name resolution; libpq waits in C. So a thread
-    does it, which is left behind if it is late."""
+    deadline: Deadline, heartbeat: Callable[[], object] | None,
+    function: Callable[..., Any], *args: Any,
+) -> Any:  # fmt: skip
+    """Return what `function(*args)` gives, or raise what it raises; TimeoutError at the deadline.
+    The timeouts of requests are per read and leave out name resolution; libpq waits in C. So a
+    thread does it, which is left behind if it is late."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     start_thread(put_result, results, function, args)
     while True:
@@ -1101,8 +1059,7 @@ def put_result(results: Any, function: Callable[..., Any], args: tuple[Any, ...]
 
 
 def start_thread(function: Callable[..., None], *args: Any) -> None:
-    """Start a thread with all signals blocked: in it, a signal would end the process at once, also
-    between login and commit."""
+    """Start a thread with all signals blocked: one would end the process, even before a commit."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         threading.Thread(target=function, args=args, daemon=True).start()
@@ -1124,9 +1081,7 @@ IN_TRANSACTION = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
 BEGIN = """
     BEGIN ISOLATION LEVEL READ COMMITTED;
     SET LOCAL idle_in_transaction_session_timeout = 30000;
-    SET LOCAL synchronous_commit = local;
-    SET LOCAL TimeZone = 'UTC';
-    SET LOCAL statement_timeout = 0;
+    SET LOCAL synchronous_commit = local; SET LOCAL TimeZone = 'UTC'; SET LOCAL statement_timeout = 0;
     SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
 """  # the last since 17: PgBouncer 1.18 may tell an earlier server's version (findings/)
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
@@ -1181,6 +1136,7 @@ class KeyRow(NamedTuple):
     row_age: float | None = None  # what its columns say
     changed: str | None = None  # UTC
     beside: str = ""  # where the row is missing: the name of another
+    padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
 
     @property
     def is_touched(self) -> bool:
@@ -1195,8 +1151,8 @@ class KeyRow(NamedTuple):
 
 
 class KeyStore:
-    """One transaction on the table; what is not committed is rolled back in the end. `deadline` bounds
-    all waits for others. Methods raise StoreUnavailable or WriteRefused."""
+    """One transaction on the table; what is not committed is rolled back in the end. `deadline`
+    bounds all waits for others. Methods raise StoreUnavailable or WriteRefused."""
 
     STATEMENT_TIME, COMMIT_TIME, ASK_TIME, LOCK_PAUSE = 20.0, 15.0, 5.0, 0.3  # seconds
 
@@ -1216,12 +1172,9 @@ class KeyStore:
         self.connection.close()
 
     def run(
-        self,
-        statements: str,
-        values: Mapping[str, Any] | None = None,
-        deadline: Deadline | None = None,
-        table: sql.Identifier | None = None,
-    ) -> tuple[list[Any], str]:
+        self, statements: str, values: Mapping[str, Any] | None = None,
+        deadline: Deadline | None = None, table: sql.Identifier | None = None,
+    ) -> tuple[list[Any], str]:  # fmt: skip
         """Run statements in one message; return the rows and the command tag of the last."""
         deadline = self.connection.deadline = deadline or self.deadline.within(self.STATEMENT_TIME)
         # The server is to give up, and to say why, shortly before we do
@@ -1237,10 +1190,9 @@ class KeyStore:
         except (psycopg2.Error, UnicodeError, TimeoutError) as error:
             raise database_failure(error, self.table, self.account) from None
 
-    def find_table(self, before: str = BEGIN) -> None:
-        """Find the table, `before` that begin a transaction."""
+    def find_table(self, begins: bool = True) -> None:
         values = {"schema": self.account.schema or None, "name": self.account.table}
-        ((clock, *found),), _ = self.run(before + FIND_TABLE, values)
+        ((clock, *found),), _ = self.run((BEGIN if begins else "") + FIND_TABLE, values)
         self.table, self.clock = Table(*found), clock - time.monotonic()
 
     def read_row(self) -> KeyRow:
@@ -1252,9 +1204,9 @@ class KeyStore:
         return self.select_row("")
 
     def lock_row(self) -> KeyRow:
-        """Take this row's lock until the transaction ends, then lock the row, and return it as it is
-        then. Raise LockBusy where somebody else holds one: who waits holds no connection. The advisory
-        lock works across hosts and behind a pooler; a row need not exist for it."""
+        """Take this row's lock until the transaction ends, then lock the row, and return it as it
+        is then. Raise LockBusy where somebody else holds one: who waits holds no connection. The
+        advisory lock works across hosts and behind a pooler; a row need not exist for it."""
         self.take_lock(f"{self.table.short}:{self.account.service}")
         row = self.select_row("FOR NO KEY UPDATE")
         others = [] if row.exists else self.run(OTHER_ROWS)[0][:1]
@@ -1297,32 +1249,33 @@ class KeyStore:
         clocked = [name for name in self.table.times if self.table.columns[name][0] != "date"]
         times = [f"{name}::timestamptz" for name in (*clocked, "NULL")]
         select = SELECT_ROW.replace("{times}", ", ".join(times)).replace("{lock}", row_lock)
-        try:
-            limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
-            rows, _ = self.run(LOCK_TIMEOUT + select, {"limit": limit})
-        except LockBusy:
-            with contextlib.suppress(Failure):
-                self.run("ROLLBACK")
-            raise self.busy(0) from None
+        limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
+        rows, _ = self.run_locking(select, {"limit": limit})
         if len(rows) > 1:
             what = "{table} has {count} rows of this service."
             advice = "Delete all but one of them, then run: `check`"
             raise WriteRefused(what, advice, table=self.table.shown, count=len(rows))
         row = KeyRow(self.clock)
-        for key, changed, age in rows:
-            known = age if age is not None and age > -CLOCK_SLACK else None
-            row = row._replace(
-                exists=True, key=Secret(key or ""), age=known, row_age=age, changed=changed
-            )
+        for text, changed, age in rows:
+            key, known = text or "", age if age is not None and age > -CLOCK_SLACK else None
+            row = row._replace(exists=True, key=Secret(key), age=known, row_age=age)
+            row = row._replace(changed=changed, padded=Secret(key.ljust(self.table.padding)))
         return row
+
+    def run_locking(self, statements: str, *more: Any) -> tuple[list[Any], str]:
+        """Run statements that may wait for a lock; raise a LockBusy that names its holder."""
+        try:
+            return self.run(LOCK_TIMEOUT + statements, *more)
+        except LockBusy:
+            raise self.busy(0) from None
 
     def busy(self, number: int) -> LockBusy:
         """Return a failure that names who holds the advisory lock of this number, or the table."""
         holder = LockBusy.holder
         with contextlib.suppress(Failure):  # who may not look waits all the same
+            self.run("ROLLBACK")
             ((holder,),), _ = self.run(LOCK_HOLDER, {"number": number})
-        what = "The lock, the row or the table is held by {holder}."
-        return LockBusy(what, holder=holder)
+        return LockBusy("The lock, the row or the table is held by {holder}.", holder=holder)
 
     def in_transaction(self) -> bool:
         """Ask whether the transaction, and with it the lock, still stands."""
@@ -1334,7 +1287,7 @@ class KeyStore:
 
     def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
-        plan, _ = self.run(LOCK_TIMEOUT + KEEP_TABLE_LOCK, {"limit": 1000})
+        plan, _ = self.run_locking(KEEP_TABLE_LOCK, {"limit": 1000})
         if '"Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
@@ -1352,8 +1305,7 @@ class KeyStore:
             raise StoreUnavailable("PostgreSQL rolled the transaction back.")
 
     def write(self, before: str, row: KeyRow, token: Secret, after: str, end: Deadline) -> str:
-        """Write `token` into the row, call up what waits for the commit, read it back; return the
-        tag of the last command."""
+        """Write `token`, call up what waits for the commit, read it back; return the last tag."""
         times = self.table.times
         if row.exists:
             now = "".join(f", {name} = clock_timestamp()" for name in times[:1])
@@ -1361,8 +1313,8 @@ class KeyStore:
         else:
             names, now = "".join(f", {name}" for name in times), ", clock_timestamp()" * len(times)
             write = INSERT_ROW.replace("{times}", names).replace("{now}", now)
-        statements = LOCK_TIMEOUT + before + write + READ_BACK + after
-        return self.run(statements, {"token": token.value}, end)[1]
+        statements = before + write + READ_BACK + after
+        return self.run_locking(statements, {"token": token.value}, end)[1]
 
 
 def create_missing_table(store: KeyStore, commit: bool = True) -> None:
@@ -1376,9 +1328,7 @@ def create_missing_table(store: KeyStore, commit: bool = True) -> None:
         store.run("COMMIT")
         what = "{service}: made the missing table {table}."
         log.info(Message(what, service=store.account.service, table=store.table.shown))
-        store.find_table()
-    else:
-        store.find_table("")
+    store.find_table(begins=commit)
 
 
 OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
@@ -1396,10 +1346,8 @@ class Connection(psycopg2.extensions.connection):
 
 
 def wait_for_server(connection: Connection) -> None:
-    """Wait for PostgreSQL, as psycopg2's wait callback; raise TimeoutError at the deadline.
-
-    That closes the connection and cancels nothing: a COMMIT on its way may go through.
-    """
+    """Wait for PostgreSQL, as psycopg2's wait callback; raise TimeoutError at the deadline. That
+    closes the connection and cancels nothing: a COMMIT on its way may go through."""
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
         is_reading = state == psycopg2.extensions.POLL_READ
         poll = select.poll()  # `select` itself knows no file above 1,023
@@ -1472,19 +1420,17 @@ PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
 
 FIND_TABLE = """
-    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text,
-           current_user::text, oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text,
-           coalesce(relname, %(name)s)::text, found, coalesce(columns, '{{}}'),
-           coalesce(constraints, '[]'), (
+    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, current_user::text,
+           oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text, coalesce(relname, %(name)s)::text,
+           found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
         SELECT coalesce(json_agg(json_build_array(nspname, nspname = ANY(current_schemas(false)))), '[]')
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE relkind IN ('r', 'p', 'v') AND relname = t.relname AND c.oid <> t.oid
           AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT'))
     FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
-        SELECT c.oid, nspname, relname, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
+        SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
                    THEN pg_table_is_visible(c.oid) ELSE nspname = %(schema)s END AS found,
-               (SELECT json_object_agg(attname, ARRAY[format_type(atttypid, atttypmod),
-                                                      typcategory::text])
+               (SELECT json_object_agg(attname, ARRAY[format_type(atttypid, atttypmod), typcategory::text])
                 FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
                 WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS columns,
                (SELECT json_agg(conname) FROM pg_constraint WHERE conrelid = c.oid) AS constraints
@@ -1496,8 +1442,7 @@ FIND_TABLE = """
 LOCK_HOLDER = """
     SELECT coalesce(string_agg(format('process %%s (%%s, %%s) since %%s UTC', pid, usename,
            application_name, coalesce(to_char(xact_start, 'HH24:MI:SS'), '?')), ', '), 'somebody')
-    FROM pg_stat_activity
-    WHERE pid <> pg_backend_pid() AND datname = current_database() AND pid IN (
+    FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database() AND pid IN (
         SELECT pid FROM pg_locks WHERE granted AND (
             locktype = 'relation' AND relation = %(oid)s AND mode <> 'AccessShareLock'
             OR locktype = 'advisory' AND (classid::bigint << 32 | objid::bigint) = %(number)s))
@@ -1515,6 +1460,7 @@ class Table(NamedTuple):
     found: bool | None
     columns: dict[str, list[str]]  # the type of each, and the category of that
     constraints: list[str]
+    is_unlogged: bool
     others: list[tuple[str, bool]]  # of that name: schema, and whether it is on the search path
 
     @property
@@ -1536,8 +1482,13 @@ class Table(NamedTuple):
         size = re.search(r"\((\d+)\)", self.columns["api_key"][0])
         return int(size[1]) if size else 0
 
+    @property
+    def padding(self) -> int:
+        """The characters to which the key column fills up with blanks; 0: it does not."""
+        return self.key_size if self.columns["api_key"][0].startswith("character(") else 0
 
-NO_TABLE = Table("", "", None, "", "", None, {}, [], [])
+
+NO_TABLE = Table("", "", None, "", "", None, {}, [], False, [])
 
 
 def identify(schema: str, name: str) -> sql.Identifier:
@@ -1619,8 +1570,7 @@ class KeyAge:
 
 
 class Refusals:
-    """The last refused login of a row, by a salted fingerprint of all that it is made of: it is not
-    sent again and again."""
+    """The last refused login of a row, by a salted fingerprint: it is not sent again and again."""
 
     LIFE, SHORT_LIFE = 86400, 60  # seconds; the second: of answers without a token
 
@@ -1644,11 +1594,9 @@ class Refusals:
         code, moment = note.get("code"), note["time"]
         is_waiters = waiting_since is not None and moment >= waiting_since
         is_waiters = is_waiters and moment > time.time() - self.SHORT_LIFE
-        if code not in (LOGIN_REFUSED, NONSENSE):
-            return None
-        if not is_waiters and (always or code == NONSENSE):
-            return None
-        if note.get("hash") != self.credential_hash(str(note.get("salt"))):
+        counts = code == LOGIN_REFUSED and not always
+        counts = counts or (is_waiters and code in (LOGIN_REFUSED, NONSENSE))
+        if not counts or note.get("hash") != self.credential_hash(str(note.get("salt"))):
             return None
         what = "Webkassa refused this login at {since}; it was not sent again."
         if code != LOGIN_REFUSED:
@@ -1752,6 +1700,8 @@ def read_database(read: SettingsParser) -> dict[str, str | Secret]:
     for name, parameter in (ours | theirs).items():
         if parameter not in given and name in read.values:
             given[parameter], names[parameter] = read.text(name, any_end=True), name
+    if by_url and any(map(read.REFERENCE.fullmatch, given.values())):
+        read.fault("DATABASE_URL", "{name}: holds a reference to a secret, and not the secret")
     for parameter in ("host", "user", "dbname"):
         for value in given.get(parameter, "").split(","):
             is_odd = re.search("[:/@;&=]", value) and not value.startswith(("/", "@"))
@@ -1761,6 +1711,8 @@ def read_database(read: SettingsParser) -> dict[str, str | Secret]:
     for port in given.get("port", "1").split(","):
         if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
             read.fault(names["port"], "{name}: the port is no number from 1 to 65535")
+    if given.get("sslmode", "") not in ("", *SSL_MODES.split(", ")):
+        read.fault(names["sslmode"], "{name}: sslmode must be one of {known}", known=SSL_MODES)
     if "service" in given:
         given = read_service_file(read.values, given["service"]) | given
     return {n: Secret(v) if n in ("password", "sslpassword") else v for n, v in given.items()}
@@ -1800,9 +1752,11 @@ class SettingsParser:
     """Reads settings of all kinds from a mapping of names to texts, and collects their faults."""
 
     HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode: control, format, surrogate, separators
-    PLACEHOLDER = re.compile(r"<.+>|(.*/)?your[ _-].+|change[ _-]?me|x{3,}|\*{3,}|\.{3}|.+//user:password@.+",
-                             re.IGNORECASE)  # fmt: skip
-    QUOTES = "\"'`\u201c\u201d\u201e\u201f\u00ab\u00bb\u2018\u2019"
+    PLACEHOLDER = re.compile(r"<.+>|(.*/)?your[ _-].+|change[ _-]?me|x{3,}|\*{3,}|\.{3}|.+//user:password@.+"
+                             r"|(?-i:TODO|FIXME)|\W*redacted\W*|null|nil|none|undefined", re.IGNORECASE)  # fmt: skip
+    REFERENCE = re.compile(r"(op|sm|ssm|akv|bws|file|ref\+\w+|(aws-|azure-|gcp-)?vault)://.+|(vault|secretref):.+|arn:aws.+"
+                           r"|!vault.*|\$ANSIBLE_VAULT.*|ENC[\[(].+|projects/.+/secrets/.+|@Microsoft\.KeyVault.+"
+                           r"|\$?\{\{.*\}\}|\$\(\w+\)|\$\{[A-Za-z_].*\}|\$(WEBKASSA|POSTGRES|PG)\w+")  # fmt: skip
 
     def __init__(self, values: Mapping[str, str], faults: list[Message]) -> None:
         self.values, self.faults = {n: value for n, value in values.items() if value}, faults
@@ -1819,12 +1773,16 @@ class SettingsParser:
         what = first_that_holds(
             (default is None and not value, "{name}: is not set"),
             (self.PLACEHOLDER.fullmatch(value), "{name}: is still a placeholder"),
+            (self.REFERENCE.fullmatch(value), "{name}: is a reference to a secret, and not the secret"),
+            (name in IN_FILES and (value.startswith(("/run/secrets/", "/var/run/secrets/")) or
+                                   (value[:1] == "/" and os.path.isfile(value))),
+             "{name}: is the path of a file; if that holds the secret, set {name}_FILE to it"),
             (hidden, "{name}: contains the invisible character U+{codes[0]:04X}"),
-            (not any_end and value != value.strip().strip(self.QUOTES),
-             "{name}: has a quote or a blank at its beginning or end"),
         )  # fmt: skip
         if what:
             self.fault(name, what, codes=hidden)
+        elif not any_end:
+            self.faults += odd_end(name, value)
         return value
 
     def url(self, name: str, default: str = "", plain_http: bool = False) -> str:
@@ -1860,6 +1818,13 @@ class SettingsParser:
             what = "{name}: is not a duration like {default}, from {shortest}s to {longest}s"
             self.fault(name, what, default=default, shortest=shortest, longest=longest)
         return seconds
+
+
+def odd_end(name: str, value: str) -> list[Message]:
+    """Say that a value has a quote or a blank at an end, if so."""
+    if value == value.strip().strip("\"'`\u201c\u201d\u201e\u201f\u00ab\u00bb\u2018\u2019"):
+        return []
+    return [Message("{name}: has a quote or a blank at its beginning or end", name=name)]
 
 
 def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
@@ -1927,13 +1892,27 @@ def find_unknown_names(path: Path, file: Iterable[str], values: Iterable[str]) -
 
 
 def nearest_setting(name: str) -> str:
-    """Return the setting that an unknown name may mean, or ""."""
+    """Return the setting that an unknown name may mean, or "". What all begin with tells nothing."""
+    alike = {re.sub(SAME, "", ours): ours for ours in sorted(NAMES)}
+    near = difflib.get_close_matches(re.sub(SAME, "", name), alike, 1, 0.65)
     meant = [ours for ours, others in ALIASES.items() if re.fullmatch(others, name)]
-    return [*meant, *difflib.get_close_matches(name, NAMES, 1, 0.5), ""][0]
+    return [*meant, *(alike[short] for short in near), ""][0]
 
 
-ALIASES = {  # what others call a setting that decides which host or which database is used
-    "WEBKASSA_AUTH_URL": "WEBKASSA_(BASE_|API_|AUTHORIZE_|LOGIN_)?(URL|HOST|DOMAIN|ENDPOINT)",
+def warn_of_overruled(path: Path, file: Mapping[str, str], env: Mapping[str, str]) -> None:
+    """Warn of what a file says of host, database or login, while the environment has another."""
+    for name in sorted({*ALIASES, *LIBPQ, "WEBKASSA_SERVICE_NAME"} & env.keys()):
+        is_said = name in file or (name == "DATABASE_URL" and POSTGRES.keys() & file.keys())
+        if is_said and env[name] not in ("", file.get(name)):
+            what = "{name}: what the environment says counts, and not what {file} says"
+            log.warning(Message(what, name=name, file=path))
+
+
+SAME = "(?<=^W)EBKASSA_|(?<=^P)OSTGRES_"  # in names
+ALIASES = {  # what others call a setting that decides which host, database or login is used
+    "WEBKASSA_LOGIN": "WEBKASSA_(USER|USER_?NAME|USER_LOGIN|EMAIL)",
+    "WEBKASSA_PASSWORD": "WEBKASSA_(PASS|PWD|PW|USER_PASSWORD)",
+    "WEBKASSA_AUTH_URL": "WEBKASSA_((BASE|API|AUTH(ORIZE)?|LOGIN|SERVER|V4)_)*(UR[LI]|HOST|DOMAIN|ENDPOINT)",
     "POSTGRES_HOST": "POSTGRES_(SERVER|HOSTNAME|ADDRESS)",
     "POSTGRES_PORT": "POSTGRES_PORTS",
     "POSTGRES_DB": "POSTGRES_(DATABASE|NAME|DBNAME|DB_NAME|DATABASE_NAME)",
@@ -1954,6 +1933,7 @@ IN_FILES = {"WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY", "POSTGRES
             "DATABASE_URL", "HEALTHCHECK_URL"}  # fmt: skip
 NAMES = {*OWN, *IN_FILES, *(f"{name}_FILE" for name in IN_FILES), *POSTGRES, "WEBKASSA_AUTH_URL",
          "WEBKASSA_PROBE_URL", "WEBKASSA_MAX_AGE", "WEBKASSA_DEADLINE", "API_KEYS_TABLE"}  # fmt: skip
+SSL_MODES = "disable, allow, prefer, require, verify-ca, verify-full"
 OTHER_NAMES = {"WEBKASSA_ACCOUNTS_DIR", "WEBKASSA_KEY_COMMAND"}  # of a run, not of an account
 PREFIXES = ("WEBKASSA_", "POSTGRES_", "API_KEYS", "HEALTHCHECK")  # of all
 
@@ -1974,8 +1954,8 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
         (logins.verdict == UNCLEAR, "Whether the new key works could not be probed."),
         (logins.login_outcome_unknown,
          "A login before it got no answer and may end it yet: look again soon."),
-        (logins.store_attempts > 1,
-         "Storing took more than one try; perhaps nobody was notified."),
+        (logins.store_attempts > 1, "Storing took more than one try; perhaps nobody was notified."),
+        *((True, what) for what in odd_for_consumers(table, before.key)),
         (0 < table.key_size < 64,
          "The column api_key holds {size} characters: a longer key could not be stored."),
         (webkassa.host != host_of(logins.account.auth_url), "Set WEBKASSA_AUTH_URL={url}"),
@@ -1995,6 +1975,14 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
         said = Message("{what} {why} {advice}", what=Message(what, **facts), **facts)
         return Outcome(doubt.code, said, token, True, UNCLEAR, warnings)
     return Outcome(0, Message(what, **facts), token, True, logins.verdict, warnings)
+
+
+def odd_for_consumers(table: Table, key: Secret) -> Iterator[str]:
+    """Yield what consumers may trip over, given the key that is stored."""
+    if table.padding:
+        yield "table: the column api_key is filled up with blanks; do consumers strip them?"
+    if key and not re.fullmatch("[0-9A-Za-z_-]{8,64}", key.value):
+        yield "table: the stored value looks like no key (JSON, encrypted, Bearer?); who unpacks it?"
 
 
 def describe_failure(
@@ -2042,9 +2030,6 @@ def probe_refuses_every_key(key: Secret, webkassa: Webkassa) -> SettingsFault:
     return SettingsFault(what, DOUBT, key=key.fingerprint, host=host_of(webkassa.probe_url))
 
 
-DOUBT = "Set WEBKASSA_PROBE_URL=off or ask Webkassa why RefUnits refuses it. Then run: `check`"
-
-
 def no_answer(host: str, error: Exception, was_sent: bool) -> Failure:
     """Say why there is no answer to a request, of which at least a part `was_sent`, or nothing."""
     if isinstance(error, Failure):  # there is no thread for it
@@ -2072,6 +2057,7 @@ def error_signs(error: BaseException | None) -> set[str]:
 
 URL_OR_PROXY = "Is the URL right, is the proxy? Then run: `check`"
 FIX_IT = "Correct it, then run: `check`"
+RENEW_IT = "Whoever made it, the host's owner or that of a proxy, must renew it. Then run: `check`"
 NO_ANSWER = (  # what is seen in the error, what it means for the host, what to look at
     ("verify_code 9", "The certificate of {host} is not valid yet.",
      "Is the clock of this machine right? Then run: `check`"),
@@ -2079,8 +2065,13 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
      "Is the clock of this machine right? If so, the host's owner must renew it. Then run: `check`"),
     ("verify_code 62 or verify_code 64", "The certificate of {host} has another name.",
      "Is the host in the URL right? Then run: `check`"),
-    ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer.",
-     "Does a proxy read along? Put its certificate into REQUESTS_CA_BUNDLE. Then run: `check`"),
+    ("verify_code 66 or verify_code 67 or verify_code 68",
+     "The certificate of {host} is too weak: a short key, or SHA-1.", RENEW_IT),
+    ("verify_code 28", "The certificate of {host} has an issuer that is not trusted for servers.", RENEW_IT),
+    ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer, or an"
+     " intermediate certificate is missing.",
+     "Does a proxy read along? Put its certificate into REQUESTS_CA_BUNDLE; or the one that the host"
+     " leaves out. Then run: `check`"),
     ("no proxy", "{host} cannot be reached through the proxy.", ""),
     ("gaierror", "{host} has a name that cannot be resolved.", ""),
     ("NewConnectionError", "{host} refuses the connection, or there is no network.", ""),
@@ -2108,11 +2099,16 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
     host = target.get("hostaddr") or target.get("host") or "/var/run/postgresql"  # the wheel's own
     is_name = not host.startswith(("/", "@")) and not parse_address(host)
     is_open = not is_name and port_open(host, int(target.get("port", 5432)))
-    is_silent = isinstance(error, TimeoutError)
+    is_silent, said = isinstance(error, TimeoutError), str(error)  # libpq's words are English
+    hangs_up = re.search("closed the connection unexp|could not (send|receive data)|EOF det", said)
+    no_digest, is_system = "could not find digest" in said, shown.get("sslrootcert") == "system"
     what = first_that_holds(
         (is_name, "PostgreSQL ({where}) has a name that cannot be resolved."),
         (not is_open, "PostgreSQL ({where}) cannot be reached: connection refused or timed out."),
         (is_silent, "PostgreSQL ({where}) accepts the connection, but does not answer."),
+        (hangs_up, "PostgreSQL ({where}) is not there: what listens hangs up at once. HAProxy does so"
+         " when every server behind it is down."),
+        (no_digest, "PostgreSQL ({where}) has a certificate, signed by Ed25519, to which libpq binds no password."),
         (True, "PostgreSQL ({where}) is there, but the connection is rejected: role, password,"
          " database, TLS, no free place."),
     )  # fmt: skip
@@ -2123,6 +2119,9 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
          " network alone. To see why: {psql}\nThen run: `check`"),
         (not is_open and is_loopback(host), "To see why: {psql}\nIn a container {host} is the"
          " container itself. Then run: `check`"),
+        (no_digest, "Set PGCHANNELBINDING=disable. Then run: `check`"),
+        (is_system and "certificate verify failed" in said, "sslrootcert=system means a"
+         " folder of psycopg2's makers: name a file like /etc/ssl/certs/ca-certificates.crt.\nThen run: `check`"),
         (True, "To see why: {psql}\nThen run: `check`"),
     )  # fmt: skip
     return StoreUnavailable(
@@ -2150,7 +2149,7 @@ POOLER_REFUSALS = {  # its words are always English
 }
 
 
-def database_failure(error: Exception, table: Table, account: Account) -> Failure:
+def database_failure(error: Any, table: Table, account: Account) -> Failure:
     """Name an error by its SQLSTATE and by names that the catalog has: its text can carry a key,
     and so can a name that a trigger made up."""
     state = getattr(error, "pgcode", None)
@@ -2161,13 +2160,15 @@ def database_failure(error: Exception, table: Table, account: Account) -> Failur
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
     if state == "55P03":
         return LockBusy("The lock, the row or the table is held by somebody.")
+    in_trigger = ("a trigger or a function lacks a right, which is not one on this table",
+                  "Give {role} what the trigger does, or make its function SECURITY DEFINER. Then run: `check`")  # fmt: skip
     what, advice = {
         "0A000": ("it is a view that cannot be locked? Set API_KEYS_TABLE to the table behind", ""),
         "22001": ("a column is too short: {kinds}", ""),
         READ_BACK_FAILED: ("a trigger or row-level security drops or changes the new key", ""),
         "22P05": ("its encoding lacks characters of {service!r}", ""),
         "25006": ("it is read-only for now, a standby or in a failover", ""),
-        "42501": ("a right is missing", "{grants}"),
+        "42501": in_trigger if error.diag.context else ("a right is missing", "{grants}"),
         "53100": ("its disk is full", "Make room on the disk of PostgreSQL, then run: `check`"),
         "53300": ("it has no free connection", ""),
     }.get(state, ("", ""))  # fmt: skip
@@ -2177,15 +2178,14 @@ def database_failure(error: Exception, table: Table, account: Account) -> Failur
     if PASSING.match(state):
         return StoreUnavailable("PostgreSQL cannot serve now: {why}.", advice, why=why)
     grants = describe_grants(table)
-    return WriteRefused("PostgreSQL refuses the write: {why}.", advice, why=why, grants=grants)
+    what, role = "PostgreSQL refuses the write: {why}.", quote_name(table.role)
+    return WriteRefused(what, advice, why=why, grants=grants, role=role)
 
 
 def shown_error(error: Any, state: str, table: Table) -> str:
     """Return an error's SQLSTATE and the names in it that the catalog has."""
     known = {table.schema, table.name, *table.columns, *table.constraints}
-    names = [
-        getattr(error.diag, f"{of}_name") for of in ("schema", "table", "column", "constraint")
-    ]
+    names = [getattr(error.diag, f"{n}_name") for n in ("schema", "table", "column", "constraint")]
     shown = ", ".join([state, *(name for name in names if name in known)])
     with contextlib.suppress(KeyError):
         return f"{psycopg2.errorcodes.lookup(state).lower()} {shown}"
@@ -2222,8 +2222,7 @@ def table_fault(table: Table) -> WriteRefused | None:
         (missing, "The table {table} has no column {column}.", ""),
         (category != "S", "The column api_key of {table} must be text, but it is {kind}.", ""),
     )  # fmt: skip
-    found = [WriteRefused(what, advice, **facts) for is_so, what, advice in faults if is_so]
-    return found[0] if found else None
+    return next((WriteRefused(what, advice, **facts) for so, what, advice in faults if so), None)
 
 
 def row_fault(
@@ -2239,13 +2238,11 @@ def row_fault(
         (elsewhere, "{elsewhere} has a row {service!r}, too: which one do consumers read, that or"
          " {table}?", "Set API_KEYS_TABLE to the table that consumers read. Then run: `check`"),
     )  # fmt: skip
-    found = [WriteRefused(what, advice, **facts) for is_so, what, advice in faults if is_so]
-    return found[0] if found else None
+    return next((WriteRefused(what, advice, **facts) for so, what, advice in faults if so), None)
 
 
 def as_failure(error: Exception) -> Failure:
-    """Return a Failure as it is; of any other exception say where it struck, not what it says: that
-    can carry secrets."""
+    """Return a Failure as it is; of other exceptions the place alone: their text can be secret."""
     if isinstance(error, Failure):
         return error
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -2332,17 +2329,27 @@ def check_store(job: Job, deadline: Deadline) -> tuple[list[Finding], KeyRow | N
         return [*findings, failed_step(step, failure)], None
 
 
+VALIDITY = "expire[sd]?(_?(at|on))?|valid_(until|to)|(is_)?(active|valid|enabled|expired)|status"
+
+
 def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
     similar = ", ".join(repr(name) for name, is_similar in store.run(OTHER_ROWS)[0] if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
+    table, times = store.table, store.table.times
+    left = ", ".join(name for name in table.columns if re.fullmatch(VALIDITY, name))
     for is_so, what in (
-        (not store.table.times, "table: no column updated_at or created_at, so no age is known"),
+        *((True, what) for what in odd_for_consumers(table, row.key)),
+        (left, "table: left as they are: {left}; do consumers read them?"),
+        (table.is_unlogged, "table: it is UNLOGGED; a crash of PostgreSQL empties it"),
+        (times and table.columns[times[0]][0] == "date", "table: {times[0]} is a date, no time"),
+        (not times, "table: no column updated_at or created_at, so no age is known"),
         (similar, "table: beside the row there is {similar}; do consumers read that one?"),
         (elsewhere, "table: {elsewhere} has such a row, too; do consumers read that one?"),
     ):
         if is_so:
-            yield Finding("WARN", Message(what, similar=similar, elsewhere=elsewhere))
+            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times}
+            yield Finding("WARN", Message(what, **facts))
     try:  # last, for a refusal ends the transaction
         store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
     except WriteRefused as refusal:
@@ -2359,10 +2366,10 @@ def check_host(ca_file: str, url: str, name: str) -> Finding:
     except Failure as failure:
         again = failure.advice or Message("Try again later: `check`")
         return failed_step(name, failure)._replace(advice=again)
+    level, what = "ok", "{name}: {host} answers"
     if host_of(url) in TEST_HOSTS:
-        what = "{name}: {host} answers; it is Webkassa's TEST system"
-        return Finding("WARN", Message(what, **facts))
-    return Finding("ok", Message("{name}: {host} answers", **facts))
+        level, what = "WARN", "{name}: {host} answers; it is Webkassa's TEST system"
+    return Finding(level, Message(what, **facts))
 
 
 def failed_step(name: str, failure: Failure) -> Finding:
@@ -2408,8 +2415,7 @@ def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Fai
 
 
 def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
-    """Say how a stored key stands, given the probe's verdict and the refusal of a login that is
-    remembered."""
+    """Say how a stored key stands, given a probe's verdict and the refusal that is remembered."""
     age, row_age, is_touched = row.age or 0, row.row_age or 0, row.is_touched
     end = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(time.time() + 86400 - age))
     facts = {"key": describe_key(row), "verdict": verdict, "hours": abs(row_age) / 3600,
@@ -2457,6 +2463,7 @@ class Finding(NamedTuple):
 
 
 NOW = Message("Run again now: `update`")
+DOUBT = "Set WEBKASSA_PROBE_URL=off or ask Webkassa why RefUnits refuses it. Then run: `check`"
 TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
 
 
@@ -2498,8 +2505,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
-    if (options.json or options.no_probe) and options.command != "status":
-        parser.error("--json and --no-probe go with status")
+    if options.json and options.command == "check":
+        parser.error("--json goes with update and status")
+    if options.no_probe and options.command != "status":
+        parser.error("--no-probe goes with status")
     if "" in (options.env_file, options.accounts_dir):
         parser.error("--env-file and --accounts-dir need a name")
     share = re.fullmatch(r"(\d{1,6})/(\d{1,6})", options.shard, re.ASCII)
@@ -2527,8 +2536,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_line() -> str:
-    """Return what comes first from standard input, within 10 s: it may be a socket, with somebody
-    silent at its other end."""
+    """Return the first line of standard input, within 10 s: a socket's far end may be silent."""
     with contextlib.suppress(OSError):
         came, _, _ = select.select([0], [], [], CHECK_TIME)
         return os.read(0, 100).decode("ascii", "replace").partition("\n")[0] if came else "nothing"
@@ -2570,11 +2578,13 @@ class Command:
         has_file = self.options.env_file or os.path.exists(path)
         from_file = read_env_file(path, faults) if has_file else {}
         values = from_file | {name: value for name, value in os.environ.items() if value}
-        faults += find_unknown_names(path, from_file, values)
+        if self.options.env_file:
+            warn_of_overruled(path, from_file, os.environ)
         for name in os.environ.keys() - values.keys():
             del os.environ[name]
         os.environ.update(values)
         read_secret_files(values, faults)
+        faults += find_unknown_names(path, from_file, values)
         values |= {"WEBKASSA_PROBE_URL": "off"} if self.options.no_probe else {}
         self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
         if not self.folder and (self.options.account or self.options.shard != "0/1"):
@@ -2607,6 +2617,9 @@ class Command:
             if not self.is_update:
                 return self.print_check(self.check(job), self.label)
             outcome = update(job)
+            if outcome.code == LOGIN_REFUSED:
+                odd = odd_end("WEBKASSA_PASSWORD", account.password.value)
+                outcome = outcome._replace(warnings=odd)
         except Exception as error:
             outcome = describe_failure(as_failure(error), NO_KEY, "", NO_KEY, asked=False)
         for warning in outcome.warnings:
@@ -2615,6 +2628,11 @@ class Command:
         log.log(logging.ERROR if outcome.code else logging.INFO, "%s%s", row, said)
         if self.is_update:
             note_run(self.name, said, outcome)
+            if self.options.json:
+                what = "failed" if outcome.code else "nothing to do"
+                facts = {"what": "renewed" if outcome.renewed else what, "code": outcome.code}
+                facts |= {"fingerprint": outcome.key.fingerprint, "account": self.name or None}
+                say(json.dumps(facts | {"message": said}))
             self.report_wait(Message("the monitor"), CHECK_TIME)
             ping(monitor, outcome.code)
         return outcome.code
@@ -2647,8 +2665,7 @@ class Command:
         return LEVELS.index(level)
 
 
-STATUS_TIME = 5.0  # seconds
-WARNING_AGE, CRITICAL_AGE = 25 * 3600, 49 * 3600  # seconds: a daily key, with an hour to spare
+STATUS_TIME, WARNING_AGE, CRITICAL_AGE = 5.0, 25 * 3600, 49 * 3600  # seconds; a daily key has an hour to spare
 LEVELS, UNKNOWN = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), 3  # exit codes of monitoring plug-ins
 
 
@@ -2738,13 +2755,16 @@ def note_run(account: str, said: str, outcome: Outcome) -> None:
 
 
 def ping(url: Secret, code: int) -> None:
-    """Tell a Healthchecks-compatible monitor how it ended; never change how it ends."""
+    """Tell a Healthchecks-compatible monitor or Uptime Kuma how it ended; never change how it ends."""
     if not url:
         return
-    whole = re.sub(r"/*(\?.*)?$", ("/fail" if code else "") + r"\1", url.value, count=1)
+    whole, said = re.sub(r"/*(\?.*)?$", ("/fail" if code else "") + r"\1", url.value, count=1), {}
+    if "/api/push/" in url.value:
+        whole, said = url.value.partition("?")[0], {"status": "down" if code else "up"}
+        said["msg"] = f"exit code {code}" if code else "OK"
     try:
         session = new_session(os.environ.get("REQUESTS_CA_BUNDLE", ""))
-        request = requests.Request("GET", whole)
+        request = requests.Request("GET", whole, params=said)
         answer = send_request(session, request, Deadline(CHECK_TIME), LOGIN_LIMIT)
         if not 200 <= answer.status < 300:
             raise Failure("it answers HTTP {status}.", status=answer.status)

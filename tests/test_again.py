@@ -40,6 +40,19 @@ def test_login_of_another_that_was_killed_before_it_stored_is_noticed(
     shop.renew(logins=2, **env)
 
 
+@pytest.mark.parametrize("mode", ["ACCESS EXCLUSIVE", "SHARE"])
+def test_lost_key_is_told_with_who_held_the_table(shop: Shop, mode: str) -> None:
+    """A migration that holds it; in SHARE mode the row is free, and the write alone waits."""
+    shop.hurry(LoginState__STORING_TIME=3)
+    with contextlib.ExitStack() as stack:
+        migration = f"LOCK TABLE api_keys IN {mode} MODE"
+        named = "SET LOCAL application_name = 'migration'; " + migration
+        shop.lose_connection(lambda: stack.enter_context(shop.transaction(named)))
+        result = shop.finish(shop.start("update"))
+    assert result.code == 75
+    assert re.search(r"held by process \d+ \(postgres, migration\) since .* is lost", result.err)
+
+
 @pytest.mark.parametrize("verdict", [DEAD, UNCLEAR])
 @pytest.mark.parametrize("moment", ["login", "probe"])
 def test_key_of_another_that_is_not_called_alive_is_no_reason_to_be_done(

@@ -57,6 +57,16 @@ WARNED = {
     "column of 64": ("ALTER TABLE api_keys ALTER api_key TYPE varchar(64)", "", ""),
     "column for hex digits": ("ALTER TABLE api_keys ADD CHECK (api_key ~ '^[0-9a-f]{32}$') NOT VALID",
                               "table", "64 characters, could not be stored: .*23514"),
+    "padded": ("ALTER TABLE api_keys ALTER api_key TYPE char(64)", "table", "filled up with blanks"),
+    "columns that say how long": (
+        "ALTER TABLE api_keys ADD expires_at timestamptz NOT NULL DEFAULT now() + interval '24 h',"
+        " ADD is_active boolean NOT NULL DEFAULT true, ADD status text DEFAULT 'active'",
+        "table", "left as they are: (?=.*expires_at)(?=.*is_active)(?=.*status)"),
+    "unlogged": ("ALTER TABLE api_keys SET UNLOGGED", "table", "UNLOGGED"),
+    "date": ("ALTER TABLE api_keys ALTER updated_at TYPE date", "table", "updated_at is a date"),
+    "JSON": ("""UPDATE api_keys SET api_key = '{"Token":"0123456789abcdef"}'""", "table", "looks like no key"),
+    "header": ("UPDATE api_keys SET api_key = 'Bearer ' || api_key", "table", "looks like no key"),
+    "ciphertext": ("UPDATE api_keys SET api_key = repeat('gAAAAAB', 20)", "table", "looks like no key"),
     "look-alike": ("UPDATE api_keys SET service_name = 'webkassa ' WHERE id = 2", "table", "'webkassa '"),
 }  # fmt: skip
 

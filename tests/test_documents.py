@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import os
 import re
+import shutil
 import socketserver
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import webkassa_key_updater
 
 ENGLISH, RUSSIAN = map(shown.read, MANUALS)
 BOTH = pytest.mark.parametrize("text", [ENGLISH, RUSSIAN], ids=["English", "Russian"])
+PHP = shutil.which("php") or ""
 BY_BOOT = {"server install", "server status", "server others", "server take over"}
 
 
@@ -443,6 +445,52 @@ def test_files_of_many_accounts_that_are_made_of_a_table_are_read_as_meant(tmp_p
     assert read == {f"shop-{n}": (f"{n}@example.kz", p) for n, p in enumerate(passwords)}
     modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "accounts.d").iterdir()}
     assert modes == {0o600}
+
+
+@pytest.mark.skipif(
+    not PHP or b"pdo_pgsql" not in subprocess.check_output([PHP, "-m"]),
+    reason="needs PHP (apt-get install php-cli php-pgsql)",
+)
+def test_consumer_in_php_gets_through_a_dead_key(shop: Shop) -> None:
+    shop.webkassa.live = None
+    program = f"""{snippet("consumer PHP")}
+$database = new PDO("pgsql:host=127.0.0.1;port={shop.server.port};dbname=shop", "postgres", getenv("PGPASSWORD"));
+$dead = read_key($database);
+echo renew($dead), " ", read_key($database);
+"""
+    path = shop.home / "consumer.php"
+    with asked_at_a_socket(shop) as socket:
+        path.write_text(program.replace("/run/webkassa-key/renew.sock", socket), encoding="utf-8")
+        env = {"PGPASSWORD": PASSWORD}
+        done = subprocess.run([PHP, path], env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"0 {shop.webkassa.live}", "")
+    assert shop.webkassa.authorizations == 1
+
+
+def test_orm_objects_keep_a_dead_key_unless_told_otherwise(shop: Shop) -> None:
+    """As the manual says it of SQLAlchemy."""
+    from sqlalchemy import Text, create_engine, select
+    from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
+
+    class Base(DeclarativeBase):
+        pass
+
+    class ApiKey(Base):
+        __tablename__ = "api_keys"
+        service_name = mapped_column(Text, primary_key=True)
+        api_key = mapped_column(Text)
+
+    url = f"postgresql+psycopg2://postgres:{PASSWORD}@127.0.0.1:{shop.server.port}/shop"
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with Session(engine) as session:
+        query = select(ApiKey).where(ApiKey.service_name == "Webkassa")
+        loaded = session.scalars(query).one()
+        assert loaded.api_key == shop.old_key
+        shop.renew()
+        assert session.scalars(query).one().api_key == shop.old_key
+        afresh = query.execution_options(populate_existing=True)
+        assert session.scalars(afresh).one().api_key == loaded.api_key == shop.webkassa.live
+    engine.dispose()
 
 
 def test_run_time_dependencies_are_exactly_three() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from world.shop import Shop, fingerprint, seconds_ago
@@ -21,6 +22,20 @@ def test_good_run_says_one_line_and_stores_the_live_key(shop: Shop) -> None:
     expected = before | {"api_key": shop.key, "updated_at": after["updated_at"]}
     assert after == expected
     assert shop.row("Other") == shop.foreign_row
+
+
+def test_update_tells_machines_what_happened(shop: Shop) -> None:
+    """On standard output alone, and as before on standard error."""
+    reports = []
+    for arguments, env in (((), {}), (("--if-needed",), {}), ((), {"POSTGRES_PORT": "9"})):
+        result = shop.run("update", "--json", *arguments, **env)
+        report = json.loads(result.out)
+        assert (report["code"], report["account"]) == (result.code, None)
+        assert report["message"] in result.err
+        reports.append((report["what"], report["fingerprint"]))
+    new = fingerprint(shop.key)
+    assert reports == [("renewed", new), ("nothing to do", new), ("failed", "none")]
+    assert shop.run("check", "--json").code == 2
 
 
 def test_log_carries_no_time_or_line_breaks_that_a_journal_adds_itself(shop: Shop) -> None:

@@ -30,6 +30,16 @@ def test_key_that_is_still_stored_is_renewed(dead: Shop) -> None:
     dead.assert_renewed(dead.main("update", "--if-key", fingerprint(dead.old_key)))
 
 
+def test_padded_key_is_the_stored_one(dead: Shop) -> None:
+    """Consumers read it with its blanks from such a column, and send the fingerprint of that."""
+    dead.sql("ALTER TABLE api_keys ALTER api_key TYPE char(64)")
+    ((read,),) = dead.sql("SELECT api_key FROM api_keys WHERE id = 1")
+    assert read == dead.old_key.ljust(64)
+    result = dead.main("update", "--if-key", fingerprint(read))
+    assert (result.code, dead.webkassa.authorizations) == (0, 1)
+    assert dead.key == (dead.webkassa.live or "").ljust(64)
+
+
 def test_key_is_renewed_though_the_probe_calls_it_alive(dead: Shop) -> None:
     """The consumer knows better: that the probe refuses a dead key is not verified."""
     dead.webkassa.live = dead.old_key

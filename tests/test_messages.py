@@ -10,7 +10,11 @@ import datetime
 import re
 import signal
 import socket
+import ssl
+import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -54,6 +58,64 @@ def silent_server(shop: Shop, stack: contextlib.ExitStack) -> None:
     shop.env["POSTGRES_PORT"] = str(silent.getsockname()[1])
 
 
+def sasl(kind: int, text: bytes) -> bytes:
+    """Return a message of PostgreSQL about a password."""
+    return b"R" + (8 + len(text)).to_bytes(4, "big") + kind.to_bytes(4, "big") + text
+
+
+def go_on(came: bytes) -> bytes:
+    """Return the server's first message, given the client's."""
+    return sasl(11, b"r=" + came.split(b"r=")[-1] + b"x,s=c2FsdA==,i=4096")
+
+
+def answering(
+    *answers: bytes | Callable[[bytes], bytes], tls: ssl.SSLContext | None = None
+) -> Around:
+    """In the place of PostgreSQL somebody answers so, and hangs up; with TLS after the first."""
+
+    def serve(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = server.accept()
+                with contextlib.suppress(OSError):
+                    for number, data in enumerate(answers):
+                        if number == 1 and tls:
+                            client = tls.wrap_socket(client, server_side=True)
+                        came = client.recv(1024)
+                        client.sendall(data if isinstance(data, bytes) else data(came))
+                    if tls:
+                        client.recv(1024)  # it is the other side that hangs up
+                client.close()
+
+    def around(shop: Shop, stack: contextlib.ExitStack) -> None:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        stack.callback(server.shutdown, socket.SHUT_RDWR)
+        shop.env["POSTGRES_PORT"] = str(server.getsockname()[1])
+
+    return around
+
+
+def ed25519(shop: Shop, stack: contextlib.ExitStack) -> None:
+    """PostgreSQL wants a password, bound to a certificate whose kind names no digest."""
+    context = openssl_context(shop.home, "-newkey", "ed25519")
+    methods = sasl(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0")
+    answering(b"S", methods, go_on, tls=context)(shop, stack)
+
+
+def system_roots(shop: Shop, stack: contextlib.ExitStack) -> None:
+    context = openssl_context(shop.home, "-newkey", "rsa:2048")
+    answering(b"S", b"", tls=context)(shop, stack)
+    shop.env |= {"PGSSLROOTCERT": "system", "PGSSLMODE": "verify-full"}
+
+
+def poor_trigger(shop: Shop, stack: contextlib.ExitStack) -> None:
+    """A role with all rights on the table, and a trigger that needs one on another."""
+    role = stack.enter_context(shop.role("poor"))
+    shop.sql(f"CREATE TABLE audit (key text); GRANT ALL ON api_keys, api_keys_id_seq TO {role}")
+    shop.sql(trigger("INSERT INTO audit VALUES (NEW.api_key); RETURN NEW;"))
+
+
 def poor_role(shop: Shop, stack: contextlib.ExitStack) -> None:
     """A role without a single privilege."""
     stack.enter_context(shop.role("poor"))
@@ -87,6 +149,13 @@ def connection_lost(shop: Shop, stack: contextlib.ExitStack) -> None:
     shop.webkassa.script.append(webkassa_simulator.Behaviour(kill, logs_in=False))
 
 
+def serve_tls(shop: Shop, stack: contextlib.ExitStack, context: ssl.SSLContext) -> None:
+    shop.webkassa = stack.enter_context(Simulator(tls=context))
+    shop.webkassa.issued.append(shop.old_key)
+    shop.webkassa.live = shop.old_key
+    shop.env["WEBKASSA_AUTH_URL"] = shop.webkassa.url
+
+
 def certificate(*names: str, trusted: bool = True, **more: Any) -> Around:
     """Webkassa shows a certificate of these names."""
 
@@ -96,12 +165,47 @@ def certificate(*names: str, trusted: bool = True, **more: Any) -> Around:
         authority.authority.issue_cert(*(names or ("127.0.0.1",)), **more).configure_cert(context)
         if trusted:
             shop.env["REQUESTS_CA_BUNDLE"] = str(authority.write(shop.home / "ca.pem"))
-        shop.webkassa = stack.enter_context(Simulator(tls=context))
-        shop.webkassa.issued.append(shop.old_key)
-        shop.webkassa.live = shop.old_key
-        shop.env["WEBKASSA_AUTH_URL"] = shop.webkassa.url
+        serve_tls(shop, stack, context)
 
     return around
+
+
+def weak_certificate(*request: str) -> Around:
+    """Webkassa shows a certificate of a good issuer that OpenSSL was asked to make so."""
+
+    def around(shop: Shop, stack: contextlib.ExitStack) -> None:
+        shop.env["REQUESTS_CA_BUNDLE"] = str(shop.home / "ca.pem")
+        issued = ("-CA", "ca.pem", "-CAkey", "ca-key.pem")
+        serve_tls(shop, stack, openssl_context(shop.home, *issued, *request))
+
+    return around
+
+
+def openssl_context(folder: Path, *request: str) -> ssl.SSLContext:
+    """Return a context for a server of 127.0.0.1, with an issuer at hand."""
+    authority = Authority()
+    authority.write(folder / "ca.pem")
+    authority.authority.private_key_pem.write_to_path(str(folder / "ca-key.pem"))
+    command = ["openssl", "req", "-x509", *request, "-nodes", "-keyout", "key.pem", "-out", "cert.pem",
+               "-days", "9", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
+def intermediate_left_out(shop: Shop, stack: contextlib.ExitStack) -> None:
+    """Its issuer is good, but the host does not show that one's certificate."""
+    authority = Authority()
+    child = authority.authority.create_child_ca()
+    leaf = child.issue_cert("127.0.0.1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    leaf.private_key_pem.write_to_path(str(shop.home / "key.pem"))
+    leaf.cert_chain_pems[0].write_to_path(str(shop.home / "leaf.pem"))
+    context.load_cert_chain(shop.home / "leaf.pem", shop.home / "key.pem")
+    shop.env["REQUESTS_CA_BUNDLE"] = str(authority.write(shop.home / "ca.pem"))
+    serve_tls(shop, stack, context)
 
 
 def other_authority(shop: Shop, stack: contextlib.ExitStack) -> None:
@@ -169,6 +273,12 @@ CAUSES = {
     "database: no such database": Cause(
         75, "dbname=shpo.*is there.*database", env={"POSTGRES_DB": "shpo"}),
     "database: no TLS": Cause(75, "is there.*TLS.*sslmode=require", env={"PGSSLMODE": "require"}),
+    "database: every server behind the balancer down": Cause(
+        75, "hangs up at once.*HAProxy", around=answering()),
+    "database: hangs up later": Cause(75, "hangs up at once.*HAProxy", around=answering(b"N")),
+    "database: Ed25519": Cause(75, "Ed25519.*PGCHANNELBINDING=disable", around=ed25519),
+    "database: system's certificates": Cause(
+        75, "rejected.*sslrootcert=system .*ca-certificates.crt", around=system_roots),
     "database: says nothing": Cause(75, "does not answer", around=silent_server),
     "database: standby": Cause(75, "(?=.*25006).*read_only", around=standby),
     "database: full of clients": Cause(
@@ -178,6 +288,8 @@ CAUSES = {
     # 73: PostgreSQL refuses the write
     "table: no privilege": Cause(
         73, "GRANT SELECT, INSERT, UPDATE ON public.api_keys TO poor", around=poor_role),
+    "table: a trigger lacks a right": Cause(
+        73, "(?!.*GRANT).*a trigger .*42501.*SECURITY DEFINER", around=poor_trigger),
     "table: none, and no right to make it": Cause(
         73, "42501.*GRANT[^;]* CREATE[^;]* ON SCHEMA public TO poor", around=role_without_the_table),
     "table: other schema": Cause(
@@ -233,6 +345,11 @@ CAUSES = {
         69, "unknown issuer.*REQUESTS_CA_BUNDLE", stopped=True, around=certificate(trusted=False)),
     "vendor: unknown issuer, a bundle is given": Cause(
         69, "unknown issuer.*REQUESTS_CA_BUNDLE", stopped=True, around=other_authority),
+    "vendor: intermediate certificate left out": Cause(
+        69, "intermediate certificate is missing.*leaves out", stopped=True, around=intermediate_left_out),
+    **{f"vendor: {kind}": Cause(69, "is too weak.*owner", stopped=True, around=weak_certificate(*request))
+       for kind, request in {"short key": ("-newkey", "rsa:1024"),
+                             "SHA-1": ("-newkey", "rsa:2048", "-sha1")}.items()},
     "vendor: certificate expired": Cause(
         69, "expired.*clock", stopped=True,
         around=certificate(not_before=LAST_YEAR, not_after=YESTERDAY)),
@@ -406,6 +523,10 @@ NEWS = {
     "asked for too soon": News(
         "Nothing to do: the key {old} is younger than a minute", ("update", "--if-key", "{old}"), sql=OLD.format("9 s")),
     "new key not probed": News("WARNING: .*could not be probed", probes=[answer(500)]),
+    "old key of another form": News(
+        "WARNING: .*looks like no key", sql="UPDATE api_keys SET api_key = 'Bearer ' || api_key WHERE id = 1"),
+    "column that pads": News(
+        "WARNING: .*filled up with blanks", sql="ALTER TABLE api_keys ALTER api_key TYPE char(64)"),
     "new key of another form": News("WARNING: .*looks unlike", token="Z" * 40),
     "monitor gone": News("WARNING: .*HEALTHCHECK_URL", env={"HEALTHCHECK_URL": "http://127.0.0.1:9/x"}),
     "check: good": News("ok +stored key: .*{old}", ("check",), sql=OLD.format("1 h")),

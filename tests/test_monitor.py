@@ -21,6 +21,15 @@ def test_monitor_is_told_of_success_and_failure_of_updates_alone(
     assert monitor.paths == ["/canary-uuid?x=1", "/canary-uuid/fail?x=1"]
 
 
+def test_uptime_kuma_is_told_in_its_own_dialect(shop: Shop, monitor: Monitor) -> None:
+    """It knows no /fail, and takes whatever has no status for "up"."""
+    url = f"{monitor.origin}/api/push/canary-token"
+    assert shop.run(HEALTHCHECK_URL=f"{url}?status=up&msg=OK&ping=").code == 0
+    assert shop.run(HEALTHCHECK_URL=url, POSTGRES_PORT="9").code == 75
+    assert monitor.paths == ["/api/push/canary-token?status=up&msg=OK",
+                             "/api/push/canary-token?status=down&msg=exit+code+75"]  # fmt: skip
+
+
 def test_monitor_that_hangs_or_is_gone_never_changes_the_outcome(
     shop: Shop, monitor: Monitor
 ) -> None:

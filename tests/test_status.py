@@ -98,7 +98,7 @@ def test_status_with_webkassa_hanging_takes_5_s(shop: Shop) -> None:
         (["--if-key", "0123abcd", "check"], 2),
         (["--if-key", "0123"], 2),
         (["--env-file", ""], 2),
-        (["--json"], 2),
+        (["check", "--json"], 2),
         (["--env"], 2),
         (["update", "x"], 2),
         # For a monitor 2 would be CRITICAL, and wake somebody

@@ -52,6 +52,14 @@ class Wrong(NamedTuple):
     sql: str = ""
 
 
+REFERENCES = (
+    "op://canary/webkassa/password", "vault:secret/data/canary#password", "ref+vault://canary/x",
+    "ENC[AES256_GCM,data:canary,iv:AAAA,tag:AAAA,type:str]", "ENC(canary)", "!vault", "sm://canary/x",
+    "arn:aws:secretsmanager:eu-central-1:000000000000:secret:canary", "projects/1/secrets/canary/versions/1",
+    "${{ secrets.CANARY }}", "{{ canary }}", "$(CANARY)", "${CANARY}", "${CANARY:-x}",
+    "$WEBKASSA_PASSWORD", "@Microsoft.KeyVault(SecretUri=canary)",
+)  # fmt: skip
+LEFT_BEHIND = ("null", "None", "REDACTED", "[REDACTED]", "TODO", "undefined")
 URL = "https://devkkm.webkassa.kz/api/Authorize"
 SET_UPS = {
     # The account
@@ -61,6 +69,18 @@ SET_UPS = {
         78, r"WEBKASSA_PASSWORD: .*invisible.*U\+000A", 'WEBKASSA_PASSWORD="canary\\n"'),
     "database password with a line's end": Wrong(
         78, r"POSTGRES_PASSWORD: .*invisible.*U\+000A", 'POSTGRES_PASSWORD="canary\\n"'),
+    **{f"{name}={reference}": Wrong(78, f"{name}: is a reference to a secret", f"{name}='{reference}'")
+       for reference in REFERENCES for name in ("WEBKASSA_PASSWORD", "POSTGRES_PASSWORD")},
+    **{f"password {word}": Wrong(78, "WEBKASSA_PASSWORD: is still a placeholder", f"WEBKASSA_PASSWORD={word}")
+       for word in LEFT_BEHIND},
+    "path of a secret that is not there": Wrong(
+        78, "WEBKASSA_PASSWORD: .*WEBKASSA_PASSWORD_FILE", "WEBKASSA_PASSWORD=/run/secrets/canary"),
+    "path of a file": Wrong(
+        78, "POSTGRES_PASSWORD: .*POSTGRES_PASSWORD_FILE", f"POSTGRES_PASSWORD={PROGRAM}"),
+    "wrong password with quotes": Wrong(
+        77, "WARNING: .*WEBKASSA_PASSWORD: has a quote", """WEBKASSA_PASSWORD="'canary'" """),
+    "wrong password with a blank": Wrong(
+        77, "WARNING: .*WEBKASSA_PASSWORD: .*blank at its", "WEBKASSA_PASSWORD='canary '"),
     "wrong password": Wrong(77, "refused.*WEBKASSA_PASSWORD", "WEBKASSA_PASSWORD=canary"),
     # Webkassa's address
     "http": Wrong(78, "WEBKASSA_AUTH_URL: must be https", f"WEBKASSA_AUTH_URL={URL.replace('https', 'http')}"),
@@ -69,7 +89,8 @@ SET_UPS = {
                               lambda shop: f"WEBKASSA_AUTH_URL={shop.webkassa.url_v4}"),
     "quoted URL": Wrong(78, "WEBKASSA_AUTH_URL: has a quote", f"""WEBKASSA_AUTH_URL="'{URL}'" """),
     **{name: Wrong(78, f"{name}: .*WEBKASSA_AUTH_URL", f"-WEBKASSA_AUTH_URL\n{name}={URL}")
-       for name in ("WEBKASSA_URL", "WEBKASSA_BASE_URL", "WEBKASSA_API_URL", "WEBKASSA_AUTH_UR")},
+       for name in ("WEBKASSA_URL", "WEBKASSA_BASE_URL", "WEBKASSA_API_URL", "WEBKASSA_AUTH_UR",
+                    "WEBKASSA_API_BASE_URL")},
     "probe of": Wrong(78, "WEBKASSA_PROBE_URL: .*off", "WEBKASSA_PROBE_URL=of"),
     "deadline too short": Wrong(78, "WEBKASSA_DEADLINE: .*10s to 300s", "WEBKASSA_DEADLINE=5s"),
     "no such CA file": Wrong(78, "REQUESTS_CA_BUNDLE: ", "REQUESTS_CA_BUNDLE=/nowhere/ca.pem"),
@@ -104,7 +125,13 @@ SET_UPS = {
     "database of the example": Wrong(
         78, "DATABASE_URL: is still a placeholder",
         "DATABASE_URL=postgresql://user:password@localhost:5432/shop"),
-    "no such sslmode": Wrong(75, "TLS.*sslmode=requires", "PGSSLMODE=requires"),
+    "no such sslmode": Wrong(78, "PGSSLMODE: sslmode must be one of .*require", "PGSSLMODE=requires"),
+    **{f"sslmode of another library: {mode}": Wrong(
+           78, "DATABASE_URL: sslmode must be one of .*require",
+           lambda shop, mode=mode: database_url(shop, query=f"?sslmode={mode}"))
+       for mode in ("true", "no-verify")},
+    "reference in a URL": Wrong(
+        78, "DATABASE_URL: holds a reference", "DATABASE_URL='postgresql://u:${CANARY}@127.0.0.1/shop'"),
     "bad DATABASE_URL, @ in the password": Wrong(
         78, "DATABASE_URL: .*percent-encoded", "DATABASE_URL='postgres://u:first@canary@127.0.0.1/shop'"),
     "JDBC": Wrong(78, "DATABASE_URL: ", "DATABASE_URL='jdbc:postgresql://127.0.0.1/shop?password=canary'"),
@@ -236,6 +263,60 @@ def test_name_that_decides_nothing_is_warned_of_with_the_nearest(
         for names in ("DEADLINES: .*WEBKASSA_DEADLINE", "HEALTHCHECKS_URL: .*HEALTHCHECK_URL",
                       "WEBKASSA_URL: .*WEBKASSA_AUTH_URL"):  # fmt: skip
             assert re.search(f"WARN.*{names} meant", result.out + result.err)
+
+
+NEAREST = {
+    "WEBKASSA_CASHBOX_ID": "", "WEBKASSA_TOKEN": "", "WEBKASSA_TIMEOUT": "", "POSTGRES_SCHEMA": "",
+    "POSTGRES_INITDB_ARGS": "", "POSTGRES_MAX_CONNECTIONS": "", "POSTGRES_PW": "",
+    "WEBKASSA_PASS_FILE": "WEBKASSA_PASSWORD_FILE", "WEBKASSA_PASSFILE": "WEBKASSA_PASSWORD_FILE",
+    "WEBKASSA_PASS": "WEBKASSA_PASSWORD", "WEBKASSA_USERNAME": "WEBKASSA_LOGIN",
+    "WEBKASSA_KEY": "WEBKASSA_API_KEY", "POSTGRES_USERNAME": "POSTGRES_USER",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEAREST)
+def test_unknown_name_is_answered_with_what_it_may_mean_or_with_nothing(name: str) -> None:
+    assert webkassa_key_updater.nearest_setting(name) == NEAREST[name]
+
+
+def test_names_of_others_stop_nothing_where_the_default_is_meant(
+    shop: Shop, settings: Path
+) -> None:
+    """They were taken for POSTGRES_PORT and POSTGRES_DB, which are not set, and so for faults."""
+    text = edited(settings.read_text(encoding="utf-8"), "-POSTGRES_PORT\n-POSTGRES_DB")
+    more = f"POSTGRES_MAX_CONNECTIONS=100\nPOSTGRES_INITDB_ARGS=x\nPGPORT={shop.server.port}\n"
+    settings.write_text(f"{text}{more}PGDATABASE=shop\n", encoding="utf-8")
+    assert shop.main("update", "--env-file", str(settings)).code == 0
+
+
+OVERRULED = {
+    "database": ("POSTGRES_DB", {"POSTGRES_DB": "postgres"}),
+    "host": ("POSTGRES_HOST", {"POSTGRES_HOST": "localhost"}),
+    "Webkassa": ("WEBKASSA_AUTH_URL", {"WEBKASSA_AUTH_URL": "{origin}/api//Authorize"}),
+    "table": ("WEBKASSA_SERVICE_NAME", {"WEBKASSA_SERVICE_NAME": "Webkassa"}),
+    "a URL left over": ("DATABASE_URL", {"DATABASE_URL": "postgresql:///postgres?application_name=x"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OVERRULED)
+def test_environment_that_overrules_a_named_file_is_said(
+    shop: Shop, settings: Path, case: str
+) -> None:
+    """Both hold a database; the key went into the other one without a word."""
+    name, env = OVERRULED[case]
+    text = settings.read_text(encoding="utf-8") + "WEBKASSA_SERVICE_NAME=Webkassa-test\n"
+    settings.write_text(text, encoding="utf-8")
+    env = {n: value.format(origin=shop.webkassa.origin) for n, value in env.items()}
+    said = f"WARNING: {name}: what the environment says counts, and not what {settings} says"
+    assert said in shop.main("check", "--env-file", str(settings), **env).err
+
+
+def test_environment_that_says_the_same_or_nothing_is_not_mentioned(
+    shop: Shop, settings: Path
+) -> None:
+    env = {"POSTGRES_DB": "shop", "POSTGRES_HOST": "", "WEBKASSA_SERVICE_NAME": "Webkassa"}
+    result = shop.main("update", "--env-file", str(settings), **env)
+    assert (result.code, "WARNING" in result.err) == (0, False)
 
 
 def test_mending_what_is_meant_makes_it_work(shop: Shop, settings: Path) -> None:
