@@ -902,6 +902,13 @@ def test_a_consumer_that_names_its_key_alone_waits_for_no_other_account(shop: Sh
     assert shop.webkassa.authorizations == 2
 
 
+def test_a_consumer_that_reads_a_padded_key_may_name_it_so(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    shop.sql("ALTER TABLE api_keys ALTER api_key TYPE char(40)")
+    assert ask(shop, f"{fingerprint(accounts.keys['b'])}\n").code == 0
+    assert (accounts.logins("a"), accounts.logins("b")) == (0, 1)
+
+
 # For a person and a monitor ----------------------------------------------------------------------
 
 
