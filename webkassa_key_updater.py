@@ -2665,7 +2665,7 @@ class Command:
         return LEVELS.index(level)
 
 
-STATUS_TIME, WARNING_AGE, CRITICAL_AGE = 5.0, 25 * 3600, 49 * 3600  # seconds; a daily key, and an hour
+STATUS_TIME, WARNING_AGE, CRITICAL_AGE = 5.0, 25 * 3600, 49 * 3600  # s: a day and an hour
 LEVELS, UNKNOWN = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), 3  # exit codes of monitoring plug-ins
 
 
