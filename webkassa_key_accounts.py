@@ -343,7 +343,6 @@ def longest_run(plan: Plan) -> float:
 
 
 SELECT_ROWS = """
-    SET LOCAL lock_timeout = 1000;
     SELECT service_name::text, api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
     FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table}
@@ -358,18 +357,11 @@ def report_all(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return how all accounts stand within the time that one has, their rows by one SELECT for each
     table, then the probes side by side; and what rows look like ours and are none of theirs."""
-    end = updater.Deadline(updater.STATUS_TIME)
-    tables: dict[tuple[Any, ...], list[updater.Account]] = {}
-    for _, plan in accounts:
-        if isinstance(plan.account, updater.Account):
-            tables.setdefault(table_of(plan.account), []).append(plan.account)
+    end, tables = updater.Deadline(updater.STATUS_TIME), group_by_table(accounts)
     read = functools.partial(read_rows, end.within(READING))
     late = updater.StoreUnavailable("PostgreSQL has not answered in time.")
-    found = dict(
-        zip(
-            tables, side_by_side(PROBES, read, [*tables.values()], late, READING + 0.5), strict=True
-        )
-    )
+    rows = side_by_side(PROBES, read, [*tables.values()], late, READING + 0.5)
+    found = dict(zip(tables, rows, strict=True))
     report = functools.partial(report_one, command, found, end)
     lost: dict[str, Any] = {"status": "UNKNOWN", "message": "no time was left to look"}
     reports = side_by_side(
@@ -396,6 +388,36 @@ def side_by_side(
     return [f.result() if f.done() and not f.cancelled() else late for f in futures]
 
 
+def group_by_table(accounts: list[tuple[str, Plan]]) -> dict[tuple[Any, ...], list[Any]]:
+    """Return the accounts whose files are good, by the table that their rows are in."""
+    tables: dict[tuple[Any, ...], list[updater.Account]] = {}
+    for _, plan in accounts:
+        if isinstance(plan.account, updater.Account):
+            tables.setdefault(table_of(plan.account), []).append(plan.account)
+    return tables
+
+
+def find_holders(key: str, accounts: list[tuple[str, Plan]]) -> Iterator[tuple[str, Plan]]:
+    """Yield the accounts whose row holds the key of this fingerprint, and those of which nobody can
+    tell. A consumer that has named none waits for them alone."""
+    end, tables = updater.Deadline(READING), group_by_table(accounts)
+    found = {table: read_rows(end, group) for table, group in tables.items()}
+    holders = {
+        (table, service)
+        for table, rows in found.items()
+        for service, mine in (rows.items() if isinstance(rows, dict) else ())
+        if any(key in (row.key.fingerprint, row.padded.fingerprint) for row in mine)
+    }
+    for name, plan in accounts:
+        if isinstance(plan.account, updater.SettingsFault):
+            if f"Webkassa:{name}" in {service for _, service in holders}:
+                yield name, plan
+        elif isinstance(found[table := table_of(plan.account)], updater.Failure) or (
+            (table, plan.account.service) in holders
+        ):
+            yield name, plan
+
+
 def table_of(account: updater.Account) -> tuple[Any, ...]:
     """Return what tells apart how and where the row of an account is read."""
     values = {name: getattr(value, "value", value) for name, value in account.database.items()}
@@ -418,11 +440,13 @@ def read_rows(
             clocked = [n for n in store.table.times if store.table.columns[n][0] != "date"]
             times = ", ".join(f"{name}::timestamptz" for name in (*clocked, "NULL"))
             services = [account.service for account in accounts]
-            found, _ = store.run(SELECT_ROWS.replace("{times}", times), {"services": services})
-            for service, key, changed, age in found:
+            values = {"services": services, "limit": 1000}  # ms, for a lock
+            found, _ = store.run_locking(SELECT_ROWS.replace("{times}", times), values)
+            for service, text, changed, age in found:
+                key, padded = text or "", (text or "").ljust(store.table.padding)
                 known = age if age is not None and age > -updater.CLOCK_SLACK else None
-                row = updater.KeyRow(store.clock, True, updater.Secret(key or ""), known)
-                row = row._replace(row_age=age, changed=changed)
+                row = updater.KeyRow(store.clock, True, updater.Secret(key), known)
+                row = row._replace(row_age=age, changed=changed, padded=updater.Secret(padded))
                 rows.setdefault(service, []).append(row)
     except Exception as error:
         return updater.as_failure(error)
@@ -474,6 +498,11 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
         raise updater.settings_fault(faults)
     everyone = read_accounts(command.folder, values)
     accounts = select_accounts(command, list(everyone.items()))
+    if command.is_update and command.options.mode not in (updater.ALWAYS, updater.IF_NEEDED):
+        if not command.options.account:
+            accounts = [*find_holders(command.options.mode, accounts)]
+    elif command.options.is_asked:
+        command.options.usage_error("with many accounts the line is NAME FINGERPRINT")
     if not command.options.no_probe:  # each child would read the certificates anew, for 20 ms
         updater.tls_context(values.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
     if command.options.command == "status":

@@ -10,7 +10,7 @@ commands:
     --if-needed    do nothing when the stored key is young and not dead
     --if-key FINGERPRINT
                    do nothing unless this key is still stored, and older than a minute;
-                   "-": read it from standard input, an empty line is --if-needed
+                   "-": read a line: FINGERPRINT (empty: --if-needed), of many NAME FINGERPRINT
   check            the dry run: all but authorizing (settings, database, lock, write, host, key)
   status [--json]  how things stand, for a person, a monitor or machines; changes nothing
     --no-probe     by the database alone: Webkassa is not asked
@@ -2515,11 +2515,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     options.share = (int(share[1]), int(share[2])) if share else (0, 0)
     if options.share[0] >= options.share[1] or not 1 <= options.jobs <= 256:
         parser.error("--shard wants I/N, with I from 0 to N-1; --jobs 1 to 256")
-    if options.mode == "-":
-        options.mode = read_line().strip().lower()
-    if not re.fullmatch("([0-9a-f]{8})?", options.mode or ""):
+    options.is_asked = options.mode == "-"
+    line = read_line().strip().lower() if options.is_asked else options.mode or ""
+    asked = re.fullmatch("(?:([a-z0-9_-]+) )?([0-9a-f]{8})?", line)
+    if not asked:
         parser.error("--if-key wants the fingerprint of a key, 8 hex digits")
-    options.mode = ALWAYS if options.mode is None else options.mode or IF_NEEDED
+    options.account += [asked[1]] if asked[1] else []
+    options.mode = ALWAYS if options.mode is None else asked[2] or IF_NEEDED
     return options
 
 
@@ -2663,8 +2665,7 @@ class Command:
         return LEVELS.index(level)
 
 
-STATUS_TIME = 5.0  # seconds
-WARNING_AGE, CRITICAL_AGE = 25 * 3600, 49 * 3600  # seconds: a daily key, with an hour to spare
+STATUS_TIME, WARNING_AGE, CRITICAL_AGE = 5.0, 25 * 3600, 49 * 3600  # s: a day and an hour
 LEVELS, UNKNOWN = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), 3  # exit codes of monitoring plug-ins
 
 

@@ -851,6 +851,64 @@ def test_a_name_that_no_account_has_is_wrong_usage_and_the_nearest_is_named(
     assert (accounts.untouched, shop.webkassa.calls) == ({"almaty-1", "b"}, [])
 
 
+def ask(shop: Shop, line: str) -> Result:
+    """Ask for a new key as a consumer does at the socket."""
+    command = ("update", "--if-key", "-", "-v")
+    return shop.finish(shop.start_with({"stdin": line.encode()}, *command))
+
+
+def test_a_consumer_names_its_account_and_its_dead_key(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    result = ask(shop, f"b {fingerprint(accounts.old['b'])}\n")
+    assert (result.code, accounts.renewed, accounts.untouched) == (0, {"b"}, {"a"})
+    result = ask(shop, f"b {fingerprint(accounts.old['b'])}\n")  # the next one that has it
+    assert (result.code, shop.webkassa.authorizations) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "line", ["\n", "", "c {key}", "* {key}", "a b {key}", "b", "b x", "-b {key}"]
+)
+def test_a_consumers_line_that_names_no_account_or_key_is_wrong_usage(
+    shop: Shop, line: str
+) -> None:
+    """An empty one would be a login for each account whose key is old."""
+    accounts = Accounts(shop, "a", "b")
+    result = ask(shop, line.format(key=fingerprint(accounts.old["b"])))
+    assert (result.code, accounts.untouched, shop.webkassa.calls) == (2, {"a", "b"}, [])
+
+
+def test_a_name_for_one_account_alone_is_wrong_usage(shop: Shop) -> None:
+    result = ask(shop, f"b {fingerprint(shop.old_key)}\n")
+    assert (result.code, shop.webkassa.calls) == (2, [])
+
+
+def test_a_consumer_that_names_its_key_alone_waits_for_no_other_account(shop: Shop) -> None:
+    """With 300 accounts it waited 6 s, for 299 lines of the others."""
+    accounts = Accounts(shop, *HUNDRED[:20])
+    accounts.write("shop-07", POSTGRES_DB="shop", API_KEYS_TABLE="public.api_keys")
+    accounts.write("shop-09", WEBKASSA_PASSWORD="")
+    for name in ("shop-03", "shop-07"):
+        key = fingerprint(accounts.old[name])
+        with shop.relay() as relay:
+            result = ask(shop, f"{key}\n")
+            assert len(relay.links) == 3  # a connection for each table, and the child's own
+        assert result.code == 0
+        assert "1 of 1 accounts: done." in result.err
+    assert accounts.renewed == {"shop-03", "shop-07"}
+    assert ask(shop, "0badc0de\n").code == 0  # of a row that holds another one by now
+    assert ask(shop, f"{fingerprint(accounts.old['shop-09'])}\n").code == 78
+    accounts.write("shop-10", POSTGRES_DB="nowhere")  # whether it holds it, nobody can tell
+    assert ask(shop, "0badc0de\n").code in (75, 78)
+    assert shop.webkassa.authorizations == 2
+
+
+def test_a_consumer_that_reads_a_padded_key_may_name_it_so(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    shop.sql("ALTER TABLE api_keys ALTER api_key TYPE char(40)")
+    assert ask(shop, f"{fingerprint(accounts.keys['b'])}\n").code == 0
+    assert (accounts.logins("a"), accounts.logins("b")) == (0, 1)
+
+
 # For a person and a monitor ----------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import importlib.metadata
 import importlib.util
@@ -24,6 +25,8 @@ from world import webkassa_simulator
 from world.postgres import PASSWORD, Postgres
 from world.serving import serving
 from world.shop import CONSUMERS_TABLE, PROGRAM, ROOT, Shop
+
+import webkassa_key_updater
 
 ENGLISH, RUSSIAN = map(shown.read, MANUALS)
 BOTH = pytest.mark.parametrize("text", [ENGLISH, RUSSIAN], ids=["English", "Russian"])
@@ -439,6 +442,31 @@ assert answer["Data"], answer
     assert [run.returncode for run in runs] == [0] * 5, said
     assert shop.webkassa.authorizations == 1
     assert shop.holds_the_live_key
+
+
+def test_files_of_many_accounts_that_are_made_of_a_table_are_read_as_meant(tmp_path: Path) -> None:
+    passwords = [
+        "p#1 'one' \"two\"",
+        " blanks at both ends ",
+        "back\\slash\\",
+        "$HOME;,`x`",
+        "пароль=1",
+    ]
+    (tmp_path / "accounts.d").mkdir()
+    with (tmp_path / "accounts.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["NAME", "WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY"])
+        table.writerows([f"shop-{n}", f"{n}@example.kz", p, ""] for n, p in enumerate(passwords))
+    recipe = snippet("accounts from a table")
+    subprocess.run([sys.executable, "-c", recipe], cwd=tmp_path, check=True)
+    values = {name: value for name, value in os.environ.items() if name.startswith("PG")}
+    plans = webkassa_key_updater.load_accounts_module().read_accounts(
+        str(tmp_path / "accounts.d"), values
+    )
+    read = {name: (p.account.login.value, p.account.password.value) for name, p in plans.items()}
+    assert read == {f"shop-{n}": (f"{n}@example.kz", p) for n, p in enumerate(passwords)}
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "accounts.d").iterdir()}
+    assert modes == {0o600}
 
 
 @pytest.mark.skipif(
