@@ -6,6 +6,7 @@ itself in as `updater`. To import it from here would make a second copy, with ot
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import copy
 import difflib
@@ -13,7 +14,6 @@ import fnmatch
 import functools
 import gc
 import hashlib
-import json
 import logging
 import mmap
 import os
@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
+
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 if TYPE_CHECKING:
     import webkassa_key_updater as updater
@@ -337,6 +339,155 @@ def longest_run(plan: Plan) -> float:
     return 2 * updater.LoginState.longest_hold(plan.account) + spare
 
 
+# ---- Status: one process for all, since it changes nothing
+
+
+SELECT_ROWS = """
+    SELECT service_name::text, api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
+           CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
+    FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table}
+          WHERE service_name::text = ANY(%(services)s) OR service_name::text LIKE 'Webkassa:%%') AS r
+"""
+READING = 3.0  # seconds, of the time that a status has
+PROBES = 32  # at a time
+
+
+def report_all(
+    command: updater.Command, accounts: list[tuple[str, Plan]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return how all accounts stand within the time that one has, their rows by one SELECT for each
+    table, then the probes side by side; and what rows look like ours and are none of theirs."""
+    end, tables = updater.Deadline(updater.STATUS_TIME), group_by_table(accounts)
+    read = functools.partial(read_rows, end.within(READING))
+    late = updater.StoreUnavailable("PostgreSQL has not answered in time.")
+    rows = side_by_side(PROBES, read, [*tables.values()], late, READING + 0.5)
+    found = dict(zip(tables, rows, strict=True))
+    report = functools.partial(report_one, command, found, end)
+    lost: dict[str, Any] = {"status": "UNKNOWN", "message": "no time was left to look"}
+    reports = side_by_side(
+        1 if command.options.no_probe else PROBES, report, accounts, lost, end.left + 0.5
+    )
+    reports = [{"account": name} | one for (name, _), one in zip(accounts, reports, strict=True)]
+    known = {account.service for group in tables.values() for account in group}
+    faulty = {f"Webkassa:{n}" for n, plan in accounts if isinstance(plan.account, updater.Failure)}
+    seen = {row for rows in found.values() if isinstance(rows, dict) for row in rows}
+    said = updater.Message("no file in the folder is for this row: it is not renewed from here")
+    stranger = {"status": "OK", "message": updater.in_readers_language(said)}
+    strangers = [{"account": row} | stranger for row in sorted(seen - known - faulty)]
+    return reports, strangers
+
+
+def side_by_side(
+    workers: int, work: Callable[[Any], Any], things: list[Any], late: Any, seconds: float
+) -> list[Any]:
+    """Return what `work` gives for each thing, `late` for those that it has not done in time."""
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    futures = [pool.submit(work, thing) for thing in things]
+    concurrent.futures.wait(futures, seconds)
+    pool.shutdown(wait=False, cancel_futures=True)
+    return [f.result() if f.done() and not f.cancelled() else late for f in futures]
+
+
+def group_by_table(accounts: list[tuple[str, Plan]]) -> dict[tuple[Any, ...], list[Any]]:
+    """Return the accounts whose files are good, by the table that their rows are in."""
+    tables: dict[tuple[Any, ...], list[updater.Account]] = {}
+    for _, plan in accounts:
+        if isinstance(plan.account, updater.Account):
+            tables.setdefault(table_of(plan.account), []).append(plan.account)
+    return tables
+
+
+def find_holders(key: str, accounts: list[tuple[str, Plan]]) -> Iterator[tuple[str, Plan]]:
+    """Yield the accounts whose row holds the key of this fingerprint, and those of which nobody can
+    tell. A consumer that has named none waits for them alone."""
+    end, tables = updater.Deadline(READING), group_by_table(accounts)
+    found = {table: read_rows(end, group) for table, group in tables.items()}
+    holders = {
+        (table, service)
+        for table, rows in found.items()
+        for service, mine in (rows.items() if isinstance(rows, dict) else ())
+        if any(key in (row.key.fingerprint, row.padded.fingerprint) for row in mine)
+    }
+    for name, plan in accounts:
+        if isinstance(plan.account, updater.SettingsFault):
+            if f"Webkassa:{name}" in {service for _, service in holders}:
+                yield name, plan
+        elif isinstance(found[table := table_of(plan.account)], updater.Failure) or (
+            (table, plan.account.service) in holders
+        ):
+            yield name, plan
+
+
+def table_of(account: updater.Account) -> tuple[Any, ...]:
+    """Return what tells apart how and where the row of an account is read."""
+    values = {name: getattr(value, "value", value) for name, value in account.database.items()}
+    return (*sorted(values.items()), account.schema, account.table)
+
+
+def read_rows(
+    deadline: updater.Deadline, accounts: list[updater.Account]
+) -> dict[str, list[updater.KeyRow]] | updater.Failure:
+    """Return the rows of these accounts, which are in one table, and those that look like ours, by
+    their services; or why they cannot be read."""
+    job = updater.Job(accounts[0], updater.IF_NEEDED, lambda *_: None, updater.Connector())
+    rows: dict[str, list[updater.KeyRow]] = {}
+    try:
+        with updater.KeyStore(job, deadline) as store:
+            if store.table.found is None:
+                return rows
+            if fault := updater.table_fault(store.table):
+                raise fault
+            clocked = [n for n in store.table.times if store.table.columns[n][0] != "date"]
+            times = ", ".join(f"{name}::timestamptz" for name in (*clocked, "NULL"))
+            services = [account.service for account in accounts]
+            values = {"services": services, "limit": 1000}  # ms, for a lock
+            found, _ = store.run_locking(SELECT_ROWS.replace("{times}", times), values)
+            for service, text, changed, age in found:
+                key, padded = text or "", (text or "").ljust(store.table.padding)
+                known = age if age is not None and age > -updater.CLOCK_SLACK else None
+                row = updater.KeyRow(store.clock, True, updater.Secret(key), known)
+                row = row._replace(row_age=age, changed=changed, padded=updater.Secret(padded))
+                rows.setdefault(service, []).append(row)
+    except Exception as error:
+        return updater.as_failure(error)
+    return rows
+
+
+def report_one(
+    command: updater.Command,
+    found: Mapping[tuple[Any, ...], Any],
+    end: updater.Deadline,
+    one: tuple[str, Plan],
+) -> dict[str, Any]:
+    """Return how an account stands, given the rows of each table."""
+    name, plan = one
+    typed, account = copy.copy(command), plan.account
+    typed.name = name
+    if command.options.no_probe and isinstance(account, updater.Account):
+        account = account._replace(probe_url="")
+    try:
+        return updater.status(account, typed.as_typed, end, functools.partial(pick_row, found), 0)
+    except Exception as error:
+        said = updater.in_readers_language(updater.as_failure(error).message)
+        return {"status": "UNKNOWN", "message": said}
+
+
+def pick_row(
+    found: Mapping[tuple[Any, ...], Any],
+    account: updater.Account,
+    deadline: updater.Deadline,
+) -> updater.KeyRow:
+    rows = found[table_of(account)]
+    if isinstance(rows, updater.Failure):
+        raise rows
+    mine = rows.get(account.service, [updater.KeyRow()])
+    if len(mine) > 1:
+        what = "{count} rows are of this service. Delete all but one of them."
+        raise updater.WriteRefused(what, count=len(mine))
+    row: updater.KeyRow = mine[0]
+    return row
+
+
 # ---- Command line: nothing above touches the environment or the terminal
 
 
@@ -347,20 +498,25 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
         raise updater.settings_fault(faults)
     everyone = read_accounts(command.folder, values)
     accounts = select_accounts(command, list(everyone.items()))
+    if command.is_update and command.options.mode not in (updater.ALWAYS, updater.IF_NEEDED):
+        if not command.options.account:
+            accounts = [*find_holders(command.options.mode, accounts)]
+    elif command.options.is_asked:
+        command.options.usage_error("with many accounts the line is NAME FINGERPRINT")
+    if not command.options.no_probe:  # each child would read the certificates anew, for 20 ms
+        updater.tls_context(values.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
+    if command.options.command == "status":
+        is_whole = len(accounts) == len(everyone)
+        return print_reports(command, *report_all(command, accounts), is_whole)
     pool = ProcessPool(accounts.copy(), command.options.jobs, longest_run, tell_of_stop)
     places = Places(accounts)
-    with open(os.memfd_create("reports"), "rb+", buffering=0) as file:  # the children's
-        for name in pool.run(functools.partial(do_child, command, file.fileno(), places)):
-            places.leave(name)
-            if os.isatty(2):
-                done = {"done": len(pool.codes), "count": len(accounts)}
-                say(updater.Message("{done} of {count} accounts", **done), end="\r")
-        file.seek(0)
-        lines = file.readall().splitlines()
-    if command.options.command == "status":
-        return print_reports(command, [*read_reports(pool, lines)])
+    for name in pool.run(functools.partial(do_child, command, places)):
+        places.leave(name)
+        if os.isatty(2):
+            done = {"done": len(pool.codes), "count": len(accounts)}
+            say(updater.Message("{done} of {count} accounts", **done), end="\r")
     code = sum_up(command, pool)
-    if command.is_update:
+    if command.is_update and not command.options.account:  # else it tells nothing of the others
         updater.ping(monitor, code)
     return code
 
@@ -383,10 +539,7 @@ def select_accounts(
             said = updater.in_readers_language(updater.Message(what, **facts))
             command.options.usage_error(said)
         named.update(found)
-    shard = re.fullmatch(r"(\d{1,6})/(\d{1,6})", command.options.shard, re.ASCII)
-    number, shards = (int(shard[1]), int(shard[2])) if shard else (0, 0)
-    if number >= shards or not 1 <= command.options.jobs <= 256:
-        command.options.usage_error("--shard wants I/N, with I from 0 to N-1; --jobs 1 to 256")
+    number, shards = command.options.share
     chosen = [one for one in everyone if one[0] in named and shard_of(one[0], shards) == number]
     if not chosen:
         what = "0 accounts here: none of the {count} that are meant is in shard {number}/{shards}."
@@ -429,36 +582,36 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
     return 71 if len(set(bad.values())) > 1 else bad.popitem()[1]
 
 
-def do_child(command: updater.Command, file: int, places: Places, name: str, plan: Plan) -> int:
+def do_child(command: updater.Command, places: Places, name: str, plan: Plan) -> int:
     """Do it for one of many accounts, in a process of its own; return the exit code."""
     command.name = name
-    if command.options.command == "status":
-        end = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_APPEND)  # over nobody else's
-        os.write(
-            end, json.dumps([name, updater.status(plan.account, command.as_typed)]).encode() + b"\n"
-        )
-        return 0
     if command.options.verbose:  # the steps of all come mixed
         log.handlers[0].setFormatter(updater.LogFormatter(f"%(levelname)s: {name}: %(message)s"))
+    else:
+        command.check = check_shortly
     command.connect = functools.partial(places.connect, name)
+    if isinstance(plan.account, updater.Account):
+        service = plan.account.service
+        is_told = f":{service}".endswith(f":{name}")
+        command.label = f"{service}: " if is_told else f"{name}, {service}: "
     return command.do_one(plan.account, plan.monitor)
 
 
-def read_reports(pool: ProcessPool, lines: list[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield what the children wrote of their accounts; one may have been killed, or had no room."""
-    found = dict[str, Any]()
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            found |= dict([json.loads(line)])
-    for name, reason in sorted(pool.reasons.items()):
-        why = reason or updater.Message("it failed")
-        lost = updater.Message("No report: {why}", why=why)
-        report = {"status": "UNKNOWN", "message": updater.in_readers_language(lost)}
-        yield {"account": name} | found.get(name, report)
+def check_shortly(job: updater.Job) -> Iterator[updater.Finding]:
+    """Check an account; yield how its key stands, and what is wrong."""
+    for found in updater.check(job):
+        if found.level != "ok" or found.message.text.startswith("stored key"):
+            yield found
 
 
-def print_reports(command: updater.Command, reports: list[dict[str, Any]]) -> int:
-    """Print how all accounts stand, the worst first; return its level."""
+def print_reports(
+    command: updater.Command,
+    reports: list[dict[str, Any]],
+    strangers: list[dict[str, Any]],
+    is_whole: bool,
+) -> int:
+    """Print how all accounts stand, the worst first, then the rows of none of them; return the worst
+    level."""
     worst_first = ("CRITICAL", "WARNING", "UNKNOWN", "OK")
     reports.sort(key=lambda report: worst_first.index(report["status"]))
     said = updater.Message("nothing to do")
@@ -466,6 +619,7 @@ def print_reports(command: updater.Command, reports: list[dict[str, Any]]) -> in
         good = sum(report["status"] == "OK" for report in reports)
         what = "{good} of {count} accounts are well; {account}: {message}"
         said = updater.Message(what, **reports[0], good=good, count=len(reports))
+    reports += strangers if is_whole else []
     return command.print_status(reports, updater.in_readers_language(said))
 
 

@@ -2,7 +2,7 @@
 """Renew the Webkassa key and store it in PostgreSQL, without ever losing one.
 
 usage: webkassa_key_updater.py [--env-file FILE] [--accounts-dir DIR] [-v]
-           [update [--if-needed | --if-key FINGERPRINT] [--json] | check | status [--json]]
+           [update [--if-needed | --if-key FINGERPRINT] [--json] | check | status [--json] [--no-probe]]
 
 commands:
   update           authorize against Webkassa, validate the new key, store it (the default);
@@ -10,9 +10,10 @@ commands:
     --if-needed    do nothing when the stored key is young and not dead
     --if-key FINGERPRINT
                    do nothing unless this key is still stored, and older than a minute;
-                   "-": read it from standard input, an empty line is --if-needed
-  check            everything but authorizing: settings, database, lock, write, host, stored key
+                   "-": read a line: FINGERPRINT (empty: --if-needed), of many NAME FINGERPRINT
+  check            the dry run: all but authorizing (settings, database, lock, write, host, key)
   status [--json]  how things stand, for a person, a monitor or machines; changes nothing
+    --no-probe     by the database alone: Webkassa is not asked
 An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lost.
 options:
   --env-file FILE  read settings from FILE instead of .env beside this program
@@ -231,7 +232,7 @@ def update(job: Job) -> Outcome:
     if done.renewed:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
-            logins.refusals.forget()
+            logins.refusals.note.remove()
     return done
 
 
@@ -349,19 +350,26 @@ def hold_back_signals_and_log() -> Iterator[None]:
     """Hold back signals and log lines until the end: either could cost a token."""
     faults = {"SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS", "KILL", "STOP"}
     signals = signal.valid_signals() - {getattr(signal, f"SIG{name}") for name in faults}
-    lines = list[logging.LogRecord]()
-    keep_line: Any = lines.append  # a filter: the None that it returns lets no line pass
+    lines = LineKeeper()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    log.addFilter(keep_line)
+    log.addFilter(lines)
     try:
         yield
     finally:
-        log.removeFilter(keep_line)
+        log.removeFilter(lines)
         while signal.sigtimedwait(signals, 0):
             pass  # what they were to end has ended
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for line in lines:
             log.handle(line)
+
+
+class LineKeeper(list[logging.LogRecord]):
+    """A filter of the log that keeps each line, and lets none pass."""
+
+    def filter(self, line: logging.LogRecord) -> bool:
+        self.append(line)
+        return False
 
 
 def superseded_by_late_login(logins: LoginState) -> bool:
@@ -664,7 +672,7 @@ class LoginState:
         verdict = self.webkassa.probe(key, PROBE_TIME if self.asked else 2 * PROBE_TIME)
         if verdict == ALIVE and self.webkassa.is_doubted:
             self.webkassa.is_doubted = False
-            self.probe_doubt.forget()
+            self.probe_doubt.note.remove()
         return verdict
 
     def start_asking(self) -> None:
@@ -723,8 +731,7 @@ class Webkassa:
         self, deadline: Deadline, heartbeat: Callable[[], object]
     ) -> tuple[Secret, WebkassaFailure | None]:
         """Log in once; return the token, and what speaks against it; raise a WebkassaFailure. An
-        answer is waited for until the deadline: a login given up may still take effect, and its
-        token is lost. `heartbeat` is called every 10 s."""
+        answer is waited for until the deadline: a login given up may still take effect."""
         login = {"Login": self.account.login.value, "Password": self.account.password.value}
         return read_token(self.host, self.post(self.url, login, deadline, LOGIN_LIMIT, heartbeat))
 
@@ -969,23 +976,30 @@ class PromptResponse(http.client.HTTPResponse):
         return super().read(min(amt, len(self.fp.peek(1)) or 1))
 
 
-# The pools of urllib3, with connections whose answers are a PromptResponse
-POOLS = {
-    scheme: type("Pool", (pool,), {"ConnectionCls": type("Connection", (pool.ConnectionCls,),
-                                                         {"response_class": PromptResponse})})
+# The connections of urllib3, but that their answers are a PromptResponse
+CONNECTIONS = {
+    scheme: type("Connection", (pool.ConnectionCls,), {"response_class": PromptResponse})
     for scheme, pool in cast(Any, urllib3.poolmanager.pool_classes_by_scheme).items()
-}  # fmt: skip
+}
 
 
 class Adapter(requests.adapters.HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **more: Any) -> None:
-        super().init_poolmanager(*args, **more)
-        self.poolmanager.pool_classes_by_scheme = POOLS
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """Have the pool `conn` make our connections, and trust a bundle that is read already."""
+        super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
+        conn.ConnectionCls = CONNECTIONS[conn.scheme]
+        if conn.ca_certs and (context := tls_context(conn.ca_certs)):
+            conn.conn_kw["ssl_context"], conn.ca_certs = context, None
 
-    def proxy_manager_for(self, *args: Any, **more: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **more)
-        manager.pool_classes_by_scheme = POOLS
-        return manager
+
+@functools.cache
+def tls_context(bundle: str) -> Any:
+    """Return what trusts a bundle of certificates, read once (20 ms); None if it cannot be read."""
+    context = urllib3.util.ssl_.create_urllib3_context()
+    with contextlib.suppress(OSError):
+        context.load_verify_locations(bundle)
+        return context
+    return None
 
 
 def host_of(url: str) -> str:
@@ -1015,9 +1029,8 @@ def run_with_deadline(
     deadline: Deadline, heartbeat: Callable[[], object] | None,
     function: Callable[..., Any], *args: Any,
 ) -> Any:  # fmt: skip
-    """Return what `function(*args)` gives, or raise what it raises; TimeoutError at the deadline.
-    The timeouts of requests are per read and leave out name resolution; libpq waits in C. So a
-    thread does it, which is left behind if it is late."""
+    """Return what `function(*args)` gives; TimeoutError at the deadline. Timeouts of requests are per
+    read and leave out name resolution; libpq waits in C: so a thread does it, left behind if late."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     start_thread(put_result, results, function, args)
     while True:
@@ -1077,10 +1090,6 @@ SELECT_ROW = """
           WHERE service_name = %(service)s {lock}) AS r
 """
 OTHER_TABLE = "SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
-OTHER_ROWS = """
-    SELECT service_name::text, lower(btrim(service_name)) = lower(btrim(%(service)s))
-    FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
-"""
 CREATE_TABLE = """
     CREATE TABLE IF NOT EXISTS {table} (id serial PRIMARY KEY,
         service_name varchar(50) UNIQUE NOT NULL, api_key varchar(255) NOT NULL,
@@ -1120,12 +1129,12 @@ class KeyRow(NamedTuple):
     clock: float = 0.0  # the database's, in seconds, less this machine's monotonic one
     exists: bool = False
     key: Secret = NO_KEY
-    padded: Secret = NO_KEY  # as consumers read it
     age: float | None = None  # seconds; None: not known
     age_from: str = "row"  # or "note": see `KeyAge`
     row_age: float | None = None  # what its columns say
     changed: str | None = None  # UTC
     beside: str = ""  # where the row is missing: the name of another
+    padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
 
     @property
     def is_touched(self) -> bool:
@@ -1198,13 +1207,13 @@ class KeyStore:
         advisory lock works across hosts and behind a pooler; a row need not exist for it."""
         self.take_lock(f"{self.table.short}:{self.account.service}")
         row = self.select_row("FOR NO KEY UPDATE")
-        others = [] if row.exists else other_rows(self)[:1]
+        others = [] if row.exists else self.run(OTHER_ROWS)[0][:1]
         return row._replace(beside="".join(name for name, _ in others))
 
     def reject_other_rows(self, row: KeyRow) -> None:
         """Raise WriteRefused where consumers may read another row than ours. Not to be asked with a
         token in hand, which is better stored in the wrong row than lost."""
-        others = [] if row.exists else other_rows(self)
+        others = [] if row.exists else self.run(OTHER_ROWS)[0]
         similar = [name for name, is_similar in others if is_similar]
         is_hidden = not row.exists and self.select_row("").exists
         elsewhere = "" if self.account.schema else self.find_row_elsewhere(row)
@@ -1293,6 +1302,8 @@ class KeyStore:
         command = self.write("", row, token, after, deadline.within(self.COMMIT_TIME))
         if command != "COMMIT":  # of an aborted transaction it says ROLLBACK, and no error
             raise StoreUnavailable("PostgreSQL rolled the transaction back.")
+        with contextlib.suppress(Failure):  # a pooler's session would go on showing the key
+            self.run("SELECT NULL", deadline=Deadline(1))
 
     def write(self, before: str, row: KeyRow, token: Secret, after: str, end: Deadline) -> str:
         """Write `token`, call up what waits for the commit, read it back; return the last tag."""
@@ -1321,9 +1332,10 @@ def create_missing_table(store: KeyStore, commit: bool = True) -> None:
     store.find_table(begins=commit)
 
 
-def other_rows(store: KeyStore) -> list[tuple[str, bool]]:
-    """Return names of other rows; first those that differ from ours in case or blanks alone."""
-    return store.run(OTHER_ROWS)[0]
+OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
+    SELECT service_name::text, lower(btrim(service_name)) = lower(btrim(%(service)s))
+    FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
+"""
 
 
 class Connection(psycopg2.extensions.connection):
@@ -1501,7 +1513,9 @@ class Note:
     def read(self, life: float = 0) -> dict[str, Any]:
         """Return its facts, none if it is older than `life` seconds; 0: however old it is."""
         with contextlib.suppress(Exception):
-            note = json.loads(run_with_deadline(Deadline(1), None, self.file.read_text))
+            is_bounded = threading.current_thread() is not threading.main_thread()  # by its parent
+            read = functools.partial(run_with_deadline, Deadline(1), None, self.file.read_text)
+            note = json.loads(self.file.read_text() if is_bounded else read())
             if not life or 0 <= time.time() - note["time"] < life:
                 return dict(note)
         return {}
@@ -1596,9 +1610,6 @@ class Refusals:
         hashed = self.credential_hash(salt)
         self.note.write(salt=salt, hash=hashed, key=row.key.fingerprint, code=code)
 
-    def forget(self) -> None:
-        self.note.remove()
-
 
 class ProbeDoubt:
     """A probe that refused every new key is not believed for a week."""
@@ -1618,14 +1629,11 @@ class ProbeDoubt:
     def can_remember(self, row: KeyRow) -> bool:
         """Say whether a note would be kept; to be asked where there is none."""
         written = self.remember(row)  # one that is not valid
-        self.forget()
+        self.note.remove()
         return written
 
     def remember(self, row: KeyRow) -> bool:
         return self.note.write(before=row.key.fingerprint)
-
-    def forget(self) -> None:
-        self.note.remove()
 
 
 # ---- Below here nothing changes a key
@@ -1937,7 +1945,8 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
     doubt = probe_refuses_every_key(token, webkassa)
     is_doubted = logins.against_probe or logins.verdict == DOUBTED
     odd = (
-        (before.beside, "The row is new in {table}, beside {beside!r}."),
+        (before.beside and not logins.account.service.startswith("Webkassa:"),
+         "The row is new in {table}, beside {beside!r}."),
         (not re.fullmatch("[0-9a-f]{32}", token.value), "The new key looks unlike the keys so far."),
         (logins.verdict == UNCLEAR, "Whether the new key works could not be probed."),
         (logins.login_outcome_unknown,
@@ -2014,9 +2023,6 @@ def probe_refuses_every_key(key: Secret, webkassa: Webkassa) -> SettingsFault:
     """Say that a key is stored, but not proven."""
     what = "The stored key {key} is not proven: the probe at {host} refuses every new key."
     return SettingsFault(what, DOUBT, key=key.fingerprint, host=host_of(webkassa.probe_url))
-
-
-DOUBT = "Set WEBKASSA_PROBE_URL=off or ask Webkassa why RefUnits refuses it. Then run: `check`"
 
 
 def no_answer(host: str, error: Exception, was_sent: bool) -> Failure:
@@ -2170,8 +2176,7 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
 def shown_error(error: Any, state: str, table: Table) -> str:
     """Return an error's SQLSTATE and the names in it that the catalog has."""
     known = {table.schema, table.name, *table.columns, *table.constraints}
-    kinds = ("schema", "table", "column", "constraint")
-    names = [getattr(error.diag, f"{kind}_name") for kind in kinds]
+    names = [getattr(error.diag, f"{n}_name") for n in ("schema", "table", "column", "constraint")]
     shown = ", ".join([state, *(name for name in names if name in known)])
     with contextlib.suppress(KeyError):
         return f"{psycopg2.errorcodes.lookup(state).lower()} {shown}"
@@ -2316,7 +2321,7 @@ VALIDITY = "expire[sd]?(_?(at|on))?|valid_(until|to)|(is_)?(active|valid|enabled
 
 def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
-    similar = ", ".join(repr(name) for name, is_similar in other_rows(store) if is_similar)
+    similar = ", ".join(repr(name) for name, is_similar in store.run(OTHER_ROWS)[0] if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
     table, times = store.table, store.table.times
     left = ", ".join(name for name in table.columns if re.fullmatch(VALIDITY, name))
@@ -2359,18 +2364,23 @@ def failed_step(name: str, failure: Failure) -> Finding:
     return Finding("FAIL", what, advice_for(failure), failure.code)
 
 
-def status(account: Account | SettingsFault, as_typed: Callable[[Message], str]) -> dict[str, Any]:
-    """Return how an account stands: its "status", a "message", and facts; within some seconds."""
+def read_stored_row(account: Account, deadline: Deadline) -> KeyRow:
+    with KeyStore(Job(account, IF_NEEDED, lambda *_: None, Connector()), deadline) as store:
+        return store.read_row()
+
+
+def status(
+    account: Account | SettingsFault, as_typed: Callable[[Message], str], deadline: Deadline,
+    read: Callable[[Account, Deadline], KeyRow] = read_stored_row, least: float = 2,
+) -> dict[str, Any]:  # fmt: skip
+    """Return how an account stands: "status", "message", facts. The probe has `least` seconds."""
     facts: dict[str, Any] = {}
     try:
         if isinstance(account, SettingsFault):
             raise account
         facts["service"] = account.service
-        job = Job(account, IF_NEEDED, lambda what, seconds: None, Connector())
-        deadline = Deadline(STATUS_TIME)
-        with KeyStore(job, deadline) as store:
-            row = KeyAge(account).correct(store.read_row())
-        verdict, refusal = look_at_key(account, row, max(deadline.left, 2.0))
+        row = KeyAge(account).correct(read(account, deadline))
+        verdict, refusal = look_at_key(account, row, max(deadline.left, least))
         found = classify(row, verdict, refusal)
         age = None if row.age is None else round(row.age)
         facts |= {"fingerprint": row.key.fingerprint, "age_seconds": age, "age_from": row.age_from}
@@ -2383,9 +2393,12 @@ def status(account: Account | SettingsFault, as_typed: Callable[[Message], str])
 
 def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Failure | None]:
     """Return the probe's verdict on a stored key, and the refusal of a login that is remembered."""
+    refusal = Refusals(account).find(row)
+    if not account.probe_url:
+        return OFF, refusal
     webkassa = Webkassa(account)
     webkassa.is_doubted = ProbeDoubt(account).is_valid(row)
-    return webkassa.probe(row.key, seconds), Refusals(account).find(row)
+    return webkassa.probe(row.key, seconds), refusal
 
 
 def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
@@ -2436,7 +2449,7 @@ class Finding(NamedTuple):
 
 
 NOW = Message("Run again now: `update`")
-STATUS_TIME = 5.0  # seconds
+DOUBT = "Set WEBKASSA_PROBE_URL=off or ask Webkassa why RefUnits refuses it. Then run: `check`"
 TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
 
 
@@ -2470,8 +2483,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--account", action="append", default=[])
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--shard", default="0/1")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("-v", "--verbose", action="store_true")
+    for flag in (["--json"], ["--no-probe"], ["-v", "--verbose"]):
+        parser.add_argument(*flag, action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
     usage_code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
     parser.set_defaults(usage_code=usage_code, usage_error=parser.error)
@@ -2480,13 +2493,21 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         parser.error("--if-needed and --if-key go with update")
     if options.json and options.command == "check":
         parser.error("--json goes with update and status")
+    if options.no_probe and options.command != "status":
+        parser.error("--no-probe goes with status")
     if "" in (options.env_file, options.accounts_dir):
         parser.error("--env-file and --accounts-dir need a name")
-    if options.mode == "-":
-        options.mode = read_line().strip().lower()
-    if not re.fullmatch("([0-9a-f]{8})?", options.mode or ""):
+    share = re.fullmatch(r"(\d{1,6})/(\d{1,6})", options.shard, re.ASCII)
+    options.share = (int(share[1]), int(share[2])) if share else (0, 0)
+    if options.share[0] >= options.share[1] or not 1 <= options.jobs <= 256:
+        parser.error("--shard wants I/N, with I from 0 to N-1; --jobs 1 to 256")
+    options.is_asked = options.mode == "-"
+    line = read_line().strip().lower() if options.is_asked else options.mode or ""
+    asked = re.fullmatch("(?:([a-z0-9_-]+) )?([0-9a-f]{8})?", line)
+    if not asked:
         parser.error("--if-key wants the fingerprint of a key, 8 hex digits")
-    options.mode = ALWAYS if options.mode is None else options.mode or IF_NEEDED
+    options.account += [asked[1]] if asked[1] else []
+    options.mode = ALWAYS if options.mode is None else asked[2] or IF_NEEDED
     return options
 
 
@@ -2510,13 +2531,14 @@ def read_line() -> str:
 
 class Command:
     """Does what was typed, and says how it went. `name` is, in the child of one of many accounts,
-    that account's; `report_wait` and `connect` are as a Job has them."""
+    that account's, and `label` what its lines begin with; `report_wait` and `connect` are a Job's."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.folder, self.name = options, options.accounts_dir, ""
+        self.options, self.folder, self.name, self.label = options, options.accounts_dir, "", ""
         self.is_update = options.command == "update"
         self.report_wait: Callable[[Message, float], None] = lambda what, seconds: None
         self.connect: Callable[[Account, Deadline], Connection] = Connector()
+        self.check: Callable[[Job], Any] = check
 
     def run(self) -> int:
         account: Account | SettingsFault
@@ -2529,7 +2551,7 @@ class Command:
         except SettingsFault as fault:
             account = fault
         if self.options.command == "status":
-            report = status(account, self.as_typed)
+            report = status(account, self.as_typed, Deadline(STATUS_TIME))
             return self.print_status([report], report["message"])
         self.report_wait = Terminal().report_wait
         return self.do_one(account, monitor_of(values, []))
@@ -2550,10 +2572,10 @@ class Command:
         in_readers_language(Message(""))  # reads the catalogue: no file is opened after a login
         read_secret_files(values, faults)
         faults += find_unknown_names(path, from_file, values)
+        values |= {"WEBKASSA_PROBE_URL": "off"} if self.options.no_probe else {}
         self.folder = self.folder or values.get("WEBKASSA_ACCOUNTS_DIR")
         if not self.folder and (self.options.account or self.options.shard != "0/1"):
-            what = "--account, --shard: for many accounts WEBKASSA_ACCOUNTS_DIR is not set"
-            faults.append(Message(what))
+            self.options.usage_error("--account and --shard: WEBKASSA_ACCOUNTS_DIR is not set")
         if not self.folder and not has_file and "WEBKASSA_LOGIN" not in values:
             faults.append(Message(".env: is missing; use --env-file FILE or the environment"))
         return values, faults
@@ -2577,11 +2599,10 @@ class Command:
         try:
             if isinstance(account, SettingsFault):
                 raise account
-            is_told = not self.name or f":{account.service}".endswith(f":{self.name}")
-            row = f"{account.service}: " if is_told else f"{self.name}, {account.service}: "
+            row = self.label or f"{account.service}: "
             job = Job(account, self.options.mode, self.report_wait, self.connect)
             if not self.is_update:
-                return self.print_check(check(job), row if self.folder else "")
+                return self.print_check(self.check(job), self.label)
             outcome = update(job)
             if outcome.code == LOGIN_REFUSED:
                 odd = odd_end("WEBKASSA_PASSWORD", account.password.value)
@@ -2631,7 +2652,7 @@ class Command:
         return LEVELS.index(level)
 
 
-WARNING_AGE, CRITICAL_AGE = 25 * 3600, 49 * 3600  # seconds: a daily key, with an hour to spare
+STATUS_TIME, WARNING_AGE, CRITICAL_AGE = 5.0, 25 * 3600, 49 * 3600  # s: a day and an hour
 LEVELS, UNKNOWN = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), 3  # exit codes of monitoring plug-ins
 
 
@@ -2710,9 +2731,8 @@ def load_accounts_module() -> Any:
 
 
 def note_run(account: str, said: str, outcome: Outcome) -> None:
-    """Note for the server's status how an update ended, in run-KIND.json of $STATE_DIRECTORY, of
-    one of many accounts in run-KIND.NAME.json; KIND is what the unit says in WEBKASSA_RUN_KIND.
-    Whatever fails here changes nothing."""
+    """Note for the server's status how an update ended, in $STATE_DIRECTORY/run-KIND.json, of one of
+    many accounts run-KIND.NAME.json; KIND is WEBKASSA_RUN_KIND. What fails here changes nothing."""
     now, kind, code = time.time(), os.environ.get("WEBKASSA_RUN_KIND", "hand"), outcome.code
     end = f".{account}.json" if account else ".json"
     with contextlib.suppress(Exception):

@@ -2,7 +2,7 @@
 
     .venv-dev/bin/python benchmarks/accounts.py [--counts 1,10,100,1000] [--jobs 1,4,16] [--plot FILE.svg]
 
-PostgreSQL (with fsync) and the simulator run on loopback; each of the two calls to Webkassa, login
+PostgreSQL (with fsync) and the simulator, with TLS, run on loopback; each of the two calls to Webkassa, login
 and probe, takes 100 ms. The bound is what these calls alone take: accounts x 0.2 s / jobs. One
 process for each account is measured up to 100 accounts: its cost for each does not change.
 CPU is user + system time of all processes of the command; memory is their PSS together, at its
@@ -63,7 +63,7 @@ class Figures(NamedTuple):
 class Bench:
     """A database and a Webkassa with `count` accounts."""
 
-    def __init__(self, stack: contextlib.ExitStack, count: int, tls: bool = False) -> None:
+    def __init__(self, stack: contextlib.ExitStack, count: int, tls: bool = True) -> None:
         self.server = Postgres()
         stack.callback(self.server.remove)
         with contextlib.closing(connect(self.server, "postgres")) as admin:
@@ -236,9 +236,11 @@ def main() -> None:
         ]
     print_table(figures)
     with contextlib.ExitStack() as stack:
-        secure = Bench(stack, 100, tls=True)
-        f = secure.measure(MANY, 100, max(options.jobs))
-        print(f"\nWith TLS, {f.accounts} accounts, jobs {f.jobs}: {f.cpu:.1f} ms CPU an account.")
+        count = min(100, max(options.counts))
+        f = Bench(stack, count, tls=False).measure(MANY, count, max(options.jobs))
+        print(
+            f"\nWithout TLS, {f.accounts} accounts, jobs {f.jobs}: {f.cpu:.1f} ms CPU an account."
+        )
     if options.plot:
         plot(figures, options.plot)
 

@@ -20,12 +20,13 @@ from typing import Any
 
 import psycopg2
 import pytest
-from world.accounts import Accounts, children, is_pending, login, row
+from world.accounts import Accounts, children, is_pending, login, password, row
 from world.monitor import Monitor
 from world.nursery import Process
+from world.postgres import free_port
 from world.shop import PROGRAM, ROOT, UPDATERS, Result, Shop, fingerprint, trigger
 from world.waiting import await_, within
-from world.webkassa_simulator import Handler, answer, errors, hang, held_until
+from world.webkassa_simulator import Handler, Simulator, answer, errors, hang, held_until
 
 import webkassa_key_updater
 
@@ -275,8 +276,8 @@ def test_a_share_without_the_folder_is_no_update_of_the_one_account(
 ) -> None:
     """Else each index of a job that lost its WEBKASSA_ACCOUNTS_DIR would log the one in."""
     result = shop.run(command, *arguments)
-    assert result.code == (3 if command == "status" else 78)
-    assert "WEBKASSA_ACCOUNTS_DIR is not set" in result.out + result.err
+    assert result.code == (3 if command == "status" else 2)
+    assert "WEBKASSA_ACCOUNTS_DIR is not set; see --help" in result.err
     assert shop.webkassa.calls == []
 
 
@@ -385,6 +386,86 @@ def test_the_monitor_of_the_base_hears_of_all_and_an_accounts_own_of_it_alone(
     assert monitor.paths[-1] == "/all/fail"
 
 
+def test_the_monitor_of_all_hears_nothing_of_a_run_for_some(shop: Shop, monitor: Monitor) -> None:
+    """The success of one would end the alarm about another."""
+    accounts = Accounts(shop, "a", "b")
+    accounts.write("a", HEALTHCHECK_URL=f"{monitor.origin}/a")
+    both = [*("--account", "a"), *("--account", "b")]
+    assert shop.run("update", *both, HEALTHCHECK_URL=f"{monitor.origin}/all").code == 0
+    assert monitor.paths == ["/a"]
+
+
+def test_login_and_password_of_an_account_may_lie_in_files_of_their_own(
+    shop: Shop, monitor: Monitor
+) -> None:
+    """As clusters hand secrets over; the file NAME.env then holds none."""
+    accounts = Accounts(shop, "a", "b", "c")
+    secrets = {"WEBKASSA_LOGIN": login("a"), "WEBKASSA_PASSWORD": password("a"),
+               "HEALTHCHECK_URL": f"{monitor.origin}/a"}  # fmt: skip
+    for name, value in secrets.items():
+        (shop.home / name).write_text(f"{value}\n")
+    files = {f"{name}_FILE": str(shop.home / name) for name in secrets}
+    accounts.write("a", WEBKASSA_LOGIN="", WEBKASSA_PASSWORD="", **files)
+    accounts.write("b", WEBKASSA_PASSWORD="", WEBKASSA_PASSWORD_FILE=str(shop.home / "missing"))
+    accounts.write("c", WEBKASSA_PASSWORD_FILE=files["WEBKASSA_PASSWORD_FILE"])
+    result = shop.run("update")
+    assert (result.code, accounts.renewed, monitor.paths) == (78, {"a"}, ["/a"])
+    assert "WEBKASSA_PASSWORD_FILE: its file does not exist" in result.err
+    assert "WEBKASSA_PASSWORD_FILE: WEBKASSA_PASSWORD is set, too: which counts?" in result.err
+
+
+# TLS ---------------------------------------------------------------------------------------------
+
+
+COUNTED = """
+import os, ssl
+load = ssl.SSLContext.load_verify_locations
+
+def load_and_tell(context, *arguments, **more):
+    os.write(2, b"READ THE BUNDLE\\n")
+    return load(context, *arguments, **more)
+
+ssl.SSLContext.load_verify_locations = load_and_tell
+"""
+
+
+def close(handler: Handler, good: bytes) -> None:
+    handler.send(200, good, {"Connection": "close"})
+
+
+def test_the_certificates_are_read_once_for_all_accounts_and_connections(tls_shop: Shop) -> None:
+    settings = tls_shop.options
+    accounts = Accounts(tls_shop, *"abcdef")
+    tls_shop.options += settings
+    for name in accounts.names:  # a connection of its own for each question
+        accounts.script(name).append(close)
+    tls_shop.run_after(COUNTED)
+    result = tls_shop.run("update")
+    assert (result.code, accounts.renewed) == (0, set("abcdef"))
+    assert len(tls_shop.proxy.hosts) == 2 * 6
+    assert result.err.count("READ THE BUNDLE") == 1
+
+
+def test_a_bundle_that_is_none_stops_those_alone_who_use_it(
+    tls_shop: Shop, webkassa: Simulator
+) -> None:
+    """The one that is asked without TLS is this very machine."""
+    settings = tls_shop.options
+    accounts = Accounts(tls_shop, "a", "b", "c")
+    tls_shop.options += settings
+    webkassa.enroll(login("b"), password("b"))
+    accounts.write("b", WEBKASSA_AUTH_URL=webkassa.url)
+    junk = tls_shop.home / "junk.pem"
+    junk.write_text("junk")
+    result = tls_shop.run("update", REQUESTS_CA_BUNDLE=str(junk), WEBKASSA_DEADLINE="10s")
+    assert (result.code, set(codes(result.err)), accounts.untouched) == (69, {"a", "c"}, {"a", "c"})
+    assert accounts.keys["b"] == webkassa.tokens[login("b")]
+    said = re.findall(
+        "ERROR: .*Webkassa:(.): .*REQUESTS_CA_BUNDLE holds no certificate", result.err
+    )
+    assert sorted(said) == ["a", "c"]
+
+
 # At the same time --------------------------------------------------------------------------------
 
 
@@ -484,16 +565,21 @@ def test_shard_without_an_account_is_done_and_said(shop: Shop) -> None:
     assert (accounts.untouched, shop.webkassa.calls) == ({"a", "b"}, [])
 
 
+@pytest.mark.parametrize("has_folder", [True, False])
 @pytest.mark.parametrize(
     "arguments",
-    [("--shard", text) for text in ("2/2", "0/0", "1", "-1/2", "a/b", "٠/١")]
+    [("--shard", text) for text in ("2/2", "5/3", "0/0", "1", "-1/2", "a/b", "x", "", "٠/١")]
     + [("--jobs", text) for text in ("0", "-1", "many", "1000")],
 )
-def test_wrong_share_or_number_is_wrong_usage(shop: Shop, arguments: tuple[str, ...]) -> None:
-    Accounts(shop, "a")
-    with pytest.raises(SystemExit) as ended:
-        shop.main("update", *arguments)
-    assert (ended.value.code, shop.webkassa.calls) == (2, [])
+def test_wrong_share_or_number_is_wrong_usage(
+    shop: Shop, arguments: tuple[str, ...], has_folder: bool
+) -> None:
+    if has_folder:
+        Accounts(shop, "a")
+    for command, code in (("update", 2), ("check", 2), ("status", 3)):
+        with pytest.raises(SystemExit) as ended:
+            shop.main(command, *arguments)
+        assert (ended.value.code, shop.webkassa.calls) == (code, [])
 
 
 # Told to stop ------------------------------------------------------------------------------------
@@ -765,6 +851,64 @@ def test_a_name_that_no_account_has_is_wrong_usage_and_the_nearest_is_named(
     assert (accounts.untouched, shop.webkassa.calls) == ({"almaty-1", "b"}, [])
 
 
+def ask(shop: Shop, line: str) -> Result:
+    """Ask for a new key as a consumer does at the socket."""
+    command = ("update", "--if-key", "-", "-v")
+    return shop.finish(shop.start_with({"stdin": line.encode()}, *command))
+
+
+def test_a_consumer_names_its_account_and_its_dead_key(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    result = ask(shop, f"b {fingerprint(accounts.old['b'])}\n")
+    assert (result.code, accounts.renewed, accounts.untouched) == (0, {"b"}, {"a"})
+    result = ask(shop, f"b {fingerprint(accounts.old['b'])}\n")  # the next one that has it
+    assert (result.code, shop.webkassa.authorizations) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "line", ["\n", "", "c {key}", "* {key}", "a b {key}", "b", "b x", "-b {key}"]
+)
+def test_a_consumers_line_that_names_no_account_or_key_is_wrong_usage(
+    shop: Shop, line: str
+) -> None:
+    """An empty one would be a login for each account whose key is old."""
+    accounts = Accounts(shop, "a", "b")
+    result = ask(shop, line.format(key=fingerprint(accounts.old["b"])))
+    assert (result.code, accounts.untouched, shop.webkassa.calls) == (2, {"a", "b"}, [])
+
+
+def test_a_name_for_one_account_alone_is_wrong_usage(shop: Shop) -> None:
+    result = ask(shop, f"b {fingerprint(shop.old_key)}\n")
+    assert (result.code, shop.webkassa.calls) == (2, [])
+
+
+def test_a_consumer_that_names_its_key_alone_waits_for_no_other_account(shop: Shop) -> None:
+    """With 300 accounts it waited 6 s, for 299 lines of the others."""
+    accounts = Accounts(shop, *HUNDRED[:20])
+    accounts.write("shop-07", POSTGRES_DB="shop", API_KEYS_TABLE="public.api_keys")
+    accounts.write("shop-09", WEBKASSA_PASSWORD="")
+    for name in ("shop-03", "shop-07"):
+        key = fingerprint(accounts.old[name])
+        with shop.relay() as relay:
+            result = ask(shop, f"{key}\n")
+            assert len(relay.links) == 3  # a connection for each table, and the child's own
+        assert result.code == 0
+        assert "1 of 1 accounts: done." in result.err
+    assert accounts.renewed == {"shop-03", "shop-07"}
+    assert ask(shop, "0badc0de\n").code == 0  # of a row that holds another one by now
+    assert ask(shop, f"{fingerprint(accounts.old['shop-09'])}\n").code == 78
+    accounts.write("shop-10", POSTGRES_DB="nowhere")  # whether it holds it, nobody can tell
+    assert ask(shop, "0badc0de\n").code in (75, 78)
+    assert shop.webkassa.authorizations == 2
+
+
+def test_a_consumer_that_reads_a_padded_key_may_name_it_so(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    shop.sql("ALTER TABLE api_keys ALTER api_key TYPE char(40)")
+    assert ask(shop, f"{fingerprint(accounts.keys['b'])}\n").code == 0
+    assert (accounts.logins("a"), accounts.logins("b")) == (0, 1)
+
+
 # For a person and a monitor ----------------------------------------------------------------------
 
 
@@ -779,6 +923,29 @@ def test_check_says_a_line_per_account_and_finding(shop: Shop) -> None:
     assert all(re.match(r"(ok|WARN|FAIL) +Webkassa:[ab]: ", line) for line in lines)
     assert f"WARN  {row('a')}: stored key: key {fingerprint(accounts.old['a'])}" in result.out
     assert (accounts.untouched, shop.webkassa.authorizations) == (set("abc"), 0)
+
+
+def test_check_of_good_accounts_says_a_line_of_each_and_v_every_step(shop: Shop) -> None:
+    """Three faults of 300 accounts stood among 1,805 lines."""
+    accounts = Accounts(shop, "a", "b", "c")
+    assert shop.run("update").code == 0
+    accounts.write("c", WEBKASSA_AUTH_URL=f"http://127.0.0.1:{free_port()}/api/Authorize")
+    result = shop.finish(shop.start("check"))
+    said = [re.sub(r"key [0-9a-f]{8}, .*", "", line) for line in result.out.splitlines()]
+    good = [f"ok    {row(name)}: stored key: " for name in "ab"]
+    assert sorted(line for line in said if "Webkassa:c" not in line) == good
+    levels = [line.split()[0] for line in said if "Webkassa:c" in line]
+    assert (result.code, levels) == (69, ["FAIL", "WARN"])
+    assert shop.run("check").out.count(f"ok    {row('a')}: ") > 4
+
+
+def test_a_first_update_does_not_warn_of_every_row_that_it_is_new(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    shop.sql("DELETE FROM api_keys WHERE service_name LIKE 'Webkassa:%%'")
+    result = shop.finish(shop.start("update"))
+    assert (result.code, accounts.keys) == (0, accounts.live)
+    assert "WARNING" not in result.err
+    assert result.err.count("where none was") == 2
 
 
 def test_status_says_how_every_account_stands_and_the_worst_first(shop: Shop) -> None:
@@ -801,40 +968,84 @@ def test_status_says_how_every_account_stands_and_the_worst_first(shop: Shop) ->
     assert shop.webkassa.authorizations == 0
 
 
-def test_status_names_an_account_whose_child_was_killed(shop: Shop) -> None:
-    Accounts(shop, "a", "b")
-    shop.webkassa.probe_scripts[login("b")].append(hang())
+def test_status_reads_all_rows_of_a_table_at_once_and_probes_them_side_by_side(shop: Shop) -> None:
+    """300 accounts took 22 s, and a monitor ended it after 10."""
+    accounts = Accounts(shop, *HUNDRED)
+    accounts.write("shop-98", API_KEYS_TABLE="nowhere.api_keys")
     shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
-    process = shop.start("status")
-    await_(lambda: shop.webkassa.probes == 2 and len(children(process.pid)) == 1)
-    os.kill(children(process.pid)[0], signal.SIGKILL)
-    result = shop.finish(process)
-    assert result.code == 3
-    assert "1 of 2 accounts are well; b: No report: killed by signal 9" in result.out
-    assert "None" not in result.out
+    together = threading.Barrier(16, timeout=20)
+
+    def act(handler: Handler, good: bytes) -> None:
+        together.wait()  # so many are there at a time
+        handler.send(200, good)
+
+    for name in HUNDRED[:16]:
+        shop.webkassa.probe_scripts[login(name)].append(act)
+    with shop.relay() as relay:
+        result = shop.run("status")
+        assert len(relay.links) == 2  # a connection for each table
+        assert relay.round_trips < 30
+    assert (result.code, shop.webkassa.probes) == (2, 99)
+    assert result.out.startswith("WEBKASSA CRITICAL - 99 of 100 accounts are well; shop-98: no key")
 
 
-def test_status_told_to_stop_says_so_of_every_account(shop: Shop) -> None:
-    Accounts(shop, "a", "b", "c")
-    shop.webkassa.probe_scripts[login("a")].append(hang())
-    process = shop.start("status", "--jobs", "1")
-    await_(lambda: shop.webkassa.probes == 1)
-    process.terminate()
-    result = shop.finish(process)
-    said = re.findall(r"UNKNOWN: No report: (.*)", result.out)
-    assert (result.code, said) == (3, ["told to stop", *["not tried: told to stop"] * 2])
+@pytest.mark.begins_first
+def test_status_of_many_has_the_time_of_one_whatever_the_vendor_does(shop: Shop) -> None:
+    accounts = Accounts(shop, *HUNDRED)
+    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
+    for name in accounts.names:
+        shop.webkassa.probe_scripts[login(name)].append(hang())
+    with within(30):  # one after another, of each four, it would be 125 s
+        result = shop.run("status", "--json")
+    found = json.loads(result.out)
+    assert (result.code, len(found["accounts"])) == (1, 100)
+    assert {one["probe"] for one in found["accounts"]} == {"unclear"}
+    assert {one["fingerprint"] for one in found["accounts"]} == {
+        fingerprint(key) for key in accounts.old.values()
+    }
 
 
-def test_a_report_that_was_cut_off_costs_no_other(shop: Shop) -> None:
-    """Where no room is left."""
-    Accounts(shop, *HUNDRED[:9])
-    shop.run("update", "--account", "*[02468]")
-    script = f"ulimit -f 1; exec {shlex.join(shop.command('status', '--json', *shop.options))}"
-    run = subprocess.run(["bash", "-c", script], env=shop.env, capture_output=True, text=True)
-    assert run.returncode in (1, 3)
-    levels = [account["status"] for account in json.loads(run.stdout)["accounts"]]
-    assert len(levels) == 9
-    assert set(levels) > {"UNKNOWN"}
+def test_status_without_a_probe_asks_the_database_alone(shop: Shop) -> None:
+    accounts = Accounts(shop, "a", "b")
+    accounts.write("b", WEBKASSA_PROBE_URL=f"{shop.webkassa.origin}/api/references/RefUnits")
+    shop.webkassa.issue(login=login("a"))  # whoever asked would hear that the key is dead
+    for how in (shop.options, ()):  # of many, of one
+        shop.options = how
+        result = shop.run("status", "--no-probe")
+        assert (result.code, "the probe says off" in result.out) == (1, True)
+    assert shop.webkassa.calls == []
+    with pytest.raises(SystemExit) as ended:
+        shop.main("check", "--no-probe")
+    assert ended.value.code == 2
+
+
+def test_status_says_of_each_database_why_it_cannot_be_read(shop: Shop) -> None:
+    accounts = Accounts(shop, *"abcd")
+    accounts.write("b", POSTGRES_DB="nowhere")
+    accounts.write("c", API_KEYS_TABLE="twice")
+    accounts.write("d", API_KEYS_TABLE="twice")
+    shop.sql("CREATE TABLE twice AS SELECT * FROM api_keys")
+    shop.sql("INSERT INTO twice SELECT * FROM twice WHERE service_name = %s", row("c"))
+    shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
+    report = json.loads(shop.run("status", "--json").out)
+    found = {one["account"]: one for one in report["accounts"]}
+    levels = {name: one["status"] for name, one in found.items()}
+    assert levels == {"a": "OK", "b": "UNKNOWN", "c": "UNKNOWN", "d": "WARNING"}
+    assert "nowhere" in found["b"]["message"]
+    assert "2 rows are of this service" in found["c"]["message"]
+
+
+def test_status_names_rows_whose_file_is_gone_and_takes_them_for_no_fault(shop: Shop) -> None:
+    """Somebody may have removed the account, or another machine may renew it."""
+    accounts = Accounts(shop, "a", "b", "c")
+    accounts.file("b").unlink()
+    accounts.write("c", WEBKASSA_SERVICE_NAME="Webkassa:b2")
+    assert shop.run("update").code == 0
+    result = shop.run("status")
+    assert (result.code, result.out.count("2 of 2 accounts are well")) == (0, 1)
+    said = [line for line in result.out.splitlines() if "is not renewed from here" in line]
+    assert [line.split(",")[0] for line in said] == [f"account {row(name)}" for name in "bc"]
+    assert "is not renewed" not in shop.run("status", "--account", "a").out
 
 
 @pytest.mark.parametrize("arguments", [("status",), ("status", "--json")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import importlib.metadata
 import importlib.util
@@ -25,6 +26,8 @@ from world import webkassa_simulator
 from world.postgres import PASSWORD, Postgres
 from world.serving import serving
 from world.shop import CONSUMERS_TABLE, PROGRAM, ROOT, Shop
+
+import webkassa_key_updater
 
 ENGLISH, RUSSIAN = map(shown.read, MANUALS)
 BOTH = pytest.mark.parametrize("text", [ENGLISH, RUSSIAN], ids=["English", "Russian"])
@@ -106,6 +109,28 @@ def names(text: str) -> set[str]:
     """Return all that stands in backticks outside of blocks."""
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     return set(re.findall(r"`([^`]+)`", re.sub(r"\s+", " ", prose)))
+
+
+def test_program_that_reads_the_key_once_is_ended_when_it_was_renewed(
+    shop: Shop, tmp_path: Path
+) -> None:
+    """The manual's script for a container, with a program that would go on for ever."""
+    assert shop.main("update").code == 0
+    (renewed,) = shop.home.rglob("renewed-*")
+    os.utime(renewed, (1, 1))
+    script = tmp_path / "script"
+    script.write_text(snippet("restart container").replace("/webkassa-key", str(renewed.parent)))
+    program = ["sh", "-c", "echo started; exec sleep 1000"]
+    with subprocess.Popen(["sh", script, *program], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        assert running.stdout.readline() == "started\n"
+        for command in ("check", "status"):
+            shop.main(command)
+        assert shop.main("update", "--if-needed").code == 0
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(3)
+        assert shop.main("update").code == 0
+        running.wait(30)
 
 
 def test_both_have_the_same_sections_codes_and_blocks() -> None:
@@ -435,6 +460,31 @@ assert answer["Data"], answer
     assert [run.returncode for run in runs] == [0] * 5, said
     assert shop.webkassa.authorizations == 1
     assert shop.holds_the_live_key
+
+
+def test_files_of_many_accounts_that_are_made_of_a_table_are_read_as_meant(tmp_path: Path) -> None:
+    passwords = [
+        "p#1 'one' \"two\"",
+        " blanks at both ends ",
+        "back\\slash\\",
+        "$HOME;,`x`",
+        "пароль=1",
+    ]
+    (tmp_path / "accounts.d").mkdir()
+    with (tmp_path / "accounts.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["NAME", "WEBKASSA_LOGIN", "WEBKASSA_PASSWORD", "WEBKASSA_API_KEY"])
+        table.writerows([f"shop-{n}", f"{n}@example.kz", p, ""] for n, p in enumerate(passwords))
+    recipe = snippet("accounts from a table")
+    subprocess.run([sys.executable, "-c", recipe], cwd=tmp_path, check=True)
+    values = {name: value for name, value in os.environ.items() if name.startswith("PG")}
+    plans = webkassa_key_updater.load_accounts_module().read_accounts(
+        str(tmp_path / "accounts.d"), values
+    )
+    read = {name: (p.account.login.value, p.account.password.value) for name, p in plans.items()}
+    assert read == {f"shop-{n}": (f"{n}@example.kz", p) for n, p in enumerate(passwords)}
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "accounts.d").iterdir()}
+    assert modes == {0o600}
 
 
 @pytest.mark.skipif(

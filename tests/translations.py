@@ -26,7 +26,7 @@ SOURCES = ("webkassa_key_updater.py", "webkassa_key_accounts.py")
 PROSE = re.compile(r"[A-Za-z]+[,.:;)]? \(?([a-zX]|[A-Z]\w)|X[,.:;)]* \(?[a-z]")
 CODE = re.compile(r"[\\|^$]|\b(SELECT|LOCAL|SAVEPOINT|EXPLAIN|INTO|BEGIN|FOR NO KEY|TABLE IF)\b"
                   r"|^(verify_code|reason) |%\(|^%|^ | $")  # fmt: skip
-NOT_SAID = {"as it was", "bare OSError", "if needed", "no proxy", "statement pooling mode",
+NOT_SAID = {"as it was", "stored key", "bare OSError", "if needed", "no proxy", "statement pooling mode",
             "PQexec disallowed", "TimeoutError or Timeout", "SHOW server_version", "could not find digest",
             "certificate verify failed", "disable, allow, prefer, require, verify-ca, verify-full"}  # fmt: skip
 UNTRANSLATED = {"error", "usage_error", "exit"}  # usage is as English as --help

@@ -93,6 +93,30 @@ def test_a_consumer_knows_more_than_the_probe(site: Site) -> None:
     assert site.webkassa.authorizations == 1
 
 
+def test_a_service_that_reads_the_key_once_is_started_anew_by_the_manuals_units(site: Site) -> None:
+    """Only when a key was renewed."""
+    site.reset()
+    assert site.start().returncode == 0  # the file is there
+    service = "[Service]\nExecStart=/usr/bin/sleep infinity\n"
+    site.machine.write("/etc/systemd/system/shop.service", service)
+    assert site.run("systemctl", "daemon-reload").returncode == 0
+    assert site.run("systemctl", "start", "shop.service").returncode == 0
+    done = site.paste("set -e\n" + snippet("run: server restart"))
+    assert done.returncode == 0, done.stdout
+    before = site.machine.show("shop.service", "MainPID")
+    for command in ("check", "status"):
+        site.run("webkassa-key", command)
+    assert site.run("webkassa-key", "update", "--if-needed").returncode == 0
+    assert site.machine.show("shop.service", "MainPID") == before
+    assert site.run("webkassa-key", "update").returncode == 0
+    await_(lambda: site.machine.show("shop.service", "MainPID") not in (before, "0"))
+    for unit in ("shop-new-key.path", "shop.service"):
+        site.run("systemctl", "disable", "--now", unit)
+    site.run("rm", *(f"/etc/systemd/system/{unit}" for unit in
+                     ("shop-new-key.path", "shop-new-key.service", "shop.service")))  # fmt: skip
+    site.run("systemctl", "daemon-reload")
+
+
 def test_a_killed_run_is_answered_with_a_word(site: Site) -> None:
     site.reset()
     site.webkassa.script.append(slow(10))
