@@ -363,7 +363,8 @@ def report_all(
     rows = side_by_side(PROBES, read, [*tables.values()], late, READING + 0.5)
     found = dict(zip(tables, rows, strict=True))
     report = functools.partial(report_one, command, found, end)
-    lost: dict[str, Any] = {"status": "UNKNOWN", "message": "no time was left to look"}
+    why = updater.in_readers_language(updater.Message("no time was left to look"))
+    lost: dict[str, Any] = {"status": "UNKNOWN", "message": why}
     reports = side_by_side(
         1 if command.options.no_probe else PROBES, report, accounts, lost, end.left + 0.5
     )

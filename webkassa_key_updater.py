@@ -141,8 +141,7 @@ class Account(NamedTuple):
 
 
 class Message:
-    """Sentences with named values, of which one may be a Message; `faults` is a list of them. English;
-    the command line alone puts it into the reader's language, by `translate`."""
+    """Sentences with named values, which may be Messages; the command line alone translates them."""
 
     def __init__(self, text: str, **values: object) -> None:
         self.text, self.values = text, values
