@@ -365,9 +365,9 @@ def report_all(
     report = functools.partial(report_one, command, found, end)
     why = updater.in_readers_language(updater.Message("no time was left to look"))
     lost: dict[str, Any] = {"status": "UNKNOWN", "message": why}
-    reports = side_by_side(
-        1 if command.options.no_probe else PROBES, report, accounts, lost, end.left + 0.5
-    )
+    workers = 1 if command.options.no_probe else PROBES
+    # Whoever is left then is not probed, which a busy machine does in a moment, too
+    reports = side_by_side(workers, report, accounts, lost, end.left + 2)
     reports = [{"account": name} | one for (name, _), one in zip(accounts, reports, strict=True)]
     known = {account.service for group in tables.values() for account in group}
     faulty = {f"Webkassa:{n}" for n, plan in accounts if isinstance(plan.account, updater.Failure)}

@@ -698,7 +698,7 @@ class Report(NamedTuple):
         worst, first = self.worst, self.findings[0]
         text = f"{worst.name}: {first_line(worst.what)}"
         if worst.name == "key":
-            text = re.sub(r"^key: (?=[0-9a-f]{8}[,:;])", "key ", text)
+            text = re.sub(r"^key: (?=[0-9a-f]{8}[,:; ])", "key ", text)
         elif first.name == "key" and first.level == UNKNOWN:
             text += "; how the key stands is not known"
         elif first.name == "key" and worst.level != OK:

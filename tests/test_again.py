@@ -50,7 +50,7 @@ def test_lost_key_is_told_with_who_held_the_table(shop: Shop, mode: str) -> None
         shop.lose_connection(lambda: stack.enter_context(shop.transaction(named)))
         result = shop.finish(shop.start("update"))
     assert result.code == 75
-    assert re.search(r"held by process \d+ \(postgres, migration\) since .* is lost", result.err)
+    assert re.search(r"held by PID \d+ \(postgres, migration, .* is lost", result.err)
 
 
 @pytest.mark.parametrize("verdict", [DEAD, UNCLEAR])

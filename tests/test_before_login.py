@@ -296,7 +296,7 @@ def test_check_names_the_holder_of_a_lock_and_changes_nothing(shop: Shop, held: 
             result = shop.run("check")
         pid = cursor.connection.info.backend_pid
     assert (result.code, shop.webkassa.authorizations) == (75, 0)
-    assert re.search(rf"FAIL .*process {pid} .*the other one.* since \d\d:\d\d:\d\d", result.out)
+    assert re.search(rf"FAIL .*PID {pid} .*the other one.*, \d\d:\d\d:\d\d", result.out)
     assert shop.is_untouched
 
 
@@ -306,7 +306,7 @@ def test_lock_held_by_somebody_asks_webkassa_for_nothing(shop: Shop) -> None:
     with shop.transaction(HELD["advisory"]) as cursor:
         with within(40, least=2.4):
             result = shop.run_in_vain(75, WEBKASSA_DEADLINE="10s")
-        assert f"process {cursor.connection.info.backend_pid}" in result.err
+        assert f"PID {cursor.connection.info.backend_pid}" in result.err
     assert shop.is_untouched
 
 

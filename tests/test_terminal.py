@@ -88,7 +88,7 @@ def test_person_is_told_who_holds_the_lock_and_ctrl_c_ends_that_wait(shop: Shop)
     with shop.lock_held():
         screen = Screen(shop)
         holder = shop.sql("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted")[0][0]
-        assert screen.await_text(f"Waiting for the lock held by process {holder} .* s at most") < 8
+        assert screen.await_text(f"Waiting for the lock held by PID {holder} .* s at most") < 8
         assert int(re.findall(r"(\d+) s at most", screen.text)[0]) > 60
         screen.type(CTRL_C)
         assert screen.finish() == -signal.SIGINT

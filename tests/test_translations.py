@@ -246,7 +246,9 @@ def hear(event, arguments):
         print("DEBUG: asked", file=sys.stderr)
 sys.addaudithook(hear)
 """)
-    result = shop.run("update", WEBKASSA_LANG="ru")
+    result = shop.finish(
+        shop.start("update", WEBKASSA_LANG="ru")
+    )  # without -v it says nothing before
     heard = re.findall("^DEBUG: (read|asked)$", result.err, re.MULTILINE)
     assert result.code == 0
     assert "Записан новый ключ" in result.err
