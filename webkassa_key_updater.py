@@ -2666,8 +2666,8 @@ class Terminal:
                 start_thread(self.watch)
 
     def report_wait(self, what: Message, seconds: float) -> None:
-        is_same = str(self.wait[0]) == str(what)  # one wait, in parts
-        self.wait = (what, Deadline(seconds), self.wait[2] if is_same else Deadline(3))
+        if str(self.wait[0]) != str(what):  # else it is one wait, in parts
+            self.wait = (what, Deadline(seconds), Deadline(3))
 
     def watch(self) -> None:
         told, heard = self.wait, False

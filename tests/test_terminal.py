@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pty
 import re
@@ -90,6 +91,13 @@ def test_person_is_told_who_holds_the_lock_and_ctrl_c_ends_that_wait(shop: Shop)
         holder = shop.sql("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted")[0][0]
         assert screen.await_text(f"Waiting for the lock held by PID {holder} .* s at most") < 8
         assert int(re.findall(r"(\d+) s at most", screen.text)[0]) > 60
+        connections = shop.sql("SELECT sessions FROM pg_stat_database WHERE datname = 'shop'")[0][0]
+        tries = (
+            "SELECT pg_stat_clear_snapshot(), sessions FROM pg_stat_database WHERE datname = 'shop'"
+        )
+        ours = itertools.count(1)
+        await_(lambda: shop.sql(tries)[0][1] > connections + next(ours) + 4)  # it goes on to look
+        assert screen.text.count("Waiting for") == 1
         screen.type(CTRL_C)
         assert screen.finish() == -signal.SIGINT
     assert shop.webkassa.calls == []
