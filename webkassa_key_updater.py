@@ -2112,7 +2112,7 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
         (not is_open and is_loopback(host), "To see why: {psql}\nIn a container {host} is the"
          " container itself. Then run: `check`"),
         (no_digest, "Set PGCHANNELBINDING=disable. Then run: `check`"),
-        (is_system and "certificate verify failed" in said, "sslrootcert=system means a"
+        (is_system and "certificate" in said, "sslrootcert=system means a"
          " folder of psycopg2's makers: name a file like /etc/ssl/certs/ca-certificates.crt.\nThen run: `check`"),
         (True, "To see why: {psql}\nThen run: `check`"))  # fmt: skip
     return StoreUnavailable(

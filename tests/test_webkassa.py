@@ -28,7 +28,6 @@ EXIT_CODES = {0, 69, 76, 77, 78}
         *((answer(200, errors(one)), 77) for one in (1, "1", 1.0, 3)),
         (answer(200, {"Errors": {"Code": 1}}), 77),
         (answer(200, '{"Errors": [{"Code": 1, "Text": "Неверный"}]}'.encode("cp1251")), 77),
-        (answer(200, GOOD | errors(1)), 77),
         (answer(500, errors(1)), 77),
         (answer(401, errors(-1)), 77),
         (answer(403, {"Errors": []}), 77),

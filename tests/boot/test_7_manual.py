@@ -66,9 +66,9 @@ def nano(site: Site, text: str) -> None:
     """Let the person write this, when an editor opens (nothing: the file is good as it is)."""
     site.machine.write("/root/typed", text)
     site.machine.write(
-        "/usr/local/bin/nano", '#!/bin/sh\n[ ! -s /root/typed ] || cat /root/typed >"$1"\n'
+        "/usr/bin/nano", '#!/bin/sh\n[ ! -s /root/typed ] || cat /root/typed >"$1"\n'
     )
-    (site.machine.root / "usr/local/bin/nano").chmod(0o755)
+    (site.machine.root / "usr/bin/nano").chmod(0o755)
 
 
 def typed(site: Site, name: str, code: int = 0) -> str:
