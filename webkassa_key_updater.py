@@ -2061,6 +2061,8 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
      "Is the host in the URL right? Then run: `check`"),
     ("verify_code 66 or verify_code 67 or verify_code 68",
      "The certificate of {host} is too weak: a short key, or SHA-1.", RENEW_IT),
+    (" or ".join(f"verify_code {number}" for number in range(80, 94)),  # Python 3.13 looks closer
+     "The certificate of {host}, or its issuer's, is not made by the rules (RFC 5280).", RENEW_IT),
     ("verify_code 28", "The certificate of {host} has an issuer that is not trusted for servers.", RENEW_IT),
     ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer, or an"
      " intermediate certificate is missing.",
@@ -2490,10 +2492,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
-    if options.json and options.command == "check":
-        parser.error("--json goes with update and status")
-    if options.no_probe and options.command != "status":
-        parser.error("--no-probe goes with status")
+    of_some = (options.json, ("update", "status")), (options.no_probe, ("status",))
+    if any(given and options.command not in those for given, those in of_some):
+        parser.error("--json goes with update and status, --no-probe with status")
     if "" in (options.env_file, options.accounts_dir):
         parser.error("--env-file and --accounts-dir need a name")
     share = re.fullmatch(r"(\d{1,6})/(\d{1,6})", options.shard, re.ASCII)

@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -349,7 +350,10 @@ CAUSES = {
         69, "intermediate certificate is missing.*leaves out", stopped=True, around=intermediate_left_out),
     **{f"vendor: {kind}": Cause(69, "is too weak.*owner", stopped=True, around=weak_certificate(*request))
        for kind, request in {"short key": ("-newkey", "rsa:1024"),
-                             "SHA-1": ("-newkey", "rsa:2048", "-sha1")}.items()},
+                             "SHA-1": ("-newkey", "rsa:2048", "-sha1", "-addext", "keyUsage=digitalSignature,keyCertSign")}.items()},
+    **({"vendor: made by no rules": Cause(
+        69, "not made by the rules.*owner", stopped=True, around=weak_certificate("-newkey", "rsa:2048"))}
+       if sys.version_info >= (3, 13) else {}),
     "vendor: certificate expired": Cause(
         69, "expired.*clock", stopped=True,
         around=certificate(not_before=LAST_YEAR, not_after=YESTERDAY)),

@@ -296,7 +296,8 @@ class Shop:
 
     def move_settings(self, path: Path) -> Path:
         """Take our settings out of the environment and into a file."""
-        names = [name for name in self.env if name.startswith(("WEBKASSA_", "POSTGRES_"))]
+        ours = ("WEBKASSA_", "POSTGRES_")
+        names = [n for n in self.env if n.startswith(ours) and n != "WEBKASSA_LANG"]
         path.write_text("".join(f"{name}={quote(self.env.pop(name))}\n" for name in names), "utf-8")
         return path
 
