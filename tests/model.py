@@ -126,7 +126,7 @@ class Run:
         self.place = (
             what, self.name(token), self.kind, self.kind == "if-key" and self.name(1),
             self.logins, self.is_rehearsed, self.is_unanswered, self.is_unproven, self.fault,
-            *((f.f_code.co_name, f.f_lasti, self.frozen(f.f_locals)) for f in own),
+            *((f.f_code.co_name, f.f_lasti, self.frozen(dict(f.f_locals))) for f in own),
         )  # fmt: skip
         raise Stop
 
