@@ -218,5 +218,6 @@ def copy_source(machine: Machine) -> None:
     """Put the project as it is now into the machine."""
     for file in FILES:
         shutil.copy(ROOT / file, machine.root / SOURCE[1:])
-    shutil.rmtree(machine.root / SOURCE[1:] / "systemd", ignore_errors=True)
-    shutil.copytree(ROOT / "systemd", machine.root / SOURCE[1:] / "systemd")
+    for folder in ("systemd", "locale"):
+        shutil.rmtree(machine.root / SOURCE[1:] / folder, ignore_errors=True)
+        shutil.copytree(ROOT / folder, machine.root / SOURCE[1:] / folder)
