@@ -41,7 +41,14 @@ def typed(salon: Salon, name: str, folder: Path) -> str:
 def test_image_is_built_and_checked_as_written(salon: Salon, tmp_path: Path) -> None:
     project = tmp_path / "Касса № 1"
     project.mkdir()
-    for name in ("containers", "pyproject.toml", "requirements.txt", "requirements.lock", *MODULES):
+    for name in (
+        "containers",
+        "locale",
+        "pyproject.toml",
+        "requirements.txt",
+        "requirements.lock",
+        *MODULES,
+    ):
         subprocess.run(["cp", "-R", ROOT / name, project], check=True)
     salon.settings_file().rename(project / "my.env")
     said = typed(salon, "docker image", project)
