@@ -85,6 +85,21 @@ def test_old_key_is_renewed_once_however_often_it_is_started_again(server: Serve
     assert re.search(r"^serve: the daily run is at 05:[0-2]\d:\d\d in Almaty$", server.log, re.M)
 
 
+def test_image_without_a_command_logs_in_never_however_often_it_is_started_again(
+    server: Server,
+) -> None:
+    """With such a policy an image whose default was to update logged in nine times a minute."""
+    options = (
+        mount(server.salon.settings_file()),
+        "--restart=always",
+        "--detach",
+        f"--name={SERVER}",
+    )
+    server.engine.run("run", *options, *HARDENED, IMAGE)
+    await_(lambda: int(server.engine.inspect(SERVER, "{{.RestartCount}}")) >= 5, pause=0.2)
+    assert server.salon.webkassa.calls == []
+
+
 def test_shop_sells_again_after_one_login_when_somebody_else_has_killed_its_key(
     server: Server,
 ) -> None:
