@@ -74,5 +74,5 @@ def test_one_of_another_machine_is_tried_once_and_named(typed: Site) -> None:
     await_(lambda: typed.state() == "failed")
     assert typed.starts() == 1
     assert "code 243" in typed.status().stdout
-    assert typed.webkassa.calls == []
+    assert typed.webkassa.authorizations == 0
     assert typed.machine.show(UPDATE, "Result") == "exit-code"
