@@ -443,12 +443,8 @@ def read_rows(
             services = [account.service for account in accounts]
             values = {"services": services, "limit": 1000}  # ms, for a lock
             found, _ = store.run_locking(SELECT_ROWS.replace("{times}", times), values)
-            for service, text, changed, age in found:
-                key, padded = text or "", (text or "").ljust(store.table.padding)
-                known = age if age is not None and age > -updater.CLOCK_SLACK else None
-                row = updater.KeyRow(store.clock, True, updater.Secret(key), known)
-                row = row._replace(row_age=age, changed=changed, padded=updater.Secret(padded))
-                rows.setdefault(service, []).append(row)
+            for service, *facts in found:
+                rows.setdefault(service, []).append(store.make_row(*facts))
     except Exception as error:
         return updater.as_failure(error)
     return rows

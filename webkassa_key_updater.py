@@ -1068,9 +1068,6 @@ def start_thread(function: Callable[..., None], *args: Any) -> None:
 
 # ---- Key store: one row of a PostgreSQL table, found by looking, written by one at a time
 
-CLOCK_SLACK = 300.0  # seconds that a stored time may lie in the future and still count as now
-IN_TRANSACTION = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
-
 # The server ends a transaction of ours that falls silent for 30 s (a host that lost its power, a
 # ghost behind a pooler); no standby may hold the commit back; in UTC, `clock_timestamp()` suits
 # naive columns as it suits aware ones. A snapshot older than the lock would not see what it waited
@@ -1152,6 +1149,8 @@ class KeyStore:
     bounds all waits for others. Methods raise StoreUnavailable or WriteRefused."""
 
     STATEMENT_TIME, COMMIT_TIME, ASK_TIME, LOCK_PAUSE = 20.0, 15.0, 5.0, 0.3  # seconds
+    CLOCK_SLACK = 300.0  # seconds that a stored time may lie in the future and still count as now
+    IN_TRANSACTION = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
 
     def __init__(self, job: Job, deadline: Deadline) -> None:
         self.job, self.account, self.deadline, self.table = job, job.account, deadline, NO_TABLE
@@ -1163,7 +1162,7 @@ class KeyStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.connection.info.transaction_status == IN_TRANSACTION:
+        if self.connection.info.transaction_status == self.IN_TRANSACTION:
             with contextlib.suppress(Failure):
                 self.run("ROLLBACK", deadline=Deadline(1))
         self.connection.close()
@@ -1252,12 +1251,12 @@ class KeyStore:
             what = "{table} has {count} rows of this service."
             advice = "Delete all but one of them, then run: `check`"
             raise WriteRefused(what, advice, table=self.table.shown, count=len(rows))
-        row = KeyRow(self.clock)
-        for text, changed, age in rows:
-            key, known = text or "", age if age is not None and age > -CLOCK_SLACK else None
-            row = row._replace(exists=True, key=Secret(key), age=known, row_age=age)
-            row = row._replace(changed=changed, padded=Secret(key.ljust(self.table.padding)))
-        return row
+        return self.make_row(*rows[0]) if rows else KeyRow(self.clock)
+
+    def make_row(self, key: str | None, changed: str | None, age: float | None) -> KeyRow:
+        key, known = key or "", age if age is not None and age > -self.CLOCK_SLACK else None
+        row = KeyRow(self.clock, True, Secret(key), known, row_age=age, changed=changed)
+        return row._replace(padded=Secret(key.ljust(self.table.padding)))
 
     def run_locking(self, statements: str, *more: Any) -> tuple[list[Any], str]:
         """Run statements that may wait for a lock; raise a LockBusy that names its holder."""
@@ -1281,7 +1280,7 @@ class KeyStore:
             self.run("SELECT 1", deadline=Deadline(self.ASK_TIME))
         except Failure:
             return False
-        return bool(self.connection.info.transaction_status == IN_TRANSACTION)
+        return bool(self.connection.info.transaction_status == self.IN_TRANSACTION)
 
     def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""

@@ -181,7 +181,7 @@ class Connection:
     """What KeyStore sees of PostgreSQL; statements are known by what is in them."""
 
     def __init__(self) -> None:
-        self.transaction_status, self.statusmessage = updater.IN_TRANSACTION, ""
+        self.transaction_status, self.statusmessage = updater.KeyStore.IN_TRANSACTION, ""
         self.rows: list[Any] = []
         self.description, Run.current.is_rehearsed = True, False
         if Run.current.ask("connect")[0] == "down":
