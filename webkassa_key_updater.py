@@ -1512,8 +1512,8 @@ class Note:
         """Return its facts, none if it is older than `life` seconds; 0: however old it is."""
         with contextlib.suppress(Exception):
             is_bounded = threading.current_thread() is not threading.main_thread()  # by its parent
-            read = functools.partial(run_with_deadline, Deadline(1), None, self.file.read_text)
-            note = json.loads(self.file.read_text() if is_bounded else read())
+            read = self.file.read_text
+            note = json.loads(read() if is_bounded else run_with_deadline(Deadline(1), None, read))
             if not life or 0 <= time.time() - note["time"] < life:
                 return dict(note)
         return {}
