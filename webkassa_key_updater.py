@@ -2124,10 +2124,11 @@ def connect_failure(account: Account, target: dict[str, str], error: Exception) 
 
 def port_open(host: str, port: int) -> bool:
     """Say whether somebody listens at an address, or at the socket in a folder."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as file:
+    with contextlib.suppress(OSError):
         if host.startswith(("/", "@")):
-            file.settimeout(2)
-            file.connect(f"{host}/.s.PGSQL.{port}".replace("@", "\0", 1))
+            with socket.socket(socket.AF_UNIX) as file:
+                file.settimeout(2)
+                file.connect(f"{host}/.s.PGSQL.{port}".replace("@", "\0", 1))
         else:
             socket.create_connection((host, port), 2).close()
         return True
