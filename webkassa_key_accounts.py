@@ -100,8 +100,9 @@ def find_foreign_names(path: Path, own: Iterable[str]) -> Iterator[updater.Messa
     """Yield what is wrong with the name of an account, and with the names in its file."""
     if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,39}", path.stem):
         yield updater.Message("the name of an account is a-z, 0-9, - and _, 40 at most")
-    lines = re.split("\r\n|\r|\n", updater.read_text(path))
-    for name in sorted({*own} - updater.NAMES):
+    foreign = sorted({*own} - updater.NAMES)
+    lines = re.split("\r\n|\r|\n", updater.read_text(path)) if foreign else []
+    for name in foreign:
         at = [n for n, line in enumerate(lines, 1) if re.match(rf"\W*(export\s+)?{name}\b", line)]
         near = updater.nearest_setting(name)
         what = "line {line}: {name}: is not known; is {near} meant?"
