@@ -18,7 +18,7 @@ main() {
     "$venv/bin/ruff" check .
     "$venv/bin/ruff" format --check .
     "$venv/bin/mypy"
-    "$venv/bin/shellcheck" -x ./*.sh containers/*.sh systemd/*.sh tests/*.sh findings/*.sh .ci/run .ci/lock .ci/release
+    "$venv/bin/shellcheck" -x ./*.sh containers/*.sh systemd/*.sh tests/*.sh findings/*.sh .ci/*
     "$venv/bin/pytest" "$@"
 }
 
