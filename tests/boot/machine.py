@@ -30,6 +30,8 @@ WHEELS = "/srv/wheels"
 RESTLESS = ("dev", "proc", "run", "sys", "tmp", "root", "srv", "var/log", "var/tmp", "var/cache",
             "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "etc/subuid-",
             "etc/subgid-", "etc/.pwd.lock", "etc/mtab", "var/lib/systemd/random-seed")  # fmt: skip
+# They write whenever their hour comes, and that depends on when the machine is booted
+RESTLESS_TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer")
 
 
 def missing() -> str:
@@ -85,6 +87,8 @@ class Machine:
         self.binds = binds
         subprocess.run(["cp", "-a", "--reflink=auto", base, self.root], check=True)
         (self.root / "var/log/journal").mkdir(exist_ok=True)  # one that survives a reboot
+        for timer in RESTLESS_TIMERS:
+            (self.root / "etc/systemd/system" / timer).symlink_to("/dev/null")
         self.start()
 
     @property

@@ -25,7 +25,7 @@ def typed(site: Site) -> Iterator[Site]:
     assert done.returncode == 0, done.stdout
     assert "FAIL" not in done.stdout
     yield site
-    site.run("rm", "-f", DROP_IN, CREDENTIAL)
+    site.run("rm", "-f", DROP_IN, CREDENTIAL, "/var/lib/systemd/credential.secret")
     site.machine.write(SETTINGS, env_file(site.settings))
     site.run("systemctl", "daemon-reload")
 
