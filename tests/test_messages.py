@@ -282,6 +282,7 @@ CAUSES = {
     "database: no such database": Cause(
         75, "dbname=shpo.*is there.*database", env={"POSTGRES_DB": "shpo"}),
     "database: no TLS": Cause(75, "is there.*TLS.*sslmode=require", env={"PGSSLMODE": "require"}),
+    # HAProxy 2.6.12 (Debian's), tcp mode, with and without checks: libpq and we say the same of it
     "database: every server behind the balancer down": Cause(
         75, "hangs up at once.*HAProxy", around=answering()),
     "database: hangs up later": Cause(75, "hangs up at once.*HAProxy", around=answering(b"N")),
