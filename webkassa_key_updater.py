@@ -1079,11 +1079,10 @@ BEGIN = """
     SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
 """  # the last since 17: PgBouncer 1.18 may tell an earlier server's version (findings/)
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
-SELECT_ROW = """
-    SELECT api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
+SELECT_ROWS = """
+    SELECT service_name::text, api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
-    FROM (SELECT api_key, coalesce({times}) AS changed FROM {table}
-          WHERE service_name = %(service)s {lock}) AS r
+    FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table} WHERE {which}) AS r
 """
 OTHER_TABLE = "SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
 CREATE_TABLE = """
@@ -1257,21 +1256,24 @@ class KeyStore:
             raise self.busy(number)
 
     def select_row(self, row_lock: str) -> KeyRow:
-        clocked = [name for name in self.table.times if self.table.columns[name][0] != "date"]
-        times = [f"{name}::timestamptz" for name in (*clocked, "NULL")]
-        select = SELECT_ROW.replace("{times}", ", ".join(times)).replace("{lock}", row_lock)
         limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
-        rows, _ = self.run_locking(select, {"limit": limit})
+        rows = self.select_rows("service_name = %(service)s " + row_lock, {"limit": limit})
         if len(rows) > 1:
             what = "{table} has {count} rows of this service."
             advice = "Delete all but one of them, then run: `check`"
             raise WriteRefused(what, advice, table=self.table.shown, count=len(rows))
-        return self.make_row(*rows[0]) if rows else KeyRow(self.clock)
+        return rows[0][1] if rows else KeyRow(self.clock)
 
-    def make_row(self, key: str | None, changed: str | None, age: float | None) -> KeyRow:
-        key, known = key or "", age if age is not None and age > -self.CLOCK_SLACK else None
-        row = KeyRow(self.clock, True, Secret(key), known, row_age=age, changed=changed)
-        return row._replace(padded=Secret(key.ljust(self.table.padding)))
+    def select_rows(self, which: str, values: Mapping[str, Any]) -> list[tuple[str, KeyRow]]:
+        """Return rows by their services. A date is no time to count from."""
+        clocked = [name for name in self.table.times if self.table.columns[name][0] != "date"]
+        times = ", ".join(f"{name}::timestamptz" for name in (*clocked, "NULL"))
+        select, rows = SELECT_ROWS.replace("{times}", times).replace("{which}", which), []
+        for service, key, changed, age in self.run_locking(select, values)[0]:
+            padded, known = (key or "").ljust(self.table.padding), (age or 0) > -self.CLOCK_SLACK
+            row = KeyRow(self.clock, True, Secret(key or ""), age if known else None, row_age=age)
+            rows.append((service, row._replace(changed=changed, padded=Secret(padded))))
+        return rows
 
     def run_locking(self, statements: str, *more: Any) -> tuple[list[Any], str]:
         """Run statements that may wait for a lock; raise a LockBusy that names its holder."""
