@@ -2077,9 +2077,9 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
      "Is the host in the URL right? Then run: `check`"),
     ("verify_code 66 or verify_code 67 or verify_code 68",
      "The certificate of {host} is too weak: a short key, or SHA-1.", RENEW_IT),
-    (" or ".join(f"verify_code {number}" for number in range(80, 94)),  # Python 3.13 looks closer
-     "The certificate of {host}, or its issuer's, is not made by the rules (RFC 5280).", RENEW_IT),
-    ("verify_code 28", "The certificate of {host} has an issuer that is not trusted for servers.", RENEW_IT),
+    (" or ".join(f"verify_code {number}" for number in (26, *range(79, 94))),  # Python 3.13 looks closer
+     "The certificate of {host}, or its issuer's, is made for another use, or not by the rules (RFC 5280).", RENEW_IT),
+    ("verify_code 28", "The certificate of {host} has an issuer that REQUESTS_CA_BUNDLE trusts for no server.", FIX_IT),
     ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer, or an"
      " intermediate certificate is missing.",
      "Does a proxy read along? Put its certificate into REQUESTS_CA_BUNDLE; or the one that the host"

@@ -82,6 +82,7 @@ def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
         ("install.sh", ["--account", 41 * "n", "--env-file", __file__], 2),
         ("install.sh", ["--account", "north", "--env-file", __file__, "--take-over"], 2),
         ("install.sh", ["--account", "north", "--env-file", __file__, "--unpinned"], 2),
+        ("install.sh", ["--account", "north", "--env-file", __file__, "--pinned"], 2),
         ("systemd/webkassa-key.sh", ["status", "--jsno"], 3),  # for a monitor, 2 would be CRITICAL
         ("systemd/webkassa-key.sh", [], 2),
         ("systemd/webkassa-key.sh", ["renew"], 2),
@@ -392,6 +393,14 @@ def test_what_is_printed_to_type_is_there_afterwards(state: str, said: str) -> N
     printf '%q' "$0" """
     shown, script = after("install.sh", lines).splitlines()
     assert shown == said.format(script)
+
+
+def test_a_command_to_type_again_has_the_options_of_this_one() -> None:
+    lines = """options=([unpinned]=yes [with-alerts]=yes [no-run]=yes)
+    again --take-over
+    printf '\\n%q' "$0" """
+    shown, script = after("install.sh", lines).splitlines()
+    assert shown == f"sudo {script} --take-over --with-alerts --unpinned"
 
 
 # a command of a unit or a crontab, and whether it renews the key
