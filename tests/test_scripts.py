@@ -93,6 +93,13 @@ def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
         ("systemd/webkassa-key.sh", ["check", "--account", "--env-file"], 2),
         ("systemd/webkassa-key.sh", ["check", "--account", "a", "--env-file", "/etc/passwd"], 2),
         ("systemd/webkassa-key.sh", ["status", "--account", "a", "--json"], 3),
+        ("systemd/webkassa-key.sh", ["status", "--metrics", "--json"], 3),
+        ("systemd/webkassa-key.sh", ["status", "--metrics --no-probe"], 3),
+        ("systemd/webkassa-key.sh", ["status", "--metrics", ""], 3),
+        ("systemd/webkassa-key.sh", ["status", "--no-probe", "--timers"], 3),
+        ("systemd/webkassa-key.sh", ["update", "--metrics"], 2),
+        ("systemd/webkassa-key.sh", ["update", "--json\n"], 2),
+        ("systemd/webkassa-key.sh", ["check", "--no-probe"], 2),
     ],
 )
 def test_wrong_usage_is_refused(script: str, arguments: list[str], code: int, run: Run) -> None:
@@ -256,15 +263,22 @@ def test_command_says_that_nothing_was_asked_where_python_is_gone(
 @pytest.mark.parametrize(
     "typed",
     ["update --account a", "update --if-needed --account almaty-* --account b", "check --account a",
-     "update --if-key a1b2c3d4 --account a", "status --account a"],
+     "update --if-key a1b2c3d4 --account a", "status --account a", "status --metrics",
+     "status --no-probe --metrics --account a", "status --account a --no-probe", "update --json",
+     "update --if-key a1b2c3d4 --json", "update --json --if-needed --account a"],
 )  # fmt: skip
-def test_command_passes_on_which_accounts_are_meant(
-    typed: str, installed: Path, run: Run, stub: Stub
-) -> None:
+def test_command_passes_on_what_is_meant(typed: str, installed: Path, run: Run, stub: Stub) -> None:
     stub("systemd-run", 'echo "runs: $*"')
     result = run(f"{installed}/systemd/webkassa-key.sh", *typed.split())
     assert (result.returncode, result.stdout.split()[0]) == (0, "runs:")
     assert result.stdout.endswith(f"webkassa.env {typed}\n")
+
+
+@pytest.mark.parametrize("typed", ["", "--json", "--no-probe", "--no-probe --json"])
+def test_command_has_the_whole_server_looked_at(typed: str, installed: Path, run: Run) -> None:
+    (installed / "check-status.sh").write_text('#!/bin/sh\necho "looks: $*"\n')
+    result = run(f"{installed}/systemd/webkassa-key.sh", "status", *typed.split())
+    assert (result.returncode, result.stdout) == (0, f"looks: {typed}\n")
 
 
 @pytest.mark.parametrize(
@@ -430,6 +444,10 @@ COMMANDS = [
     # looking is not renewing
     ("/opt/webkassa-key-updater/current/check-status.sh", NOT),
     ("/usr/local/bin/webkassa-key status --json", NOT),
+    (
+        "cd /var/lib/node && webkassa-key status --metrics > webkassa.new && mv webkassa.new webkassa.prom",
+        NOT,
+    ),
     ("/usr/bin/webkassa-key update --if-needed", NOT),
     ("docker compose run --rm webkassa-key check", NOT),
     ("docker compose logs webkassa-key", NOT),
