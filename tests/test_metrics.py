@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import prometheus_client.openmetrics.parser
 import prometheus_client.parser
 import pytest
+from shown import snippet
 from world.accounts import Accounts, row
 from world.shop import PROGRAM, ROOT, Shop
 from world.webkassa_simulator import answer, errors
@@ -163,3 +165,60 @@ def test_the_one_file_alone_says_what_metrics_need(shop: Shop) -> None:
     result = shop.run("status", "--metrics")
     assert (result.code, result.out) == (3, "")
     assert f"{shop.home}/webkassa_key_metrics.py is missing; --metrics" in result.err
+
+
+# The recipes of the manual ---------------------------------------------------------------------
+
+
+def test_a_file_for_node_exporter_is_renamed_when_it_is_whole(shop: Shop) -> None:
+    line = snippet("textfile").strip()
+    folder, bin = shop.home / "textfile", shop.home / "bin"
+    for path in (folder, bin):
+        path.mkdir()
+    script = line.removeprefix("*/5 * * * * root ").replace(
+        "/var/lib/prometheus/node-exporter", str(folder)
+    )
+    assert str(folder) in script
+
+    def metrics_by(command: str) -> dict[tuple[str, ...], dict[str, float]]:
+        (bin / "webkassa-key").write_text(f"#!/bin/sh\n{command}\n")
+        (bin / "webkassa-key").chmod(0o755)
+        env = shop.env | {"PATH": f"{bin}:{os.environ['PATH']}"}
+        subprocess.run(["sh", "-c", script], env=env)
+        return parsed((folder / "webkassa.prom").read_text(encoding="utf-8"))
+
+    good = metrics_by(f'exec {sys.executable} {PROGRAM} "$@"')
+    assert good.keys() == {("Webkassa",)}
+    assert [path.name for path in folder.iterdir()] == ["webkassa.prom"]
+    assert metrics_by("echo half; exit 3") == good
+
+
+def find(data: Any, path: str) -> Any:
+    """Return what a JSONPath of Zabbix finds, as far as the manual's have steps of these kinds."""
+    steps = re.compile(r"\.(first)\(\)|\.(\w+)|\[\?\(@\.(\w+) == '([^']*)'\)\]")
+    assert steps.sub("", path) == "$"
+    for first, name, key, value in steps.findall(path):
+        if first:
+            data = data[0]
+        elif key:
+            data = [one for one in data if one.get(key) == value]
+        else:
+            data = [one[name] for one in data] if isinstance(data, list) else data[name]
+    return data
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b")])
+def test_zabbix_finds_the_accounts_as_written(shop: Shop, names: tuple[str, ...]) -> None:
+    """In the report of `sudo webkassa-key status --json`, of which the program's own is a part."""
+    if names:
+        Accounts(shop, *names)
+    rows = [row(name) for name in names] or ["Webkassa"]
+    assert snippet("zabbix").endswith("sudo webkassa-key status --json\n")
+    page = (ROOT / "docs/server.md").read_text(encoding="utf-8")
+    rule, service, *prototypes = re.findall(r"`(\$[^`]+)`", page)
+    report = {"key": json.loads(shop.run("status", "--json").out)}
+    found = find(report, rule)
+    assert sorted(find(one, service) for one in found) == rows
+    for name in rows:
+        status, age = (find(report, path.replace("{#SERVICE}", name)) for path in prototypes)
+        assert (status, 30 * 3600 <= age < 30 * 3600 + 60) == ("WARNING", True)
