@@ -82,6 +82,11 @@ def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
         ("install.sh", ["--account", 41 * "n", "--env-file", __file__], 2),
         ("install.sh", ["--account", "north", "--env-file", __file__, "--take-over"], 2),
         ("install.sh", ["--account", "north", "--env-file", __file__, "--unpinned"], 2),
+        ("install.sh", ["--accounts"], 2),
+        ("install.sh", ["--accounts", "/nowhere"], 2),
+        ("install.sh", ["--accounts", __file__], 2),
+        ("install.sh", ["--accounts", str(ROOT / "docs")], 2),
+        ("install.sh", ["--accounts", str(ROOT / "docs"), "--with-heal"], 2),
         ("systemd/webkassa-key.sh", ["status", "--jsno"], 3),  # for a monitor, 2 would be CRITICAL
         ("systemd/webkassa-key.sh", [], 2),
         ("systemd/webkassa-key.sh", ["renew"], 2),
@@ -127,6 +132,30 @@ def test_an_account_is_added_to_what_is_installed_only(
     result = run(f"{source}/install.sh", "--account", "north", "--env-file", __file__)
     assert result.returncode == 1
     assert "is not installed yet. First run: sudo ./install.sh\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "wrong"),
+    [
+        ((), ""),
+        (("North.env", "новая.env"), '"North" "новая"'),
+        (("new.env.txt", "notes", "b.env/x"), "{0}/b.env {0}/new.env.txt {0}/notes"),
+        (("-a.env", "$(false).env", "a b.env"), '"$(false)" "-a" "a b"'),
+    ],
+)
+def test_all_wrong_names_in_a_folder_of_accounts_are_told_at_once(
+    more: tuple[str, ...], wrong: str, run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new accounts"
+    for name in ("a.env", ".hidden", *more):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    result = run("install.sh", "--accounts", str(folder), "--no-run")
+    said = result.stdout.rpartition(":")[2] if wrong else ""
+    assert (result.returncode == 2) == bool(wrong), result.stdout
+    assert sorted(said.replace(str(folder), "{0}").split()) == sorted(wrong.split())
+    both = run("install.sh", "--accounts", str(folder), "--env-file", __file__)
+    assert both.returncode == 2
 
 
 # settings, what of them is the account's own, and what remains
