@@ -562,6 +562,59 @@ def test_orm_objects_keep_a_dead_key_unless_told_otherwise(shop: Shop) -> None:
     engine.dispose()
 
 
+DJANGO = """
+import sys
+
+import django
+from django.conf import settings
+
+host, port, user, password, name = sys.argv[1:]
+settings.configure(DATABASES={"default": {
+    "ENGINE": "django.db.backends.postgresql", "HOST": host, "PORT": port, "USER": user,
+    "PASSWORD": password, "NAME": name,
+}})
+django.setup()
+from django.db import models
+
+class ApiKey(models.Model):
+    service_name = models.TextField(primary_key=True)
+    api_key = models.TextField()
+    updated_at = models.DateTimeField(null=True)
+
+    class Meta:
+        app_label, db_table, managed = "shop", "api_keys", False
+
+def stored():
+    return ApiKey.objects.get(service_name="Webkassa").api_key
+
+loaded, other = (ApiKey.objects.get(service_name="Webkassa") for _ in range(2))
+print(loaded.api_key, flush=True)
+sys.stdin.read()  # meanwhile the key is renewed
+print(loaded.api_key)
+loaded.save(update_fields=["updated_at"])
+print(stored())
+loaded.refresh_from_db()
+print(loaded.api_key)
+other.save()
+print(stored())
+"""
+
+
+def test_django_objects_put_a_dead_key_back_unless_told_otherwise(shop: Shop) -> None:
+    """As the manual says it of refresh_from_db() and save(update_fields=[...])."""
+    database = ["127.0.0.1", f"{shop.server.port}", "postgres", PASSWORD, "shop"]
+    command = [sys.executable, "-c", DJANGO, *database]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as django:
+        assert django.stdout
+        assert django.stdout.readline() == f"{shop.old_key}\n"
+        shop.renew()
+        new = shop.webkassa.live
+        said = django.communicate()[0].split()
+    assert said == [shop.old_key, new, new, shop.old_key]
+
+
 def test_run_time_dependencies_are_exactly_three() -> None:
     lines = (ROOT / "requirements.txt").read_text().split()
     named = [re.split("[<>=]", line)[0] for line in lines]
