@@ -32,7 +32,7 @@ SOURCES = (
 
 # Two words, or a word and a value; or the code of something: a pattern, SQL
 PROSE = re.compile(r"[A-Za-z]+[,.:;)]? \(?([a-zX]|[A-Z]\w)|X[,.:;)]* \(?[a-z]")
-CODE = re.compile(r"[\\|^$]|\(\.\+\)|^sudo |\b(SELECT|LOCAL|SAVEPOINT|EXPLAIN|INTO|BEGIN|FOR NO KEY|TABLE IF)\b"
+CODE = re.compile(r"[\\|^$]|\(\.\+\)|^sudo |\b(SELECT|LOCAL|SAVEPOINT|PGPOOL|EXPLAIN|INTO|BEGIN|FOR NO KEY|TABLE IF)\b"
                   r"|^(verify_code|reason) |%\(|^%|^ | $")  # fmt: skip
 NOT_SAID = {"as it was", "stored key", "bare OSError", "if needed", "no proxy", "statement pooling mode",
             "PQexec disallowed", "TimeoutError or Timeout", "SHOW server_version", "could not find digest",
@@ -91,7 +91,7 @@ def never_shown(node: ast.AST) -> Iterator[ast.AST]:
 def is_sentence(value: object) -> bool:
     if not isinstance(value, str) or value in NOT_SAID:
         return False
-    if CODE.search(value.partition("\n  GRANT ")[0]):  # what an owner is to type is said, too
+    if CODE.search(value) and "`" not in value:  # a command to type
         return False
     return bool(PROSE.search(re.sub(r"\{[^}]*\}", "X", value)))
 
