@@ -192,7 +192,15 @@ def test_one_alert_names_the_accounts_that_failed_and_those_alone(
     alert = site.receiver.alerts[0]
     print(alert)
     refused = "north: Webkassa refused this login at "
-    assert f"1 of 2 accounts are well; {refused}" in alert["title"]
+    assert alert["title"].endswith(": WEBKASSA CRITICAL - all 2 accounts can sell for now")
+    assert alert["message"].startswith(
+        "Can sell for now: 2 of 2 accounts; the promised day of 1 is over."
+    )
+    assert (
+        f"sudo nano {ACCOUNTS}/north.env; then: sudo webkassa-key update --if-needed\n"
+        in alert["message"]
+    )
+    assert f"1 of 2 accounts are well; {refused}" in alert["message"]
     assert f"CRITICAL: {refused}" in alert["message"]
     assert "1 of 2 accounts: north\n" in alert["message"]
     assert "\nnorth: code 77, " in alert["message"]
