@@ -745,7 +745,7 @@ MO = translations.PO.with_suffix(".mo").read_bytes()
 
 
 @pytest.mark.parametrize(
-    "catalogue", [None, b"", MO[:5000], b"#!/bin/sh\n" * 500, MO.replace(b"{comes}", b"{came}.")],
+    "catalogue", [None, b"", MO[:5000], b"#!/bin/sh\n" * 500, MO.replace("запуск {comes}".encode(), "запуск {other}".encode())],
     ids=["missing", "empty", "cut off", "none", "other values"],
 )  # fmt: skip
 def test_a_broken_catalogue_means_english(box: ShownBox, catalogue: bytes | None) -> None:
