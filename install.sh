@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # usage: sudo ./install.sh [--env-file FILE] [--with-alerts] [--with-heal] [--take-over] [--no-run]
-#        sudo ./install.sh --account NAME --env-file FILE [--no-run]
+#        sudo ./install.sh (--account NAME --env-file FILE | --accounts FOLDER) [--no-run]
 #
 # Install the updater with its timers; run it again to upgrade or to mend an installation.
 #
@@ -11,9 +11,11 @@
 #                    /var/backups; without this option such things are listed, and nothing is done
 #   --no-run         no first update now
 #   --unpinned       not the versions and hashes of requirements.lock, but what requirements.txt
-#                    allows: for wheels of your own, and where PyPI has none for this processor
+#                    allows: for wheels of your own, and where PyPI has none for this processor.
+#                    Upgrades go on so until --pinned
 #   --account NAME   add an account to what is installed, with the settings in FILE that are its own,
 #                    and list all. NAME is a-z, 0-9, - and _. The account that is there becomes "main"
+#   --accounts FOLDER  add each file NAME.env in FOLDER so; where one of them is wrong, none
 #   -h, --help       print this help
 #
 # Without a network: sudo PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder/of/wheels ./install.sh
@@ -61,7 +63,6 @@ readonly SNAPSHOT=$UNIT_DIR/.webkassa-key-updater # the units that a new release
 readonly STAGE=/run/trial-of-webkassa-key-updater-$$ # no name of ours: it has drop-ins of its own
 readonly TRIAL=${STAGE##*/}
 readonly TIME_ZONE=Asia/Almaty
-readonly SPACE=250 FILES=8000 # MiB and files that a release may need, with alerts
 
 declare -A options=() # by their names, without the dashes
 python='' release='' earlier='' earlier_runs='' others='' backup=''
@@ -77,8 +78,8 @@ main() {
     trap 'exit 130' INT
     trap 'exit 129' HUP
     trap 'exit 143' TERM
-    if wants account; then
-        add_account "${options[account]}" "${options[env-file]}" 9>&-
+    if wants account || wants accounts; then
+        add_accounts 9>&-
     else
         install_all 9>&-
     fi
@@ -99,25 +100,23 @@ install_all() {
 parse_options() {
     while (($#)); do
         case $1 in
-            --env-file | --account)
+            --env-file | --account | --accounts)
                 [[ ${2-} ]] || die "$1 needs a value; see --help" 2
                 options[${1#--}]=$2
                 shift
                 ;;
             --with-alerts | --with-heal | --take-over | --no-run | --unpinned) options[${1#--}]=yes ;;
+            --pinned) options[unpinned]='' ;;
             -h | --help) print_help "${BASH_SOURCE[0]}" && exit ;;
             *) die "unknown option $1; see --help" 2 ;;
         esac
         shift
     done
-    local file=${options[env-file]-} name=${options[account]-}
+    local file=${options[env-file]-}
     [[ -z $file || -f $file && -r $file ]] || die "$file cannot be read." 2
-    wants account || return 0
-    [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,39}$ ]] ||
-        die "--account needs a name of a-z, 0-9, - and _, at most 40; see --help" 2
-    wants env-file || die "--account needs --env-file, too; see --help" 2
-    [[ -z ${options[with-alerts]-}${options[with-heal]-}${options[take-over]-}${options[unpinned]-} ]] ||
-        die "--account goes with --env-file and --no-run alone; see --help" 2
+    if wants account || wants accounts; then
+        name_accounts
+    fi
 }
 
 wants() { # name of an option
@@ -151,8 +150,9 @@ leave() {
     exit "$code"
 }
 
-again() { # this very command, with options of ours
+again() { # this very command, with an option of ours
     printf 'sudo %q%s' "$0" "${1:+ $1}"
+    printf '%s' "${options[with-alerts]:+ --with-alerts}" "${options[with-heal]:+ --with-heal}" "${options[unpinned]:+ --unpinned}"
     ! wants env-file || printf ' --env-file %q' "${options[env-file]}"
 }
 
@@ -208,6 +208,8 @@ sudo chown -h root:root $(printf '%q' "$found"); sudo chmod go-w $(printf '%q' "
     must_have_room
     [[ -L $CURRENT ]] || return 0
     earlier=$RELEASES/$(basename "$(readlink "$CURRENT")")
+    # By the lock an upgrade would fail on a rare processor, or replace wheels of one's own
+    [[ -v options[unpinned] || ! -e $earlier/.unpinned ]] || options[unpinned]=yes
     # In the first releases the module lay beside its venv
     if print_version "$earlier" &> /dev/null || "$earlier/venv/bin/python" -I "$earlier/webkassa_key_updater.py" --version &> /dev/null; then
         earlier_runs=yes
@@ -215,7 +217,7 @@ sudo chown -h root:root $(printf '%q' "$found"); sudo chmod go-w $(printf '%q' "
 }
 
 must_have_room() {
-    local place space=$SPACE files=$FILES free all left
+    local place space=250 files=8000 free all left # MiB and files that a release may need, with alerts
     for place in /opt /etc "$UNIT_DIR" "$CONFIG_DIR" "${COMMAND%/*}" "${COMMAND_LINK%/*}" /var "${TMPDIR:-/tmp}"; do
         [[ -d $place ]] || continue
         [[ -w $place ]] || die "$place is read-only. To see why: findmnt --target $place"
@@ -224,9 +226,8 @@ must_have_room() {
         ((all == 0 || left >= files)) || die "The disk of $place is full: $left more files are possible, $files are needed."
         space=5 files=100 # everywhere but in /opt
     done
-    if [[ $(findmnt --noheadings --output=OPTIONS --target /opt) == *noexec* ]]; then
+    [[ $(findmnt --noheadings --output=OPTIONS --target /opt) != *noexec* ]] ||
         die "/opt is mounted \"noexec\": Python's libraries could not be loaded from there. Run: sudo mount -o remount,exec /opt"
-    fi
 }
 
 must_be_roots() { # folder, or a link to one
@@ -244,15 +245,13 @@ must_be_ours() {
     local place
     [[ ! -L $HOME_DIR ]] || die "$HOME_DIR is a link, and not of this installer: move it away."
     [[ ! -L $CONFIG_DIR ]] || die "$CONFIG_DIR is a link: make it a folder (the files in it may be links)."
-    if [[ -e $HOME_DIR && ! -f $HOME_MARK ]] && ! rmdir "$HOME_DIR" 2> /dev/null; then
+    [[ ! -e $HOME_DIR || -f $HOME_MARK ]] || rmdir "$HOME_DIR" 2> /dev/null ||
         die "$HOME_DIR is not of this installer: move it away."
-    fi
     for place in "$COMMAND" "$COMMAND_LINK"; do
         is_our_command "$place" || [[ ! -e $place && ! -L $place ]] || die "$place is not of this installer: move it away."
     done
-    if [[ -e $CURRENT && ! -L $CURRENT ]] || [[ -L $RELEASES ]]; then
+    [[ ! -e $CURRENT || -L $CURRENT ]] && [[ ! -L $RELEASES ]] ||
         die "$HOME_DIR is not as the installer made it: move it away."
-    fi
 }
 
 put_back_what_was_cut_short() {
@@ -279,6 +278,7 @@ build_release() {
     cp -RL "$SOURCE"/{install,uninstall,check-status}.sh "$SOURCE"/requirements{,-alerts}.{txt,lock} \
         "$SOURCE"/{.env.example,systemd} "$release"
     fit_sandbox
+    ! wants unpinned || say "It takes what requirements.txt allows, not requirements.lock. So will upgrades, until --pinned."
     make_venv "$release/venv" "$SOURCE/requirements"
     add_program
     chmod -R u=rwX,go=rX "$release"
@@ -320,6 +320,7 @@ make_venv() { # folder; file of requirements, without .txt or .lock
     build "$python" -m venv "$1" || die "The virtual environment could not be made, see above."
     if wants unpinned; then
         pip "$1" install --requirement "$2.txt" --upgrade setuptools
+        touch "$release/.unpinned"
     else
         pip "$1" install --require-hashes --only-binary=:all: --requirement "$2.lock"
     fi
@@ -464,10 +465,7 @@ switch_release() {
 switch_back() {
     local name
     rm -f "$HOME_DIR/.next"
-    if [[ -z $earlier ]]; then
-        forget_units
-        return
-    fi
+    [[ $earlier ]] || { forget_units; return; }
     ln -sfn "releases/${earlier##*/}" "$HOME_DIR/.next"
     mv -T "$HOME_DIR/.next" "$CURRENT"
     rm -f "$HOME_DIR/previous"

@@ -610,7 +610,7 @@ def print_reports(
         good = sum(report["status"] == "OK" for report in reports)
         what = "{good} of {count} accounts are well; {account}: {message}"
         said = updater.Message(what, **reports[0], good=good, count=len(reports))
-    reports += strangers if is_whole else []
+    reports += strangers if is_whole and not command.options.metrics else []
     return command.print_status(reports, updater.in_readers_language(said))
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Renew the Webkassa key and store it in PostgreSQL, without ever losing one.
 
-usage: webkassa_key_updater.py [--env-file FILE] [--accounts-dir DIR] [-v]
-           [update [--if-needed | --if-key FINGERPRINT] [--json] | check | status [--json] [--no-probe]]
+usage: webkassa_key_updater.py [OPTIONS] [update [--if-needed | --if-key FINGERPRINT] [--json] |
+                                          check | status [--json | --metrics] [--no-probe]]
 
 commands:
   update           authorize against Webkassa, validate the new key, store it (the default);
@@ -13,6 +13,7 @@ commands:
                    "-": read a line: FINGERPRINT (empty: --if-needed), of many NAME FINGERPRINT
   check            the dry run: all but authorizing (settings, database, lock, write, host, key)
   status [--json]  how things stand, for a person, a monitor or machines; changes nothing
+    --metrics      the same for Prometheus (OpenMetrics text); exit code 0 once it is printed
     --no-probe     by the database alone: Webkassa is not asked
 An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lost.
 options:
@@ -22,7 +23,7 @@ options:
     --jobs N       so many at a time (4)
     --shard I/N    the I-th (0 to N-1) of N shares only; a name is always in the same share
   -v, --verbose    say each step (also: --version, --help)
-exit codes of update and check:
+exit codes of update and check (2, 73, 77 and 78 do not heal by themselves; the others may):
    0  done, or nothing to do
    2  wrong usage of this command
   69  Webkassa cannot be reached or is failing
@@ -33,7 +34,6 @@ exit codes of update and check:
   76  Webkassa's answer makes no sense
   77  Webkassa refuses the login, password or API key
   78  the settings are wrong
-2, 73, 77 and 78 do not heal by themselves; the others may.
 exit codes of status: 0 OK, 1 WARNING (older than 25 h), 2 CRITICAL (missing, dead or older than
 49 h), 3 UNKNOWN (cannot tell)
 """
@@ -2077,9 +2077,9 @@ NO_ANSWER = (  # what is seen in the error, what it means for the host, what to 
      "Is the host in the URL right? Then run: `check`"),
     ("verify_code 66 or verify_code 67 or verify_code 68",
      "The certificate of {host} is too weak: a short key, or SHA-1.", RENEW_IT),
-    (" or ".join(f"verify_code {number}" for number in range(80, 94)),  # Python 3.13 looks closer
-     "The certificate of {host}, or its issuer's, is not made by the rules (RFC 5280).", RENEW_IT),
-    ("verify_code 28", "The certificate of {host} has an issuer that is not trusted for servers.", RENEW_IT),
+    (" or ".join(f"verify_code {number}" for number in (26, *range(79, 94))),  # Python 3.13 looks closer
+     "The certificate of {host}, or its issuer's, is made for another use, or not by the rules (RFC 5280).", RENEW_IT),
+    ("verify_code 28", "The certificate of {host} has an issuer that REQUESTS_CA_BUNDLE trusts for no server.", FIX_IT),
     ("SSLCertVerificationError", "The certificate of {host} comes from an unknown issuer, or an"
      " intermediate certificate is missing.",
      "Does a proxy read along? Put its certificate into REQUESTS_CA_BUNDLE; or the one that the host"
@@ -2152,20 +2152,18 @@ def port_open(host: str, port: int) -> bool:
     return False
 
 
-POOLER_REFUSALS = {  # its words are always English
-    "statement pooling mode": "PgBouncer allows no transactions (pool_mode = statement).",
-    "PQexec disallowed": "PgBouncer allows no simple queries (disable_pqexec).",
-}
-
-
 def database_failure(error: Any, table: Table, account: Account) -> Failure:
     """Name an error by its SQLSTATE and by names that the catalog has: its text can carry a key,
     and so can a name that a trigger made up."""
     state = getattr(error, "pgcode", None)
     if state is None:  # psycopg2 2.9 has none of a server that hangs up, as PgBouncer does
-        refusals = [what for words, what in POOLER_REFUSALS.items() if words in str(error)]
-        if refusals:
-            return SettingsFault(refusals[0], "Connect to PostgreSQL itself. Then run: `check`")
+        refusal = first_that_holds(  # its words are always English
+            ("statement pooling mode" in str(error),
+             "PgBouncer allows no transactions (pool_mode = statement)."),
+            ("PQexec disallowed" in str(error),
+             "PgBouncer allows no simple queries (disable_pqexec)."))  # fmt: skip
+        if refusal:
+            return SettingsFault(refusal, "Connect to PostgreSQL itself. Then run: `check`")
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
     if state == "55P03":
         return LockBusy("The lock, the row or the table is held by somebody.")
@@ -2402,17 +2400,16 @@ def status(
     read: Callable[[Account, Deadline], KeyRow] = read_stored_row, least: float = 2,
 ) -> dict[str, Any]:  # fmt: skip
     """Return how an account stands: "status", "message", facts. The probe has `least` seconds."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"service": account.service} if isinstance(account, Account) else {}
     try:
         if isinstance(account, SettingsFault):
             raise account
-        facts["service"] = account.service
         row = KeyAge(account).correct(read(account, deadline))
         verdict, refusal = look_at_key(account, row, max(deadline.left, least))
         found = classify(row, verdict, refusal)
-        age = None if row.age is None else round(row.age)
-        facts |= {"fingerprint": row.key.fingerprint, "age_seconds": age, "age_from": row.age_from}
-        facts |= {"changed": row.changed, "probe": verdict}
+        facts |= {"fingerprint": row.key.fingerprint, "age_seconds": row.age and round(row.age)}
+        facts |= {"age_from": row.age_from, "changed": row.changed, "probe": verdict}
+        facts |= {"login_refused": True} if refusal else {}
     except Failure as failure:
         found = Finding("UNKNOWN", failure.message, advice_for(failure))
     message = "\n".join(as_typed(part) for part in (found.message, found.advice) if part)
@@ -2511,7 +2508,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--account", action="append", default=[])
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--shard", default="0/1")
-    for flag in (["--json"], ["--no-probe"], ["-v", "--verbose"]):
+    for flag in (["--json"], ["--metrics"], ["--no-probe"], ["-v", "--verbose"]):
         parser.add_argument(*flag, action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
     usage_code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
@@ -2519,9 +2516,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
-    of_some = (options.json, ("update", "status")), (options.no_probe, ("status",))
-    if any(given and options.command not in those for given, those in of_some):
-        parser.error("--json goes with update and status, --no-probe with status")
+    if options.json and (options.command == "check" or options.metrics):
+        parser.error("--json goes with update and status, and not with --metrics")
+    if options.command != "status" and (options.metrics or options.no_probe):
+        parser.error("--metrics and --no-probe go with status")
     if "" in (options.env_file, options.accounts_dir):
         parser.error("--env-file and --accounts-dir need a name")
     share = re.fullmatch(r"(\d{1,6})/(\d{1,6})", options.shard, re.ASCII)
@@ -2573,7 +2571,7 @@ class Command:
         try:
             values, faults = self.load_settings()
             if self.folder:
-                return int(load_accounts_module().do_many(self, values, faults))
+                return int(load_module("accounts").do_many(self, values, faults))
             account = read_account(values, faults)
         except SettingsFault as fault:
             account = fault
@@ -2661,10 +2659,12 @@ class Command:
         return first
 
     def print_status(self, reports: list[dict[str, Any]], what: str) -> int:
-        """Print how things stand, `what` first, like a monitoring plug-in, or as JSON. Return the
-        level of the first report, which is the worst."""
+        """Print how things stand, `what` first, like a monitoring plug-in, or as JSON or metrics.
+        Return the level of the first report, which is the worst."""
         level = reports[0]["status"] if reports else "OK"
         accounts = [report for report in reports if {"account", "service"} & report.keys()]
+        if self.options.metrics:
+            return int(load_module("metrics").print_metrics(reports))
         if self.options.json:
             say(json.dumps({"status": level, "message": what, "accounts": accounts}, indent=2))
             return LEVELS.index(level)
@@ -2743,13 +2743,13 @@ def read_catalogue() -> Callable[[str], str]:
     return str
 
 
-def load_accounts_module() -> Any:
-    """Return the module for many accounts, and hand this one to it; raise SettingsFault if it is
-    missing. It is found by its path: an isolated Python (-I) looks for no module beside this one."""
-    path = Path(__file__).resolve().with_name("webkassa_key_accounts.py")
+def load_module(name: str) -> Any:
+    """Return the module of a file beside this one, and hand this one to it; raise SettingsFault if
+    it is missing. An isolated Python (-I) would not find it by its name."""
+    path = Path(__file__).resolve().with_name(f"webkassa_key_{name}.py")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not spec or not spec.loader or not path.exists():
-        what = "WEBKASSA_ACCOUNTS_DIR, --accounts-dir: for many accounts {file} is missing"
+        what = "{file} is missing; --metrics, --accounts-dir and WEBKASSA_ACCOUNTS_DIR need it"
         raise settings_fault([Message(what, file=path)])
     module = importlib.util.module_from_spec(spec)
     vars(module)["updater"] = sys.modules[__name__]

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""usage: check-status.sh [--json | --timers | --hidden]
+"""usage: check-status.sh [--json] [--no-probe] | --timers | --hidden
 
 How the updater stands: key, timers, last runs, installation, settings, alerts, other triggers.
 Changes nothing and does not log in at Webkassa. Without root it says what it could not see.
 
   --json      the same for machines
+  --no-probe  Webkassa is not asked whether the key works
   --timers    the timers alone, as install.sh proves them
   --hidden    of what is named on standard input: what the service's sandbox hides from it
   -h, --help  print this help
@@ -371,9 +372,9 @@ def look_at_socket(server: Server, socket: dict[str, str]) -> Finding:
 # ---- The key and the runs
 
 
-def ask_program(server: Server) -> tuple[Finding, dict[str, Any] | None]:
+def ask_program(server: Server, *more: str) -> tuple[Finding, dict[str, Any] | None]:
     """Ask the program for its own status, as the service's user and in its sandbox."""
-    command = [*server.program, "--env-file", str(server.settings), "status", "--json"]
+    command = [*server.program, "--env-file", str(server.settings), "status", "--json", *more]
     if server.is_root:
         sandbox = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe",
                    f"--unit=webkassa-key-command-status-{os.getpid()}",
@@ -810,13 +811,13 @@ def first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def make_report(server: Server) -> Report:
-    """Look at all of it."""
+def make_report(server: Server, *more: str) -> Report:
+    """Look at all of it; the program's own status gets `more` options."""
     if not server.current.exists() and not (server.units / TIMER).exists():
         what = Message("no: nothing here renews the key")
         found = [Finding(CRITICAL, "installed", what, "sudo ./install.sh"), look_for_others(server)]
         return Report([shown_as(one, server) for one in found], [], None, [], server.in_words)
-    key, report = ask_program(server)
+    key, report = ask_program(server, *more)
     units, notes = show_units(*UNITS), read_notes(server)
     findings, failed = [key, *look_at_timers(server, units)], list[Failed]()
     for kind, (_, service) in ALERTED.items():
@@ -882,13 +883,13 @@ def main(arguments: list[str], server: Server) -> int:
     if arguments == ["--hidden"]:
         say(*[str(hidden)] if (hidden := name_hidden(server, sys.stdin.read())) else [])
         return 0
-    if arguments not in ([], ["--json"]):
+    if not {*arguments} <= {"--json", "--no-probe"}:
         say(
             f"check-status.sh: unknown arguments {' '.join(arguments)}; see --help", file=sys.stderr
         )
         return EXIT_CODES[UNKNOWN]
-    report = make_report(server)
-    print_json(report) if arguments else print_screen(report)
+    report = make_report(server, *(["--no-probe"] if "--no-probe" in arguments else []))
+    print_json(report) if "--json" in arguments else print_screen(report)
     return EXIT_CODES[report.worst.level]
 
 

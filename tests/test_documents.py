@@ -507,7 +507,7 @@ def test_files_of_many_accounts_that_are_made_of_a_table_are_read_as_meant(tmp_p
     recipe = snippet("accounts from a table")
     subprocess.run([sys.executable, "-c", recipe], cwd=tmp_path, check=True)
     values = {name: value for name, value in os.environ.items() if name.startswith("PG")}
-    plans = webkassa_key_updater.load_accounts_module().read_accounts(
+    plans = webkassa_key_updater.load_module("accounts").read_accounts(
         str(tmp_path / "accounts.d"), values
     )
     read = {name: (p.account.login.value, p.account.password.value) for name, p in plans.items()}

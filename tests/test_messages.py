@@ -182,6 +182,14 @@ def weak_certificate(*request: str) -> Around:
     return around
 
 
+def rejected_issuer(shop: Shop, stack: contextlib.ExitStack) -> None:
+    """The bundle is of OpenSSL's own kind, as Red Hat's is, and says what an issuer is trusted for."""
+    certificate()(shop, stack)
+    command = "openssl x509 -in ca.pem -addreject serverAuth -out rejects.pem"
+    subprocess.run(command.split(), check=True, cwd=shop.home)
+    shop.env["REQUESTS_CA_BUNDLE"] = str(shop.home / "rejects.pem")
+
+
 def openssl_context(folder: Path, *request: str) -> ssl.SSLContext:
     """Return a context for a server of 127.0.0.1, with an issuer at hand."""
     authority = Authority()
@@ -274,6 +282,7 @@ CAUSES = {
     "database: no such database": Cause(
         75, "dbname=shpo.*is there.*database", env={"POSTGRES_DB": "shpo"}),
     "database: no TLS": Cause(75, "is there.*TLS.*sslmode=require", env={"PGSSLMODE": "require"}),
+    # HAProxy 2.6.12 (Debian's), tcp mode, with and without checks: libpq and we say the same of it
     "database: every server behind the balancer down": Cause(
         75, "hangs up at once.*HAProxy", around=answering()),
     "database: hangs up later": Cause(75, "hangs up at once.*HAProxy", around=answering(b"N")),
@@ -351,8 +360,14 @@ CAUSES = {
     **{f"vendor: {kind}": Cause(69, "is too weak.*owner", stopped=True, around=weak_certificate(*request))
        for kind, request in {"short key": ("-newkey", "rsa:1024"),
                              "SHA-1": ("-newkey", "rsa:2048", "-sha1", "-addext", "keyUsage=digitalSignature,keyCertSign")}.items()},
+    "vendor: certificate for clients only": Cause(
+        69, "made for another use.*owner", stopped=True,
+        around=weak_certificate("-newkey", "rsa:2048", "-addext", "extendedKeyUsage=clientAuth",
+                                "-addext", "keyUsage=digitalSignature")),
+    "vendor: the bundle rejects the issuer": Cause(
+        69, "REQUESTS_CA_BUNDLE trusts for no server.*Correct it", stopped=True, around=rejected_issuer),
     **({"vendor: made by no rules": Cause(
-        69, "not made by the rules.*owner", stopped=True, around=weak_certificate("-newkey", "rsa:2048"))}
+        69, "not by the rules.*owner", stopped=True, around=weak_certificate("-newkey", "rsa:2048"))}
        if sys.version_info >= (3, 13) else {}),
     "vendor: certificate expired": Cause(
         69, "expired.*clock", stopped=True,

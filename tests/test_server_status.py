@@ -88,6 +88,16 @@ def test_json_is_the_same_for_machines(box: ShownBox) -> None:
     assert {"name", "status", "message", "mend"} == report["checks"][0].keys()
 
 
+@pytest.mark.parametrize("arguments", [["--no-probe"], ["--no-probe", "--json"], ["--json"], []])
+def test_the_program_is_told_to_leave_webkassa_out(box: ShownBox, arguments: list[str]) -> None:
+    program = box.current / "venv/bin/webkassa-key-updater"
+    program.write_text(f'echo "$@" >> {box.root}/typed\n{program.read_text()}')
+    said = box.show(*arguments)
+    asked = "status --json --no-probe\n" if "--no-probe" in arguments else "status --json\n"
+    assert asked in (box.root / "typed").read_text()
+    assert (said[0] == "{", said.code) == ("--json" in arguments, 0)
+
+
 def test_looking_changes_nothing(box: ShownBox) -> None:
     def files() -> dict[str, float]:
         return {str(path): path.lstat().st_mtime for path in box.root.rglob("*")}

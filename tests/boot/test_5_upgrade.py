@@ -216,6 +216,27 @@ def test_an_upgrade_takes_over_on_demand_only(site: Site) -> None:
     site.run("sh", "-c", "rm -r /etc/cron.d/salon /var/backups/webkassa-*")
 
 
+def test_an_upgrade_stays_unpinned_until_it_is_told_otherwise(site: Site) -> None:
+    """The lock names a version that no folder has, as on a processor for which PyPI has no wheel."""
+    site.reset()
+    lock = f"{BROKEN}/requirements.lock"
+    site.run(
+        "sh", "-c", f"rm -rf {BROKEN}; cp -a {SOURCE} {BROKEN}; sed -i 's/^requests==/&9/' {lock}"
+    )
+    for source, options, code in (
+        (BROKEN, [], 1),
+        (BROKEN, ["--unpinned"], 0),
+        (CURRENT, [], 0),  # as the status says to mend it
+        (BROKEN, ["--pinned"], 1),
+        (SOURCE, ["--pinned"], 0),
+    ):
+        result = site.install("--no-run", *options, source=source)
+        assert result.returncode == code, result.stdout
+        unpinned = code == 0 and "--pinned" not in options
+        assert ("So will upgrades, until --pinned." in result.stdout) == unpinned
+    works(site)
+
+
 def test_settings_that_are_a_link_stay_one(site: Site) -> None:
     site.reset()
     site.run("sh", "-c", f"mv {SETTINGS} /srv/w.env && ln -s /srv/w.env {SETTINGS}")

@@ -15,8 +15,10 @@ import pytest
 import yaml
 from shown import MANUALS, snippet
 
-from .common import FOLDER, HOLD, await_, seconds, tool
+from .common import FOLDER, HOLD, ROOT, await_, seconds, tool
 from .conftest import Salon
+from .engine import Engine
+from .stack import Stack, time_a_sale
 
 FILE = FOLDER / "compose.yaml"
 STACK = yaml.safe_load(FILE.read_text())
@@ -137,3 +139,16 @@ def test_compose_serves_and_its_messages_name_a_command_of_compose(
     job = ("run", "--rm", "-T", "--no-deps", "webkassa-key", "update", "--if-needed")
     assert salon.shop.finish(stack(*job)).code == 77
     assert salon.webkassa.authorizations == 1  # both have the volume with the memory of refusals
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository")
+def test_a_shop_beside_a_clean_clone_sells_again_after_one_login(
+    compose: list[str], engine: Engine, tmp_path: Path
+) -> None:
+    with Stack(engine, compose, tmp_path) as stack:
+        shop = stack.shop()
+        time_a_sale(shop)
+        stack.webkassa.issue()  # somebody else's login has killed the key
+        print(f"It sold again after {time_a_sale(shop):.1f} s")
+        shop.communicate()
+        assert stack.webkassa.authorizations == 2  # the first key, and this one

@@ -8,27 +8,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from shown import snippet
 from world.postgres import PASSWORD
 from world.shop import fingerprint
 
 from .common import await_, slow
 from .conftest import Salon, mount
 from .engine import BASE, HARDENED, IMAGE
+from .stack import PYTHON, sell
 
 pytestmark = pytest.mark.xdist_group("containers")  # one engine, one worker
 
 SERVER, ASKED = "serving", "--mount=type=volume,source=renew,target=/run/webkassa-key"
-PYTHON = "/opt/webkassa-key-updater/venv/bin/python"
-SELL = """
-import sys
-import requests
-{program}
-def create_check(token):
-    return requests.post({url!r}, json={{"Token": token}}).json()
-for line in sys.stdin:
-    print("sold" if with_key(create_check).get("Data") else "not sold", flush=True)
-"""
 
 
 class Server:
@@ -53,13 +43,9 @@ class Server:
     def shop(self, *options: str) -> Any:
         """Start a shop with the code of the manual: another image's user, who sees the socket and
         cannot replace it; it sells when it reads a line."""
-        program = snippet("renew sync") + snippet("consumer psycopg2") + snippet("with key")
         server = self.salon.shop.server
         database = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{server.port}/shop"
-        program = re.sub('DATABASE = ".*"', f"DATABASE = {database!r}", program)
-        text = SELL.format(
-            program=program, url=f"{self.salon.webkassa.origin}/api/references/RefUnits"
-        )
+        text = sell(database, self.salon.webkassa)
         file = self.salon.secret("shop.py", text, owner=12345)
         return self.engine.start(
             "run", "--rm", "--interactive", "--user=12345:12345", f"{ASKED},readonly", *HARDENED,
