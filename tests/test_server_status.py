@@ -755,7 +755,7 @@ MO = translations.PO.with_suffix(".mo").read_bytes()
 
 
 @pytest.mark.parametrize(
-    "catalogue", [None, b"", MO[:5000], b"#!/bin/sh\n" * 500, MO.replace(b"{comes}", b"{came}.")],
+    "catalogue", [None, b"", MO[:5000], b"#!/bin/sh\n" * 500, MO.replace("запуск {comes}".encode(), "запуск {other}".encode())],
     ids=["missing", "empty", "cut off", "none", "other values"],
 )  # fmt: skip
 def test_a_broken_catalogue_means_english(box: ShownBox, catalogue: bytes | None) -> None:
@@ -768,11 +768,8 @@ def test_a_broken_catalogue_means_english(box: ShownBox, catalogue: bytes | None
 # The starter ---------------------------------------------------------------------------------------
 
 
-def start(*arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
-    env = os.environ | ({"PATH": path} if path else {})
-    return subprocess.run(
-        [ROOT / "check-status.sh", *arguments], env=env, capture_output=True, text=True
-    )
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([ROOT / "check-status.sh", *arguments], capture_output=True, text=True)
 
 
 def test_the_starter_passes_all_on() -> None:
@@ -780,12 +777,32 @@ def test_the_starter_passes_all_on() -> None:
     assert (start("--jsno").returncode, start("--json", "x").returncode) == (3, 3)
 
 
-def test_without_any_python_it_is_critical(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [("#WEBKASSA_LANG=ru", "code: no Python 3.10 or newer starts here"),
+     ("A=1\nWEBKASSA_LANG=ru", "программа: не запускается ни один Python")],
+)  # fmt: skip
+def test_without_any_python_it_is_critical(tmp_path: Path, settings: str, said: str) -> None:
+    """In a copy whose settings are there."""
     for tool in ("env", "bash", "dirname", "readlink"):
         (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
-    done = start(path=str(tmp_path))
-    assert done.returncode == 2
-    assert done.stdout.startswith("WEBKASSA CRITICAL - code: no Python 3.10 or newer starts here")
+    shutil.copytree(ROOT / "systemd", tmp_path / "systemd")
+    shutil.copy(ROOT / "check-status.sh", tmp_path)
+    common = tmp_path / "systemd/common.sh"
+    text = common.read_text(encoding="utf-8").replace("/etc/webkassa-key-updater", str(tmp_path))
+    common.write_text(text, encoding="utf-8")
+    (tmp_path / "webkassa.env").write_text(settings, encoding="utf-8")
+    for script, start_of in (
+        ("check-status.sh", "WEBKASSA CRITICAL - "),
+        ("systemd/send-alert.sh", "<3>"),
+    ):
+        done = subprocess.run(
+            [tmp_path / script], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+        )
+        assert done.returncode == (2 if script == "check-status.sh" else 1)
+        assert done.stdout.startswith(start_of)
+        assert done.stdout.isascii() == said.isascii()
+        assert said in done.stdout or script != "check-status.sh"
 
 
 def test_nobody_reads_it_and_its_code_is_the_truth_all_the_same() -> None:
