@@ -11,7 +11,11 @@ readonly HERE
 main() {
     cd / # the service's user may not see the folder that root is in
     run_python "$HERE/systemd/server_status.py" "$CURRENT/venv/bin/python" -- "$@"
-    printf 'WEBKASSA CRITICAL - code: no Python 3.10 or newer starts here, nothing can renew the key\n'
+    if speaks_russian; then
+        say "WEBKASSA CRITICAL - программа: не запускается ни один Python 3.10 или новее, обновить ключ нечем"
+    else
+        say "WEBKASSA CRITICAL - code: no Python 3.10 or newer starts here, nothing can renew the key"
+    fi
     exit 2
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # usage: sudo ./install.sh [--env-file FILE] [--with-alerts] [--with-heal] [--take-over] [--no-run]
-#        sudo ./install.sh --account NAME --env-file FILE [--no-run]
+#        sudo ./install.sh (--account NAME --env-file FILE | --accounts FOLDER) [--no-run]
 #
 # Install the updater with its timers; run it again to upgrade or to mend an installation.
 #
@@ -15,6 +15,7 @@
 #                    Upgrades go on so until --pinned
 #   --account NAME   add an account to what is installed, with the settings in FILE that are its own,
 #                    and list all. NAME is a-z, 0-9, - and _. The account that is there becomes "main"
+#   --accounts FOLDER  add each file NAME.env in FOLDER so; where one of them is wrong, none
 #   -h, --help       print this help
 #
 # Without a network: sudo PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder/of/wheels ./install.sh
@@ -77,8 +78,8 @@ main() {
     trap 'exit 130' INT
     trap 'exit 129' HUP
     trap 'exit 143' TERM
-    if wants account; then
-        add_account "${options[account]}" "${options[env-file]}" 9>&-
+    if wants account || wants accounts; then
+        add_accounts 9>&-
     else
         install_all 9>&-
     fi
@@ -99,7 +100,7 @@ install_all() {
 parse_options() {
     while (($#)); do
         case $1 in
-            --env-file | --account)
+            --env-file | --account | --accounts)
                 [[ ${2-} ]] || die "$1 needs a value; see --help" 2
                 options[${1#--}]=$2
                 shift
@@ -111,14 +112,11 @@ parse_options() {
         esac
         shift
     done
-    local file=${options[env-file]-} name=${options[account]-}
+    local file=${options[env-file]-}
     [[ -z $file || -f $file && -r $file ]] || die "$file cannot be read." 2
-    wants account || return 0
-    [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,39}$ ]] ||
-        die "--account needs a name of a-z, 0-9, - and _, at most 40; see --help" 2
-    wants env-file || die "--account needs --env-file, too; see --help" 2
-    [[ -z ${options[with-alerts]-}${options[with-heal]-}${options[take-over]-}${options[unpinned]+given} ]] ||
-        die "--account goes with --env-file and --no-run alone; see --help" 2
+    if wants account || wants accounts; then
+        name_accounts
+    fi
 }
 
 wants() { # name of an option

@@ -343,12 +343,7 @@ def longest_run(plan: Plan) -> float:
 # ---- Status: one process for all, since it changes nothing
 
 
-SELECT_ROWS = """
-    SELECT service_name::text, api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
-           CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
-    FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table}
-          WHERE service_name::text = ANY(%(services)s) OR service_name::text LIKE 'Webkassa:%%') AS r
-"""
+OURS = "service_name::text = ANY(%(services)s) OR service_name::text LIKE 'Webkassa:%%'"
 READING = 3.0  # seconds, of the time that a status has
 PROBES = 32  # at a time
 
@@ -439,13 +434,11 @@ def read_rows(
                 return rows
             if fault := updater.table_fault(store.table):
                 raise fault
-            clocked = [n for n in store.table.times if store.table.columns[n][0] != "date"]
-            times = ", ".join(f"{name}::timestamptz" for name in (*clocked, "NULL"))
             services = [account.service for account in accounts]
-            values = {"services": services, "limit": 1000}  # ms, for a lock
-            found, _ = store.run_locking(SELECT_ROWS.replace("{times}", times), values)
-            for service, *facts in found:
-                rows.setdefault(service, []).append(store.make_row(*facts))
+            for service, row in store.select_rows(
+                OURS, {"services": services, "limit": 1000}
+            ):  # ms
+                rows.setdefault(service, []).append(row)
     except Exception as error:
         return updater.as_failure(error)
     return rows
@@ -617,7 +610,7 @@ def print_reports(
         good = sum(report["status"] == "OK" for report in reports)
         what = "{good} of {count} accounts are well; {account}: {message}"
         said = updater.Message(what, **reports[0], good=good, count=len(reports))
-    reports += strangers if is_whole else []
+    reports += strangers if is_whole and not command.options.metrics else []
     return command.print_status(reports, updater.in_readers_language(said))
 
 

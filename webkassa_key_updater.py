@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Renew the Webkassa key and store it in PostgreSQL, without ever losing one.
 
-usage: webkassa_key_updater.py [--env-file FILE] [--accounts-dir DIR] [-v]
-           [update [--if-needed | --if-key FINGERPRINT] [--json] | check | status [--json] [--no-probe]]
+usage: webkassa_key_updater.py [OPTIONS] [update [--if-needed | --if-key FINGERPRINT] [--json] |
+                                          check | status [--json | --metrics] [--no-probe]]
 
 commands:
   update           authorize against Webkassa, validate the new key, store it (the default);
@@ -13,6 +13,7 @@ commands:
                    "-": read a line: FINGERPRINT (empty: --if-needed), of many NAME FINGERPRINT
   check            the dry run: all but authorizing (settings, database, lock, write, host, key)
   status [--json]  how things stand, for a person, a monitor or machines; changes nothing
+    --metrics      the same for Prometheus (OpenMetrics text); exit code 0 once it is printed
     --no-probe     by the database alone: Webkassa is not asked
 An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lost.
 options:
@@ -22,7 +23,7 @@ options:
     --jobs N       so many at a time (4)
     --shard I/N    the I-th (0 to N-1) of N shares only; a name is always in the same share
   -v, --verbose    say each step (also: --version, --help)
-exit codes of update and check:
+exit codes of update and check (2, 73, 77 and 78 do not heal by themselves; the others may):
    0  done, or nothing to do
    2  wrong usage of this command
   69  Webkassa cannot be reached or is failing
@@ -33,7 +34,6 @@ exit codes of update and check:
   76  Webkassa's answer makes no sense
   77  Webkassa refuses the login, password or API key
   78  the settings are wrong
-2, 73, 77 and 78 do not heal by themselves; the others may.
 exit codes of status: 0 OK, 1 WARNING (older than 25 h), 2 CRITICAL (missing, dead or older than
 49 h), 3 UNKNOWN (cannot tell)
 """
@@ -1079,11 +1079,10 @@ BEGIN = """
     SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
 """  # the last since 17: PgBouncer 1.18 may tell an earlier server's version (findings/)
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
-SELECT_ROW = """
-    SELECT api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
+SELECT_ROWS = """
+    SELECT service_name::text, api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
-    FROM (SELECT api_key, coalesce({times}) AS changed FROM {table}
-          WHERE service_name = %(service)s {lock}) AS r
+    FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table} WHERE {which}) AS r
 """
 OTHER_TABLE = "SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
 CREATE_TABLE = """
@@ -1104,7 +1103,6 @@ INSERT_ROW = (
     "INSERT INTO {table} (service_name, api_key{times}) VALUES (%(service)s, %(token)s{now});"
 )
 # An error of our own, unless just the one row is there and right once all deferred has been called
-READ_BACK_FAILED = "WK001"  # its SQLSTATE
 READ_BACK = """
     SET CONSTRAINTS ALL IMMEDIATE;
     SELECT set_config('webkassa_key_updater.token', %(token)s, true);
@@ -1114,6 +1112,19 @@ READ_BACK = """
             FROM {table} WHERE service_name = %(service)s) IS NOT TRUE THEN
             RAISE SQLSTATE 'WK001' USING MESSAGE = 'the new key is not in the row';
         END IF;
+    END $check$;
+"""
+# A sequence takes back nothing of what it gave to the rehearsal: the store needs as much once more.
+# OFFSET keeps it from looking at sequences that this transaction has not used
+SEQUENCES_GO_ON = """
+    DO $check$ BEGIN
+        IF EXISTS (SELECT FROM (SELECT s.* FROM pg_locks JOIN pg_sequence AS s ON seqrelid = relation
+                                WHERE pid = pg_backend_pid() AND NOT seqcycle OFFSET 0) AS used
+                   WHERE pg_sequence_last_value(seqrelid)::numeric + seqincrement
+                         NOT BETWEEN seqmin AND seqmax) THEN
+            RAISE SQLSTATE '2200H';
+        END IF;
+    EXCEPTION WHEN insufficient_privilege THEN NULL; -- who may not look goes on
     END $check$;
 """
 NOTIFY = "SELECT pg_notify('webkassa_key_updated', %(service)s);"  # the payload is never the token
@@ -1129,7 +1140,7 @@ class KeyRow(NamedTuple):
     age_from: str = "row"  # or "note": see `KeyAge`
     row_age: float | None = None  # what its columns say
     changed: str | None = None  # UTC
-    beside: str = ""  # where the row is missing: the name of another
+    others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
     padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
 
     @property
@@ -1205,14 +1216,12 @@ class KeyStore:
         advisory lock works across hosts and behind a pooler; a row need not exist for it."""
         self.take_lock(f"{self.table.short}:{self.account.service}")
         row = self.select_row("FOR NO KEY UPDATE")
-        others = [] if row.exists else self.run(OTHER_ROWS)[0][:1]
-        return row._replace(beside="".join(name for name, _ in others))
+        return row if row.exists else row._replace(others=self.run(OTHER_ROWS)[0])
 
     def reject_other_rows(self, row: KeyRow) -> None:
         """Raise WriteRefused where consumers may read another row than ours. Not to be asked with a
         token in hand, which is better stored in the wrong row than lost."""
-        others = [] if row.exists else self.run(OTHER_ROWS)[0]
-        similar = [name for name, is_similar in others if is_similar]
+        similar = [name for name, is_similar in row.others if is_similar]
         is_hidden = not row.exists and self.select_row("").exists
         elsewhere = "" if self.account.schema else self.find_row_elsewhere(row)
         facts = (is_hidden, "".join(similar[:1]), elsewhere)
@@ -1222,16 +1231,21 @@ class KeyStore:
     def find_row_elsewhere(self, row: KeyRow) -> str:
         """Return another table of this name that consumers may read instead: one of the search path
         that has such a row, too, or any that has one while ours has none. It waits for no lock."""
+        look = "SET LOCAL lock_timeout = 1;" + OTHER_TABLE
         for schema, is_on_path in self.table.others:
-            look = "SAVEPOINT look; SET LOCAL lock_timeout = 1;" + OTHER_TABLE
-            try:
-                ((has_row,),), _ = self.run(look, table=identify(schema, self.table.name))
-            except Failure:
-                self.run("ROLLBACK TO SAVEPOINT look")
-                continue
+            has_row = self.try_run(look, identify(schema, self.table.name)) == [(True,)]
             if has_row and (is_on_path or not row.exists):
                 return f"{schema}.{self.table.name}"
         return ""
+
+    def try_run(self, statements: str, table: sql.Identifier | None = None) -> list[Any]:
+        """Return the rows of a look that may fail, or none: a failure ends no transaction."""
+        self.run("SAVEPOINT look")
+        try:
+            return self.run(statements, table=table)[0]
+        except Failure:
+            self.run("ROLLBACK TO SAVEPOINT look")
+            return []
 
     def take_lock(self, name: str) -> None:
         """Take an advisory lock until the transaction ends; raise LockBusy."""
@@ -1242,21 +1256,24 @@ class KeyStore:
             raise self.busy(number)
 
     def select_row(self, row_lock: str) -> KeyRow:
-        clocked = [name for name in self.table.times if self.table.columns[name][0] != "date"]
-        times = [f"{name}::timestamptz" for name in (*clocked, "NULL")]
-        select = SELECT_ROW.replace("{times}", ", ".join(times)).replace("{lock}", row_lock)
         limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
-        rows, _ = self.run_locking(select, {"limit": limit})
+        rows = self.select_rows("service_name = %(service)s " + row_lock, {"limit": limit})
         if len(rows) > 1:
             what = "{table} has {count} rows of this service."
             advice = "Delete all but one of them, then run: `check`"
             raise WriteRefused(what, advice, table=self.table.shown, count=len(rows))
-        return self.make_row(*rows[0]) if rows else KeyRow(self.clock)
+        return rows[0][1] if rows else KeyRow(self.clock)
 
-    def make_row(self, key: str | None, changed: str | None, age: float | None) -> KeyRow:
-        key, known = key or "", age if age is not None and age > -self.CLOCK_SLACK else None
-        row = KeyRow(self.clock, True, Secret(key), known, row_age=age, changed=changed)
-        return row._replace(padded=Secret(key.ljust(self.table.padding)))
+    def select_rows(self, which: str, values: Mapping[str, Any]) -> list[tuple[str, KeyRow]]:
+        """Return rows by their services. A date is no time to count from."""
+        clocked = [name for name in self.table.times if self.table.columns[name][0] != "date"]
+        times = ", ".join(f"{name}::timestamptz" for name in (*clocked, "NULL"))
+        select, rows = SELECT_ROWS.replace("{times}", times).replace("{which}", which), []
+        for service, key, changed, age in self.run_locking(select, values)[0]:
+            padded, known = (key or "").ljust(self.table.padding), (age or 0) > -self.CLOCK_SLACK
+            row = KeyRow(self.clock, True, Secret(key or ""), age if known else None, row_age=age)
+            rows.append((service, row._replace(changed=changed, padded=Secret(padded))))
+        return rows
 
     def run_locking(self, statements: str, *more: Any) -> tuple[list[Any], str]:
         """Run statements that may wait for a lock; raise a LockBusy that names its holder."""
@@ -1291,7 +1308,7 @@ class KeyStore:
         length = max(32, len(row.key.value))
         alike = os.urandom(length).hex()[:length]
         stand_in = stand_in or Secret(alike.upper() if row.key.value.isupper() else alike)
-        after = NOTIFY + "ROLLBACK TO SAVEPOINT rehearsal"
+        after = SEQUENCES_GO_ON + NOTIFY + "ROLLBACK TO SAVEPOINT rehearsal"
         self.write("SAVEPOINT rehearsal;", row, stand_in, after, self.deadline)
 
     def store(self, row: KeyRow, token: Secret, deadline: Deadline, notify: bool) -> None:
@@ -1767,7 +1784,8 @@ class SettingsParser:
         """Return any text; `default` None: it is required. A quote or a blank at an end is an
         oversight, but not of a password (`any_end`)."""
         value = self.values.get(name, default or "")
-        hidden = [ord(c) for c in value if unicodedata.category(c) in self.HIDDEN]
+        odd = "" if value.isprintable() else value  # of 300 accounts, each character takes its time
+        hidden = [ord(c) for c in odd if unicodedata.category(c) in self.HIDDEN]
         what = first_that_holds(
             (default is None and not value, "{name}: is not set"),
             (self.PLACEHOLDER.fullmatch(value), "{name}: is still a placeholder"),
@@ -1943,7 +1961,7 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
     doubt = probe_refuses_every_key(token, webkassa)
     is_doubted = logins.against_probe or logins.verdict == DOUBTED
     odd = (
-        (before.beside and not logins.account.service.startswith("Webkassa:"),
+        (before.others and not logins.account.service.startswith("Webkassa:"),
          "The row is new in {table}, beside {beside!r}."),
         (not re.fullmatch("[0-9a-f]{32}", token.value), "The new key looks unlike the keys so far."),
         (logins.verdict == UNCLEAR, "Whether the new key works could not be probed."),
@@ -1959,8 +1977,8 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
         (is_doubted and job.mode != ALWAYS, "{why} {advice}"))  # fmt: skip
     facts = {"key": token.fingerprint, "host": webkassa.host, "url": webkassa.url,
              "size": table.key_size, "table": table.shown, "old": describe_key(before),
-             "beside": before.beside, "reply": logins.odd_reply, "why": doubt.message,
-             "advice": doubt.advice}  # fmt: skip
+             "beside": next((name for name, _ in before.others), ""), "reply": logins.odd_reply,
+             "why": doubt.message, "advice": doubt.advice}  # fmt: skip
     what = "Stored the new key {key} from {host} in {table} where none was."
     if before.key:
         what = "Stored the new key {key} from {host} in {table} in place of {old}."
@@ -2135,20 +2153,18 @@ def port_open(host: str, port: int) -> bool:
     return False
 
 
-POOLER_REFUSALS = {  # its words are always English
-    "statement pooling mode": "PgBouncer allows no transactions (pool_mode = statement).",
-    "PQexec disallowed": "PgBouncer allows no simple queries (disable_pqexec).",
-}
-
-
 def database_failure(error: Any, table: Table, account: Account) -> Failure:
     """Name an error by its SQLSTATE and by names that the catalog has: its text can carry a key,
     and so can a name that a trigger made up."""
     state = getattr(error, "pgcode", None)
     if state is None:  # psycopg2 2.9 has none of a server that hangs up, as PgBouncer does
-        refusals = [what for words, what in POOLER_REFUSALS.items() if words in str(error)]
-        if refusals:
-            return SettingsFault(refusals[0], "Connect to PostgreSQL itself. Then run: `check`")
+        refusal = first_that_holds(  # its words are always English
+            ("statement pooling mode" in str(error),
+             "PgBouncer allows no transactions (pool_mode = statement)."),
+            ("PQexec disallowed" in str(error),
+             "PgBouncer allows no simple queries (disable_pqexec)."))  # fmt: skip
+        if refusal:
+            return SettingsFault(refusal, "Connect to PostgreSQL itself. Then run: `check`")
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
     if state == "55P03":
         return LockBusy("The lock, the row or the table is held by somebody.")
@@ -2157,7 +2173,8 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
     what, advice = {
         "0A000": ("it is a view that cannot be locked? Set API_KEYS_TABLE to the table behind", ""),
         "22001": ("a column is too short: {kinds}", ""),
-        READ_BACK_FAILED: ("a trigger or row-level security drops or changes the new key", ""),
+        "2200H": ("a sequence that the write uses has no value left", ""),
+        "WK001": ("a trigger or row-level security drops or changes the new key", ""),
         "22P05": ("its encoding lacks characters of {service!r}", ""),
         "25006": ("it is read-only for now, a standby or in a failover", ""),
         "42501": in_trigger if error.diag.context else ("a right is missing", "{grants}"),
@@ -2334,6 +2351,7 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
         (not times, "table: no column updated_at or created_at, so no age is known"),
         (similar, "table: beside the row there is {similar}; do consumers read that one?"),
         (elsewhere, "table: {elsewhere} has such a row, too; do consumers read that one?"),
+        (is_in_pgpools_cache(store), "table: Pgpool-II gives consumers the old key from its cache"),
     ):
         if is_so:
             facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times}
@@ -2343,6 +2361,14 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     except WriteRefused as refusal:
         what = "table: a key of another form, with 64 characters, could not be stored: {why}"
         yield Finding("WARN", Message(what, why=refusal.message))
+
+
+def is_in_pgpools_cache(store: KeyStore) -> bool:
+    """Say whether a Pgpool-II in between keeps what consumers read; PostgreSQL has no such command."""
+    if store.try_run("PGPOOL SHOW memory_cache_enabled") != [("on",)]:
+        return False
+    uncached = store.try_run("PGPOOL SHOW cache_unsafe_memqcache_table_list")
+    return store.table.name not in str(uncached)
 
 
 def check_host(ca_file: str, url: str, name: str) -> Finding:
@@ -2375,17 +2401,16 @@ def status(
     read: Callable[[Account, Deadline], KeyRow] = read_stored_row, least: float = 2,
 ) -> dict[str, Any]:  # fmt: skip
     """Return how an account stands: "status", "message", facts. The probe has `least` seconds."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"service": account.service} if isinstance(account, Account) else {}
     try:
         if isinstance(account, SettingsFault):
             raise account
-        facts["service"] = account.service
         row = KeyAge(account).correct(read(account, deadline))
         verdict, refusal = look_at_key(account, row, max(deadline.left, least))
         found = classify(row, verdict, refusal)
-        age = None if row.age is None else round(row.age)
-        facts |= {"fingerprint": row.key.fingerprint, "age_seconds": age, "age_from": row.age_from}
-        facts |= {"changed": row.changed, "probe": verdict}
+        facts |= {"fingerprint": row.key.fingerprint, "age_seconds": row.age and round(row.age)}
+        facts |= {"age_from": row.age_from, "changed": row.changed, "probe": verdict}
+        facts |= {"login_refused": True} if refusal else {}
     except Failure as failure:
         found = Finding("UNKNOWN", failure.message, advice_for(failure))
     message = "\n".join(as_typed(part) for part in (found.message, found.advice) if part)
@@ -2484,7 +2509,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--account", action="append", default=[])
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--shard", default="0/1")
-    for flag in (["--json"], ["--no-probe"], ["-v", "--verbose"]):
+    for flag in (["--json"], ["--metrics"], ["--no-probe"], ["-v", "--verbose"]):
         parser.add_argument(*flag, action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
     usage_code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
@@ -2492,9 +2517,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
-    of_some = (options.json, ("update", "status")), (options.no_probe, ("status",))
-    if any(given and options.command not in those for given, those in of_some):
-        parser.error("--json goes with update and status, --no-probe with status")
+    if options.json and (options.command == "check" or options.metrics):
+        parser.error("--json goes with update and status, and not with --metrics")
+    if options.command != "status" and (options.metrics or options.no_probe):
+        parser.error("--metrics and --no-probe go with status")
     if "" in (options.env_file, options.accounts_dir):
         parser.error("--env-file and --accounts-dir need a name")
     share = re.fullmatch(r"(\d{1,6})/(\d{1,6})", options.shard, re.ASCII)
@@ -2546,7 +2572,7 @@ class Command:
         try:
             values, faults = self.load_settings()
             if self.folder:
-                return int(load_accounts_module().do_many(self, values, faults))
+                return int(load_module("accounts").do_many(self, values, faults))
             account = read_account(values, faults)
         except SettingsFault as fault:
             account = fault
@@ -2634,10 +2660,12 @@ class Command:
         return first
 
     def print_status(self, reports: list[dict[str, Any]], what: str) -> int:
-        """Print how things stand, `what` first, like a monitoring plug-in, or as JSON. Return the
-        level of the first report, which is the worst."""
+        """Print how things stand, `what` first, like a monitoring plug-in, or as JSON or metrics.
+        Return the level of the first report, which is the worst."""
         level = reports[0]["status"] if reports else "OK"
         accounts = [report for report in reports if {"account", "service"} & report.keys()]
+        if self.options.metrics:
+            return int(load_module("metrics").print_metrics(reports))
         if self.options.json:
             say(json.dumps({"status": level, "message": what, "accounts": accounts}, indent=2))
             return LEVELS.index(level)
@@ -2716,13 +2744,13 @@ def read_catalogue() -> Callable[[str], str]:
     return str
 
 
-def load_accounts_module() -> Any:
-    """Return the module for many accounts, and hand this one to it; raise SettingsFault if it is
-    missing. It is found by its path: an isolated Python (-I) looks for no module beside this one."""
-    path = Path(__file__).resolve().with_name("webkassa_key_accounts.py")
+def load_module(name: str) -> Any:
+    """Return the module of a file beside this one, and hand this one to it; raise SettingsFault if
+    it is missing. An isolated Python (-I) would not find it by its name."""
+    path = Path(__file__).resolve().with_name(f"webkassa_key_{name}.py")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not spec or not spec.loader or not path.exists():
-        what = "WEBKASSA_ACCOUNTS_DIR, --accounts-dir: for many accounts {file} is missing"
+        what = "{file} is missing; --metrics, --accounts-dir and WEBKASSA_ACCOUNTS_DIR need it"
         raise settings_fault([Message(what, file=path)])
     module = importlib.util.module_from_spec(spec)
     vars(module)["updater"] = sys.modules[__name__]

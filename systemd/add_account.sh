@@ -1,64 +1,99 @@
 # shellcheck shell=bash
-# Sourced by install.sh: what its option --account does.
+# Sourced by install.sh: what its options --account and --accounts do.
 
-# shellcheck disable=SC2154 # of install.sh
-add_account() { # name, file with its settings
-    local file=$ACCOUNTS/$1.env
+declare -A added=() # the files with the accounts' settings, by their names
+chosen=()           # the same, as options of the program
+
+# shellcheck disable=SC2154 # options: of install.sh
+name_accounts() {
+    local file name wrong=''
+    [[ -z ${options[with-alerts]-}${options[with-heal]-}${options[take-over]-}${options[unpinned]+given} ]] ||
+        die "--account goes with --env-file and --no-run alone, --accounts with --no-run; see --help" 2
+    if ! wants accounts; then
+        wants env-file || die "--account needs --env-file, too; see --help" 2
+        added[${options[account]}]=${options[env-file]}
+    elif wants account || wants env-file; then
+        die "--accounts goes with neither --account nor --env-file; see --help" 2
+    else
+        for file in "${options[accounts]}"/*; do
+            [[ $file == *.env && -f $file && -r $file ]] || wrong+=" $file"
+            name=${file##*/}
+            added[${name%.env}]=$file
+        done
+    fi
+    [[ -z $wrong ]] || die "--accounts: no file NAME.env, or it cannot be read:$wrong" 2
+    for name in "${!added[@]}"; do
+        [[ $name =~ ^[a-z0-9][a-z0-9_-]{0,39}$ ]] || wrong+=" \"$name\""
+        chosen+=(--account "$name")
+    done
+    [[ -z $wrong ]] || die "The name of an account is a-z, 0-9, - and _, at most 40, and not:$wrong" 2
+}
+
+add_accounts() {
+    local name there=''
     if [[ ! -d $CURRENT/systemd/accounts ]] || ! print_version "$CURRENT" &> /dev/null; then
         die "This version is not installed yet. First run: sudo ./install.sh"
     fi
     must_be_roots "$CONFIG_DIR"
-    # The same once more ends what was cut short
-    if [[ -e $file || -L $file ]] && ! cmp --silent "$2" "$file"; then
-        die "There is an account $1: $file stays as it is."
-    fi
-    stage_accounts "$1" "$2"
-    check_account "$1"
-    place_accounts "$1"
+    for name in "${!added[@]}"; do # the same once more ends what was cut short
+        [[ ! -e $ACCOUNTS/$name.env && ! -L $ACCOUNTS/$name.env ]] ||
+            cmp --silent "${added[$name]}" "$ACCOUNTS/$name.env" || there+=" $name"
+    done
+    [[ -z $there ]] || die "There is an account of this name, which stays as it is:$there. Nothing was changed."
+    stage_accounts
+    check_accounts
+    place_accounts
     say "Accounts: $(cd "$ACCOUNTS" && printf '%s\n' *.env | sed 's/\.env$//' | paste -sd ' ')"
     if ! wants no-run; then
-        (run_module "webkassa-key-command-account-$$" "$CURRENT" update --if-needed --account "$1") || code=$?
-        ((code == 0)) || die "The account is added, but it has no key yet (code $code, see above)." "$code"
+        (run_module "webkassa-key-command-account-$$" "$CURRENT" update --if-needed "${chosen[@]}") || code=$?
+        ((code == 0)) || die "Added, but not every account has a key yet (code $code, see above)." "$code"
     fi
     say "How they stand: sudo webkassa-key status"
 }
 
 # All accounts as they are to be, for the check: nothing counts before it
-stage_accounts() { # name, file
+stage_accounts() {
+    local name
     rm -rf "$ACCOUNTS.new"
     install -d -o root -g "$ACCOUNT" -m 0750 "$ACCOUNTS.new"
     [[ ! -d $ACCOUNTS ]] || cp -a "$ACCOUNTS/." "$ACCOUNTS.new"
     split_settings own > "$ACCOUNTS.new/.main" || die "Nothing was changed."
     if [[ -s $ACCOUNTS.new/.main ]]; then
-        [[ $1 != main ]] || die "\"main\" is the account of $SETTINGS. Take another name."
+        [[ -z ${added[main]-} ]] || die "\"main\" is the account of $SETTINGS. Take another name."
         [[ ! -e $ACCOUNTS/main.env ]] || cmp --silent "$ACCOUNTS.new/.main" "$ACCOUNTS/main.env" ||
             die "$SETTINGS and $ACCOUNTS/main.env have an account each. Take the login out of the first."
         install -o root -g "$ACCOUNT" -m 0640 "$ACCOUNTS.new/.main" "$ACCOUNTS.new/main.env"
     fi
-    install -o root -g "$ACCOUNT" -m 0640 "$2" "$ACCOUNTS.new/$1.env"
+    for name in "${!added[@]}"; do
+        install -o root -g "$ACCOUNT" -m 0640 "${added[$name]}" "$ACCOUNTS.new/$name.env"
+    done
 }
 
 split_settings() { # own or rest
     "$CURRENT/venv/bin/python" -I "$CURRENT/systemd/split_settings.py" "$SETTINGS" "$1"
 }
 
-# The new account alone, or all where the first moves, too; that no two have one login is looked at
+# The new accounts alone, or all where the first moves, too; that no two have one login is looked at
 # for all in any case
-check_account() { # name
-    local one=()
-    [[ ! -d $ACCOUNTS ]] || one=(--account "$1")
+check_accounts() {
+    local new=()
+    [[ ! -d $ACCOUNTS ]] || new=("${chosen[@]}")
     run_module "webkassa-key-command-account-$$" "$CURRENT" check --accounts-dir "$ACCOUNTS.new" \
-        "${one[@]}" 2>&1 | (trap '' INT && sed -u "s# --accounts-dir $ACCOUNTS\.new##g; s#$ACCOUNTS\.new#$ACCOUNTS#g") || code=${PIPESTATUS[0]}
+        "${new[@]}" 2>&1 | (trap '' INT && sed -u "s# --accounts-dir $ACCOUNTS\.new##g; s#$ACCOUNTS\.new#$ACCOUNTS#g") || code=${PIPESTATUS[0]}
     ((code == 0)) || die "The check failed (code $code, see above). Nothing was changed." "$code"
 }
 
 # Whatever interrupts it, each account is in one place at least, and the same command goes on
-place_accounts() { # name
-    local file target
+place_accounts() {
+    local name target
     if [[ -d $ACCOUNTS ]]; then
-        for file in "$ACCOUNTS.new"/{main,"$1"}.env; do
-            [[ ! -e $file || -e $ACCOUNTS/${file##*/} ]] || mv -T "$file" "$ACCOUNTS/${file##*/}"
-        done
+        (
+            trap '' INT HUP TERM # all of them, or none
+            for name in main "${!added[@]}"; do
+                [[ ! -e $ACCOUNTS.new/$name.env || -e $ACCOUNTS/$name.env ]] ||
+                    mv -T "$ACCOUNTS.new/$name.env" "$ACCOUNTS/$name.env"
+            done
+        )
     else
         rm -f "$ACCOUNTS.new/.main"
         mv -T "$ACCOUNTS.new" "$ACCOUNTS"

@@ -67,6 +67,11 @@ run_python() { # script, Python ... -- arguments
     done
 }
 
+# By the setting, for the few words that are said where no Python starts
+speaks_russian() {
+    [[ -r $SETTINGS && $'\n'$(< "$SETTINGS") == *$'\n'WEBKASSA_LANG=ru* ]]
+}
+
 is_ours() { # a unit or drop-in
     local first=''
     [[ -f $1 && ! -L $1 ]] && read -r first 2> /dev/null < "$1"

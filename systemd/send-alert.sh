@@ -11,7 +11,11 @@ readonly HERE
 main() {
     cd /
     run_python "$HERE/server_alert.py" "$CURRENT/alerts/bin/python" "$CURRENT/venv/bin/python" -- "$@"
-    say "<3>The key could not be renewed, and no Python starts here that could tell more. Run: sudo webkassa-key status"
+    if speaks_russian; then
+        say "<3>Ключ обновить не удалось, и не запускается ни один Python, чтобы сказать больше. Наберите: sudo webkassa-key status"
+    else
+        say "<3>The key could not be renewed, and no Python starts here that could tell more. Run: sudo webkassa-key status"
+    fi
     exit 1
 }
 

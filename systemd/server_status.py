@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""usage: check-status.sh [--json | --timers | --hidden]
+"""usage: check-status.sh [--json] [--no-probe] | --timers | --hidden
 
 How the updater stands: key, timers, last runs, installation, settings, alerts, other triggers.
 Changes nothing and does not log in at Webkassa. Without root it says what it could not see.
 
   --json      the same for machines
+  --no-probe  Webkassa is not asked whether the key works
   --timers    the timers alone, as install.sh proves them
   --hidden    of what is named on standard input: what the service's sandbox hides from it
   -h, --help  print this help
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import functools
 import grp
 import io
 import json
@@ -27,9 +29,11 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from server_words import Joined, Message, Words, choose, in_words, when
 
 USER, CLIENTS = "webkassa-key-updater", "webkassa-key-clients"
 PYTHON_OPTIONS = (
@@ -57,6 +61,11 @@ PROPERTIES = (
     "ExecMainCode", "ExecMainStatus", "ExecMainStartTimestamp", "ExecMainExitTimestamp",
     "NextElapseUSecRealtime",
 )  # fmt: skip
+# What is looked at: names for machines, and on the screen in the reader's language
+NAMES = (
+    "installed", "key", "timer", "last run", "boot run", "net run", "login", "consumers", "code",
+    "settings", "alerts", "triggers",
+)  # fmt: skip
 # Kinds of runs that are alerted of: their name here, and their service
 ALERTED = {"daily": ("last run", UPDATE), "boot": ("boot run", BOOT), "net": ("net run", NET)}
 KINDS = {
@@ -76,9 +85,17 @@ MEANINGS = {  # of exit codes; those of the program as its --help has them
     77: "Webkassa refuses the login, password or API key",
     78: "the settings are wrong",
     203: "the program does not start",
-    217: f"the user {USER} is missing, or this machine allows no user namespaces any more",
+    217: "the user webkassa-key-updater is missing, or this machine allows no user namespaces any more",
     243: "a file that LoadCredential= names is missing",
 }
+# What others.sh remarks of a trigger
+LOGS_IN = "runs a login at Webkassa"
+REMARKS = (
+    ("may renew the key, runs (.+)", "may renew the key, runs {what}"),
+    ("runs (.+) beside other things", "runs {what} beside other things"),
+    ("runs (.+)", "runs {what}"),
+    ("starts (.+)", "starts {what}"),
+)
 HIDDEN = re.compile(r"/(?:home|root|tmp|var/tmp|run/user)(?:/[\w.@+-]+)*")  # by the sandbox
 
 
@@ -88,9 +105,19 @@ class Finding(NamedTuple):
 
     level: str
     name: str
+    what: Words
+    mend: Words = ""
+    details: tuple[Words, ...] = ()
+
+
+class Shown(NamedTuple):
+    """A finding in the reader's language."""
+
+    level: str
+    name: str
     what: str
-    mend: str = ""
-    details: tuple[str, ...] = ()
+    mend: str
+    details: tuple[str, ...]
 
 
 class Note(NamedTuple):
@@ -107,9 +134,15 @@ class Note(NamedTuple):
     invocation: str
 
     @property
-    def described(self) -> str:
-        meaning = MEANINGS.get(self.code)
-        return f"code {self.code}" + (f": {meaning}" if meaning else "")
+    def how(self) -> Message:
+        return Message(KINDS.get(self.kind, self.kind))
+
+
+def described(code: int) -> Message:
+    """Say what an exit code means."""
+    if code in MEANINGS:
+        return Message("code {code}: {meaning}", code=code, meaning=Message(MEANINGS[code]))
+    return Message("code {code}", code=code)
 
 
 class Server:
@@ -129,10 +162,18 @@ class Server:
         self.program = [python, "-I", str(self.current / "venv/bin/webkassa-key-updater")]
         self.apprise = self.current / "alerts/bin/python"
         self.is_root, self.user = os.geteuid() == 0, user_name()
-        self.unseen = f"not visible to {self.user} without sudo"
+        self.unseen = Message("not visible to {user} without sudo", user=self.user)
         self.many = (self.units / "webkassa-key-.service.d/10-accounts.conf").exists()
         # Of many accounts, the good keys must stay
         self.renew = "sudo webkassa-key update" + (" --if-needed" if self.many else "")
+
+    @functools.cached_property
+    def translate(self) -> Callable[[str], str]:
+        return choose(self.settings, self.root)
+
+    def in_words(self, what: Words) -> str:
+        """Return a message in the reader's language."""
+        return in_words(what, self.translate)
 
     @property
     def account_names(self) -> set[str]:
@@ -140,20 +181,27 @@ class Server:
         names = {path.stem for path in listed(self.accounts) if path.match("[!.]*.env")}
         return {""} | names
 
-    def reinstall(self, options: str = "") -> str:
+    def reinstall(self, options: str = "") -> Words:
         """The command that mends the installation."""
         if (self.current / "install.sh").exists():
             return f"sudo {self.current}/install.sh {options}".rstrip()
-        return f"sudo ./install.sh {options}".rstrip() + " (in a fresh copy of the project)"
+        return in_fresh_copy(f"sudo ./install.sh {options}".rstrip())
 
-    def enable(self, unit: str, option: str = "") -> str:
+    def enable(self, unit: str, option: str = "") -> Words:
         if not (self.units / unit).exists():
             return self.reinstall()
         return " ".join(filter(None, ["sudo systemctl enable", option, unit]))
 
-    def correct_login(self) -> str:
-        where = f"{self.accounts}/NAME.env" if self.many else self.settings
-        return f"put the right login and password into {where}, then: {self.renew}"
+    def correct_login(self, refused: Sequence[Note | Failed]) -> Message:
+        names = {run.account for run in refused if run.code == 77}
+        name = "".join(names) if len(names) == 1 else ""
+        file = self.accounts / f"{name or 'NAME'}.env" if self.many else self.settings
+        text = "put in the right login and password: sudo nano {file}; then: {renew}"
+        return Message(text, file=file, renew=self.renew)
+
+
+def in_fresh_copy(command: str) -> Message:
+    return Message("{command} (in a fresh copy of the project)", command=command)
 
 
 def user_name() -> str:
@@ -209,11 +257,6 @@ def seconds(text: str) -> float | None:
     return None
 
 
-def when(moment: float) -> str:
-    """Return a moment for a person, in the time zone of this machine."""
-    return time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(moment))
-
-
 class Timer(NamedTuple):
     """A timer of ours: what it starts, how bad it is without, and at the latest when it comes."""
 
@@ -235,49 +278,55 @@ def look_at_timers(server: Server, units: dict[str, dict[str, str]]) -> Iterator
     for name, timer in TIMERS.items():
         is_off = units[name]["UnitFileState"] != "enabled" and units[name]["LoadState"] != "masked"
         if is_off and name != HEAL_TIMER:  # that one is an offer
-            what = f"{units[name]['UnitFileState'] or 'not installed'}: {timer.without}"
-            yield Finding(timer.level, "timer", called(name, what), server.enable(name, "--now"))
+            state = Message(units[name]["UnitFileState"] or "not installed")
+            off = Joined(": ", [state, Message(timer.without)])
+            yield Finding(timer.level, "timer", called(name, off), server.enable(name, "--now"))
         elif not is_off:
             found = look_at_timer(server, name, units[name], units[timer.service])
             if found.level != OK or name == TIMER:
                 yield found
     if units[BOOT_TIMER]["UnitFileState"] != "enabled":
-        what = "a run that was missed while the machine was off is not made up for"
+        what = Message("a run that was missed while the machine was off is not made up for")
         yield Finding(WARNING, "timer", what, server.enable(BOOT_TIMER))
 
 
-def called(name: str, what: str) -> str:
-    return what if name == TIMER else f"{name}: {what}"
+def called(name: str, what: Words) -> Words:
+    return what if name == TIMER else Joined(": ", [name, what])
 
 
 def look_at_timer(
     server: Server, name: str, timer: dict[str, str], service: dict[str, str]
 ) -> Finding:
     """Say whether a timer that is enabled will start its service in time."""
-    ours, comes, mend = TIMERS[name], seconds(timer["NextElapseUSecRealtime"]), ""
-    restart = f"sudo systemctl restart {name}"
+    ours, comes = TIMERS[name], seconds(timer["NextElapseUSecRealtime"])
+    what, restart = Message(""), f"sudo systemctl restart {name}"
+    mend: Words = ""
     for unit, properties in ((ours.service, service), (name, timer)):
         if properties["LoadState"] == "masked":
-            what = f"{unit} is masked"
-            mend = f"sudo systemctl unmask {unit} && {server.reinstall()}"
+            what = Message("{unit} is masked", unit=unit)
+            mend = Joined("", [f"sudo systemctl unmask {unit} && ", server.reinstall()])
     if mend:
         pass
     elif timer["ActiveState"] == "failed":  # its service could not be started when the time came
-        what, mend = f"enabled, but failed ({timer['Result']})", restart
+        what, mend = Message("enabled, but failed ({result})", result=timer["Result"]), restart
     elif timer["ActiveState"] != "active":
-        what, mend = f"enabled, {timer['ActiveState']}", server.enable(name, "--now")
+        what = Message("enabled, but {state}", state=Message(timer["ActiveState"]))
+        mend = server.enable(name, "--now")
     elif timer["SubState"] == "running":
-        what = "enabled, active, next run is known when the one at work has ended"
+        what = Message("enabled, active, next run is known when the one at work has ended")
     elif timer["SubState"] == "elapsed" or (ours.longest and comes is None):
-        what, mend = "active, but without a next run", restart
+        what, mend = Message("active, but without a next run"), restart
     elif ours.longest and comes and comes - time.time() > ours.longest:
         # One restart goes on from the last run's time, which may lie in the future, too
-        what = f"its next run is as late as {when(comes)} (was the clock ahead when this machine started?)"
-        mend = f"{restart}; {restart}"
+        text = "its next run is as late as {comes} (was the clock ahead when this machine started?)"
+        what, mend = Message(text, comes=when(comes)), f"{restart}; {restart}"
+    elif comes:
+        what = Message("enabled, active, next run {comes}", comes=when(comes))
     else:
-        what = f"enabled, active, next run {when(comes)}" if comes else "enabled, active"
+        what = Message("enabled, active")
     if mend:
-        return Finding(ours.level, "timer", called(name, f"{what}: {ours.without}"), mend)
+        what = Joined(": ", [what, Message(ours.without)])
+        return Finding(ours.level, "timer", called(name, what), mend)
     return Finding(OK, "timer", called(name, what))
 
 
@@ -288,7 +337,8 @@ def say(*words: str, sep: str = " ", file: Any = None) -> None:
 
 
 def prove_timers(server: Server) -> int:
-    """Print when the next run is, and what is wrong with the timers that are enabled."""
+    """Print when the next run is, and what is wrong with the timers that are enabled: in English,
+    as all that install.sh says."""
     units, worst = show_units(*UNITS), OK
     for name, timer in TIMERS.items():
         if units[name]["UnitFileState"] == "enabled":
@@ -297,33 +347,34 @@ def prove_timers(server: Server) -> int:
             if found.level != OK:
                 say(f"{found.what}\n-> {found.mend}")
             elif name == TIMER:
-                say(f"Next run: {found.what.rpartition('next run ')[2]}")
+                say(f"Next run: {str(found.what).rpartition('next run ')[2]}")
     return EXIT_CODES[worst]
 
 
 def look_at_socket(server: Server, socket: dict[str, str]) -> Finding:
     if socket["UnitFileState"] != "enabled" or socket["ActiveState"] != "active":
-        what = f"cannot ask for a new key: {SOCKET} is off"
+        what = Message("cannot ask for a new key: {socket} is off", socket=SOCKET)
         return Finding(WARNING, "consumers", what, server.enable(SOCKET, "--now"))
     try:
         is_socket = stat.S_ISSOCK(server.socket.stat().st_mode)
     except OSError:
         is_socket = False
     if not is_socket:
-        what = f"cannot ask for a new key: {server.socket} was removed"
+        what = Message("cannot ask for a new key: {socket} was removed", socket=server.socket)
         return Finding(WARNING, "consumers", what, f"sudo systemctl restart {SOCKET}")
     members = list[str]()
     with contextlib.suppress(KeyError):
         members = grp.getgrnam(CLIENTS).gr_mem
-    return Finding(OK, "consumers", ", ".join(["may ask for a new key: root", *members]))
+    who = ", ".join(["root", *members])
+    return Finding(OK, "consumers", Message("may ask for a new key: {who}", who=who))
 
 
 # ---- The key and the runs
 
 
-def ask_program(server: Server) -> tuple[Finding, dict[str, Any] | None]:
+def ask_program(server: Server, *more: str) -> tuple[Finding, dict[str, Any] | None]:
     """Ask the program for its own status, as the service's user and in its sandbox."""
-    command = [*server.program, "--env-file", str(server.settings), "status", "--json"]
+    command = [*server.program, "--env-file", str(server.settings), "status", "--json", *more]
     if server.is_root:
         sandbox = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe",
                    f"--unit=webkassa-key-command-status-{os.getpid()}",
@@ -335,17 +386,20 @@ def ask_program(server: Server) -> tuple[Finding, dict[str, Any] | None]:
     try:
         report = json.loads(text)
         level, what = report["status"], printable(report["message"])
-        what = what.removeprefix("key ").removeprefix("ключ ")  # in the reader's language
         report["accounts"] = list(report["accounts"])
     except (ValueError, KeyError, TypeError):
-        what = f"not known: the updater could not look at it (code {code})"
-        return Finding(CRITICAL, "key", what, "sudo webkassa-key check"), None
+        why = Message("not known: the updater could not look at it (code {code})", code=code)
+        return Finding(CRITICAL, "key", why, "sudo webkassa-key check"), None
+    for row in report["accounts"][:1]:  # "key FINGERPRINT", in whatever language: the name says key
+        _, _, rest = what.partition(" ")
+        what = rest if rest.startswith(str(row.get("fingerprint"))) else what
     mend = {OK: "", UNKNOWN: "sudo webkassa-key check"}.get(level, server.renew)
+    lines: list[Words] = [what]
     if level != OK and (hidden := name_hidden(server, what)):
-        what += "\n" + hidden
+        lines.append(hidden)
     rows = [row for row in report["accounts"] if "account" in row]  # where there are many
     details = [printable(f"{row['status']}: {row['account']}: {row['message']}") for row in rows]
-    return Finding(level, "key", what, mend, tuple(details)), report
+    return Finding(level, "key", Joined("\n", lines), mend, tuple(details)), report
 
 
 def printable(text: str) -> str:
@@ -353,7 +407,7 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)
 
 
-def name_hidden(server: Server, text: str) -> str:
+def name_hidden(server: Server, text: str) -> Words:
     """Return a sentence about what is named in a text or in the settings, and is there, but not
     for the service; else nothing."""
     with contextlib.suppress(OSError):
@@ -361,10 +415,11 @@ def name_hidden(server: Server, text: str) -> str:
     found = sorted({path for path in HIDDEN.findall(text) if os.path.exists(path)})
     if not found:
         return ""
-    return (
-        f"{', '.join(found)} is there, but the service cannot see it: its sandbox hides homes and /tmp."
-        f" Move it (certificates to /etc/ssl, say), or change the sandbox as {server.units}/{SANDBOX} says."
+    text = (
+        "{files} is there, but the service cannot see it: its sandbox hides homes and /tmp. Move it "
+        "(certificates to /etc/ssl, say), or change the sandbox as {sandbox} says."
     )
+    return Message(text, files=", ".join(found), sandbox=server.units / SANDBOX)
 
 
 def read_notes(server: Server) -> list[Note]:
@@ -393,7 +448,7 @@ class Failed(NamedTuple):
     account: str
     time: float
     since: float
-    described: str
+    described: Message
     code: int
     outcome: str
 
@@ -402,7 +457,7 @@ def failed_runs(kind: str, unit: dict[str, str], notes: list[Note]) -> list[Fail
     """Return what failed in the last run of a kind, and was not made good by a renewal since."""
     mine = [note for note in notes if note.kind == kind]
     found = [
-        Failed(note.account, note.time, note.since, note.described, note.code, note.outcome)
+        Failed(note.account, note.time, note.since, described(note.code), note.code, note.outcome)
         for note in mine
         if note.code and not renewed_since(note.time, notes, note.account)
     ]
@@ -420,16 +475,15 @@ def unnoted_failure(unit: dict[str, str], mine: list[Note]) -> Failed | None:
     is_noted = any(note.invocation == unit["InvocationID"] and note.code for note in mine)
     if not unit["InvocationID"] or (way in ("", "0", "1") and is_noted):
         return None
+    moment = ended or started or time.time()
     if ended and way not in ("", "0", "1"):
-        what, code = f"signal {code}: killed, or out of time", 70
+        what, code = Message("signal {number}: killed, or out of time", number=code), 70
     elif ended and code:
-        meaning = MEANINGS.get(code)
-        what = f"code {code}" + (f": {meaning}" if meaning else "")
+        what = described(code)
     elif unit["ActiveState"] == "failed":
-        what, code = f"systemd says {unit['Result']}", 70
+        what, code = Message("systemd says {result}", result=unit["Result"]), 70
     else:
         return None
-    moment = ended or started or time.time()
     return Failed("", moment, moment, what, code, "")
 
 
@@ -442,45 +496,56 @@ def look_at_runs(
     failed = failed_runs(kind, unit, notes)
     started = seconds(unit["ExecMainStartTimestamp"])
     if unit["SubState"].startswith("start") and started:
-        yield Finding(OK, name, f"at work since {when(started)}")
+        yield Finding(OK, name, Message("at work since {moment}", moment=when(started)))
     elif failed:
         what, mend = describe_failure(server, failed)
-        details = tuple(f"{r.account}: code {r.code}, {r.outcome}" for r in failed if r.account)
+        line = "{account}: code {code}, {outcome}"
+        details = tuple(Message(line, account=run.account, code=run.code, outcome=run.outcome)
+                        for run in failed if run.account)  # fmt: skip
         if unit["SubState"].startswith("auto-restart"):
-            yield Finding(WARNING, name, f"{what}\nIt is tried again by itself.", "", details)
+            what.append(Message("It is tried again by itself."))
+            yield Finding(WARNING, name, Joined("\n", what), "", details)
         elif all(changed_since(run, report) for run in failed):
-            what += "\nSomebody else has renewed the key since."
-            yield Finding(WARNING, name, what, mend, details)
+            what.append(Message("Somebody else has renewed the key since."))
+            yield Finding(WARNING, name, Joined("\n", what), mend, details)
         else:
-            yield Finding(CRITICAL, name, what, mend, details)
+            yield Finding(CRITICAL, name, Joined("\n", what), mend, details)
     elif kind == "daily":
         yield Finding(OK, name, describe_good(unit, notes))
 
 
-def describe_failure(server: Server, failed: list[Failed]) -> tuple[str, str]:
+def describe_failure(server: Server, failed: list[Failed]) -> tuple[list[Words], Words]:
     """Return in words what failed, in the first line all of it; and what mends it."""
-    since, codes = when(min(run.since for run in failed)), sorted({run.code for run in failed})
     named = [run for run in failed if run.account]
-    if len(codes) == 1 or not failed[0].account:
-        what = f"failing since {since} ({failed[0].described})"
-    else:
-        what = f"failing since {since} (codes {', '.join(map(str, codes))})"
+    facts = {"since": when(min(run.since for run in failed)), "described": all_codes(failed)}
     if named:
         names = ", ".join(run.account for run in named[:3]) + (", ..." if len(named) > 3 else "")
-        what += f": {len(named)} of {len(server.account_names) - 1} accounts: {names}"
-    elif failed[0].outcome:
-        what += "\n" + failed[0].outcome
-    return what, mend_for(server, codes)
+        text = "failing since {since} ({described}): {count} of {all} accounts: {names}"
+        all_ = len(server.account_names) - 1
+        lines: list[Words] = [Message(text, **facts, count=len(named), all=all_, names=names)]
+    else:
+        lines = [Message("failing since {since} ({described})", **facts)]
+        lines += [failed[0].outcome] if failed[0].outcome else []
+    return lines, mend_for(server, failed)
 
 
-def mend_for(server: Server, codes: list[int]) -> str:
-    if {1, 203, 217} & set(codes):
+def all_codes(failed: list[Failed]) -> Message:
+    """Say what the code means with which these failed, or name all of them."""
+    codes = sorted({run.code for run in failed})
+    if len(codes) == 1 or not failed[0].account:
+        return failed[0].described
+    return Message("codes {codes}", codes=", ".join(map(str, codes)))
+
+
+def mend_for(server: Server, failed: list[Failed]) -> Words:
+    codes = {run.code for run in failed}
+    if {1, 203, 217} & codes:
         return server.reinstall()
     if 243 in codes:
-        return f"systemctl cat {UPDATE}, and put the file back"
+        return Message("systemctl cat {unit}, and put the file back", unit=UPDATE)
     if 77 in codes:
-        return server.correct_login()
-    return "sudo webkassa-key check" if {2, 73, 78} & set(codes) else server.renew
+        return server.correct_login(failed)
+    return "sudo webkassa-key check" if {2, 73, 78} & codes else server.renew
 
 
 def look_at_login(server: Server, notes: list[Note]) -> Finding | None:
@@ -490,9 +555,10 @@ def look_at_login(server: Server, notes: list[Note]) -> Finding | None:
     if not refused:
         return None
     last = refused[0]
-    what = f"Webkassa refused it {KINDS.get(last.kind, last.kind)} {when(last.time)}"
-    details = dict.fromkeys(f"{note.account}: refused" for note in refused if note.account)
-    return Finding(CRITICAL, "login", what, server.correct_login(), tuple(details))
+    what = Message("Webkassa refused it {how} {moment}", how=last.how, moment=when(last.time))
+    accounts = dict.fromkeys(note.account for note in refused if note.account)
+    details = tuple(Message("{account}: refused", account=account) for account in accounts)
+    return Finding(CRITICAL, "login", what, server.correct_login(refused), details)
 
 
 def changed_since(run: Failed, report: dict[str, Any] | None) -> bool:
@@ -503,34 +569,38 @@ def changed_since(run: Failed, report: dict[str, Any] | None) -> bool:
     return bool(ages) and all(age is not None and now - age > run.time + 60 for age in ages)
 
 
-def describe_good(unit: dict[str, str], notes: list[Note]) -> str:
+def describe_good(unit: dict[str, str], notes: list[Note]) -> Message:
     daily = [note for note in notes if note.kind == "daily"]
     ended = seconds(unit["ExecMainExitTimestamp"]) if unit["ExecMainStatus"] == "0" else None
     moments = [note.time for note in daily if not note.code] + [ended or 0]
     bad = [note for note in daily if note.code]
     if bad:
         renewed = next(note for note in notes if note.renewed and note.renewed > bad[0].time)
-        how = KINDS.get(renewed.kind, renewed.kind)
-        return f"good: renewed {how} {when(renewed.renewed or 0)}, after the run of {when(bad[0].time)} had failed"
-    return f"good, {when(max(moments))}" if max(moments) else "none so far"
+        text = "good: renewed {how} {moment}, after the run of {failed} had failed"
+        moment, failed = when(renewed.renewed or 0), when(bad[0].time)
+        return Message(text, how=renewed.how, moment=moment, failed=failed)
+    if max(moments):
+        return Message("good, {moment}", moment=when(max(moments)))
+    return Message("none so far")
 
 
-def lines_of(notes: list[Note]) -> list[str]:
-    """Return a line for the last run of each kind, the latest first."""
-    lines = []
+def lines_of(notes: list[Note]) -> Iterator[Message]:
+    """Yield a line for the last run of each kind, the latest first."""
     for kind in dict.fromkeys(note.kind for note in notes):
         mine = [note for note in notes if note.kind == kind]
         bad = [note for note in mine if note.code]
-        said = (bad or mine)[0].outcome.split("\n")[0]
+        said: Words = (bad or mine)[0].outcome.split("\n")[0]
         if any(note.account for note in mine):
-            failed = ", ".join(f"{note.account or 'all'} {note.code}" for note in bad[:SHOWN])
-            said = f"{len(mine) - len(bad)} of {len(mine)} accounts: done" + (
-                f"; not done: {failed}" if bad else ""
-            )
-        code = f"code {bad[0].code}" if len({note.code for note in bad}) == 1 else "done"
-        code = "codes differ" if len({note.code for note in bad}) > 1 else code
-        lines.append(f"{when(mine[0].time)}, {KINDS.get(kind, kind)}, {code}: {said}")
-    return lines
+            failed = Joined(", ", (Joined(" ", [note.account or Message("all"), f"{note.code}"])
+                                   for note in bad[:SHOWN]))  # fmt: skip
+            text = "{done} of {all} accounts: done"
+            text = "{done} of {all} accounts: done; not done: {failed}" if bad else text
+            said = Message(text, done=len(mine) - len(bad), all=len(mine), failed=failed)
+        codes, line = {note.code for note in bad}, "{moment}, {how}, codes differ: {said}"
+        line = "{moment}, {how}, done: {said}" if not codes else line
+        line = "{moment}, {how}, code {code}: {said}" if len(codes) == 1 else line
+        facts = {"moment": when(mine[0].time), "how": mine[0].how, "code": min(codes, default=0)}
+        yield Message(line, **facts, said=said)
 
 
 # ---- The installation
@@ -539,16 +609,18 @@ def lines_of(notes: list[Note]) -> list[str]:
 def look_at_code(server: Server) -> Finding:
     code, version = output_of(*server.program, "--version")
     python = output_of(server.program[0], "--version")[1].strip()
-    if code == 0:
-        what = f"version {version.strip()}, {python}"
-        if issued := old_certificates(server):
-            what += f"; its certificates of authorities are of {issued}: it may come to know Webkassa's no more"
-            return Finding(
-                WARNING, "code", what, "sudo ./install.sh (in a fresh copy of the project)"
-            )
-        return Finding(OK, "code", what)
-    what = "does not start: the virtual environment is broken, nothing can renew the key"
-    return Finding(CRITICAL, "code", what, server.reinstall())
+    if code:
+        text = "does not start: the virtual environment is broken, nothing can renew the key"
+        return Finding(CRITICAL, "code", Message(text), server.reinstall())
+    facts = {"version": version.strip(), "python": python}
+    if issued := old_certificates(server):
+        text = (
+            "version {version}, {python}; its certificates of authorities are of {issued}: it may "
+            "come to know Webkassa's no more"
+        )
+        what = Message(text, **facts, issued=issued)
+        return Finding(WARNING, "code", what, in_fresh_copy("sudo ./install.sh"))
+    return Finding(OK, "code", Message("version {version}, {python}", **facts))
 
 
 def old_certificates(server: Server) -> str:
@@ -568,31 +640,30 @@ def look_at_file(server: Server, path: Path, name: str) -> Finding:
     target = Path(os.path.realpath(path))
     mend = f"sudo chown root:{USER} {target}; sudo chmod 640 {target}"
     if path.is_symlink() and not path.exists():
-        what = f"{path} is a link to {path.readlink()}, which is not there: put it back"
-        return Finding(CRITICAL, name, what)
+        text = "{file} is a link to {target}, which is not there: put it back"
+        return Finding(CRITICAL, name, Message(text, file=path, target=path.readlink()))
     if not path.exists():
         make = f"sudo install -D -o root -g {USER} -m 640 {server.current}/.env.example {path}"
-        what = f"{path} is missing: without it nothing renews the key. Fill in what this makes"
-        return Finding(CRITICAL, name, what, make)
+        text = "{file} is missing: without it nothing renews the key. Fill in what this makes"
+        return Finding(CRITICAL, name, Message(text, file=path), make)
     if HIDDEN.match(
         f"/{target.relative_to(server.root)}" if target.is_relative_to(server.root) else str(target)
     ):
-        what = (
-            f"{target} is hidden from the service, which sees no homes and no /tmp: move it to /etc"
-        )
-        return Finding(CRITICAL, name, what)
+        text = "{file} is hidden from the service, which sees no homes and no /tmp: move it to /etc"
+        return Finding(CRITICAL, name, Message(text, file=target))
     try:
         found = target.stat()
     except OSError:
         return Finding(UNSEEN, name, server.unseen)
-    mode, owner = f"{stat.S_IMODE(found.st_mode):o}", owner_of(found)
+    mode = f"{stat.S_IMODE(found.st_mode):o}"
+    facts = {"file": target, "owner": owner_of(found), "mode": mode, "user": USER}
     if not service_reads(server, target):
-        what = f"{target} is {owner} {mode}: the service cannot read it"
-        return Finding(CRITICAL, name, what, mend)
+        text = "{file} is {owner} {mode}: the service cannot read it"
+        return Finding(CRITICAL, name, Message(text, **facts), mend)
     if found.st_uid or not re.fullmatch("[4-7][04]0", mode):
-        what = f"{target} is {owner} {mode}, not root:{USER} 640"
-        return Finding(WARNING, name, what, mend)
-    return Finding(OK, name, f"{target}, {owner} {mode}")
+        text = "{file} is {owner} {mode}, not root:{user} 640"
+        return Finding(WARNING, name, Message(text, **facts), mend)
+    return Finding(OK, name, f"{target}, {owner_of(found)} {mode}")
 
 
 def owner_of(found: os.stat_result) -> str:
@@ -625,19 +696,21 @@ def look_at_alerts(server: Server) -> list[Finding]:
     if server.config.exists() and not os.access(server.config, os.X_OK):
         return []  # said of the settings
     if not server.addresses.exists():
-        what = f"nobody is told of a failure, it stands in the journal alone: there is no {server.addresses}"
+        text = "nobody is told of a failure, it stands in the journal alone: there is no {file}"
+        what = Message(text, file=server.addresses)
         mend = "" if server.apprise.exists() else server.reinstall("--with-alerts")
         return [Finding(OFF, "alerts", what, mend)]
     if not server.apprise.exists():
-        what = "cannot be sent: Apprise is not installed"
+        what = Message("cannot be sent: Apprise is not installed")
         return [Finding(WARNING, "alerts", what, server.reinstall("--with-alerts"))]
     found = [look_at_file(server, server.addresses, "alerts")]
     sender = Path(__file__).with_name("server_alert.py")
     command = [str(server.apprise), *PYTHON_OPTIONS, str(sender), "--look"]
     if server.is_root or server.user == USER:
         code, said = output_of(*command, **as_service(server))
-        lines = said.split("\n") if code == 0 else ["cannot be sent: Apprise does not start"]
-        mend = "sudo webkassa-key alert" if code == 0 else server.reinstall("--with-alerts")
+        broken = Message("cannot be sent: Apprise does not start")
+        lines: list[Words] = [broken] if code else [*said.split("\n")]
+        mend = server.reinstall("--with-alerts") if code else "sudo webkassa-key alert"
         found += [Finding(WARNING, "alerts", line, mend) for line in lines if line]
     return [finding for finding in found if finding.level != OK] or found
 
@@ -651,37 +724,51 @@ def look_for_others(server: Server) -> Finding:
     others = [tuple(line.split("\t", 2)) for line in lines if line.count("\t") == 2]
     names = [os.path.basename(path) for kind, path, _ in others if kind == "unit"]
     units = show_units(*names) if names else {}
-    shown, perhaps, mend = [], [], ""
+    shown, perhaps = list[Words](), list[Words]()
+    mend: Words = ""
     for kind, path, remark in others:
+        named = Joined("", [f"{path} (", translatable(remark), ")"])
         if remark.startswith("may "):
-            perhaps.append(f"{path} ({remark})")
+            perhaps.append(named)
             continue
         unit = units.get(os.path.basename(path), {})
         starts = unit.get("UnitFileState", "") in ("enabled", "enabled-runtime")
         if kind in ("link", "line", "look") or starts or unit.get("ActiveState") == "active":
-            shown.append(f"{path} ({remark})")
+            shown.append(named)
             mend = mend if kind == "look" else server.reinstall("--take-over")
     if shown:
-        what = f"another one is {', '.join(shown)}: each login kills the key before it"
-        return Finding(WARNING, "triggers", what, mend)
+        text = "another one is {others}: each login kills the key before it"
+        return Finding(WARNING, "triggers", Message(text, others=Joined(", ", shown)), mend)
     if hidden:
-        return Finding(UNSEEN, "triggers", f"{server.unseen}: {' '.join(hidden)}")
-    what = "no other one found in cron and systemd"
+        return Finding(UNSEEN, "triggers", Joined(": ", [server.unseen, " ".join(hidden)]))
     if perhaps:
-        what = f"no other one found that is certain; look at {', '.join(perhaps)}"
-    return Finding(OK, "triggers", what)
+        text = "no other one found that is certain; look at {others}"
+        return Finding(OK, "triggers", Message(text, others=Joined(", ", perhaps)))
+    return Finding(OK, "triggers", Message("no other one found in cron and systemd"))
+
+
+def translatable(remark: str) -> Words:
+    """Return what others.sh remarks as a message."""
+    if remark == LOGS_IN:
+        return Message(LOGS_IN)
+    for pattern, text in REMARKS:
+        if found := re.fullmatch(pattern, remark):
+            return Message(text, what=found[1])
+    return remark
 
 
 # ---- The report: screen and JSON are made of it, and the alert (server_alert.py)
 
 
 class Report(NamedTuple):
-    findings: list[Finding]
+    findings: list[Shown]
     notes: list[Note]
     key: dict[str, Any] | None  # the program's own status
+    failed: list[Failed]
+    in_words: Callable[[Words], str]  # of the reader
 
     @property
-    def worst(self) -> Finding:
+    def worst(self) -> Shown:
         return min(self.findings, key=lambda found: WORST_FIRST.index(found.level))
 
     @property
@@ -696,29 +783,41 @@ class Report(NamedTuple):
     def summary(self) -> str:
         """Return in a line what is worst, and what people want to know first: does the key work?"""
         worst, first = self.worst, self.findings[0]
-        text = f"{worst.name}: {first_line(worst.what)}"
-        if worst.name == "key":
-            text = re.sub(r"^key: (?=[0-9a-f]{8}[,:; ])", "key ", text)
-        elif first.name == "key" and first.level == UNKNOWN:
-            text += "; how the key stands is not known"
-        elif first.name == "key" and worst.level != OK:
-            text += f"; key {first_line(first.what)}"
+        parts = [self.headline(worst)]
+        if worst.name != "key" == first.name and first.level == UNKNOWN:
+            parts.append(self.in_words(Message("how the key stands is not known")))
+        elif worst.name != "key" == first.name and worst.level != OK:
+            parts.append(self.headline(first))
         if worst.level == OK and any(found.level == OFF for found in self.findings):
-            text += "; alerts are off"
-        return text
+            parts.append(self.in_words(Message("alerts are off")))
+        return "; ".join(parts)
+
+    def headline(self, found: Shown) -> str:
+        """Return a finding in a line: "key 1a2b3c4d, ...", else "name: ..."."""
+        is_key = found.name == "key" and re.match(r"[0-9a-f]{8}\b", found.what)
+        return self.name_of(found) + (" " if is_key else ": ") + first_line(found.what)
+
+    def name_of(self, found: Shown) -> str:
+        return self.in_words(Message(found.name))
+
+    def last_runs(self, *but: str) -> list[str]:
+        """Return a title and a line for the last run of each kind, but those."""
+        notes = [note for note in self.notes if note.kind not in but]
+        lines = [self.in_words(line) for line in lines_of(notes)]
+        return [self.in_words(Message("Last runs:")), *lines] if lines else []
 
 
 def first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def make_report(server: Server) -> Report:
-    """Look at all of it."""
+def make_report(server: Server, *more: str) -> Report:
+    """Look at all of it; the program's own status gets `more` options."""
     if not server.current.exists() and not (server.units / TIMER).exists():
-        what = "no: nothing here renews the key"
+        what = Message("no: nothing here renews the key")
         found = [Finding(CRITICAL, "installed", what, "sudo ./install.sh"), look_for_others(server)]
-        return Report(found, [], None)
-    key, report = ask_program(server)
+        return Report([shown_as(one, server) for one in found], [], None, [], server.in_words)
+    key, report = ask_program(server, *more)
     units, notes = show_units(*UNITS), read_notes(server)
     findings, failed = [key, *look_at_timers(server, units)], list[Failed]()
     for kind, (_, service) in ALERTED.items():
@@ -732,7 +831,14 @@ def make_report(server: Server) -> Report:
     findings += [look_at_socket(server, units[SOCKET]), look_at_code(server),
                  look_at_file(server, server.settings, "settings"), *look_at_alerts(server),
                  look_for_others(server)]  # fmt: skip
-    return Report(findings, notes, report)
+    shown = [shown_as(found, server) for found in findings]
+    return Report(shown, notes, report, failed, server.in_words)
+
+
+def shown_as(found: Finding, server: Server) -> Shown:
+    details = tuple(map(server.in_words, found.details))
+    what, mend = server.in_words(found.what), server.in_words(found.mend)
+    return Shown(found.level, found.name, what, mend, details)
 
 
 def print_screen(report: Report) -> None:
@@ -743,18 +849,19 @@ def print_screen(report: Report) -> None:
     age = "" if report.age is None else f"|age={report.age}s;{AGES}"
     head = f"WEBKASSA {level}"
     say(f"{colour}{head}{plain if colour else ''} - {report.summary.replace('|', '/')}{age}")
-    shown = set[str]()
+    shown, width = set[str](), max(len(report.in_words(Message(name))) for name in NAMES)
     for found in report.findings:
         what = "\n".join([found.what, *found.details[:SHOWN]])
-        more = len(found.details) - SHOWN
-        what += f"\nand {more} more: sudo webkassa-key status --json" if more > 0 else ""
-        what = what.replace("|", "/").replace("\n", "\n" + 21 * " ")
-        say(f"{found.level:8}  {found.name:9}  {what}")
+        if (more := len(found.details) - SHOWN) > 0:
+            text = Message("and {more} more: sudo webkassa-key status --json", more=more)
+            what += "\n" + report.in_words(text)
+        what = what.replace("|", "/").replace("\n", "\n" + (width + 12) * " ")
+        say(f"{found.level:8}  {report.name_of(found):{width}}  {what}")
         if found.mend and found.mend not in shown:  # the same for two faults is to be typed once
-            say(f"{'':21}-> {found.mend}")
+            say(f"{'':{width + 12}}-> {found.mend}")
         shown.add(found.mend)
-    if report.notes:
-        say("Last runs:", *lines_of(report.notes), sep="\n")
+    if runs := report.last_runs():
+        say(*runs, sep="\n")
 
 
 def print_json(report: Report) -> None:
@@ -774,15 +881,15 @@ def main(arguments: list[str], server: Server) -> int:
     if arguments == ["--timers"]:
         return prove_timers(server)
     if arguments == ["--hidden"]:
-        say(*filter(None, [name_hidden(server, sys.stdin.read())]))
+        say(*[str(hidden)] if (hidden := name_hidden(server, sys.stdin.read())) else [])
         return 0
-    if arguments not in ([], ["--json"]):
+    if not {*arguments} <= {"--json", "--no-probe"}:
         say(
             f"check-status.sh: unknown arguments {' '.join(arguments)}; see --help", file=sys.stderr
         )
         return EXIT_CODES[UNKNOWN]
-    report = make_report(server)
-    print_json(report) if arguments else print_screen(report)
+    report = make_report(server, *(["--no-probe"] if "--no-probe" in arguments else []))
+    print_json(report) if "--json" in arguments else print_screen(report)
     return EXIT_CODES[report.worst.level]
 
 

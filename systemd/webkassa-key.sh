@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# usage: sudo webkassa-key update [--if-needed | --if-key FINGERPRINT] [--account NAME ...]
+# usage: sudo webkassa-key update [--if-needed | --if-key FINGERPRINT] [--json] [--account NAME ...]
 #        sudo webkassa-key check [--account NAME ...]
-#        sudo webkassa-key status [--json | --account NAME ...]
+#        sudo webkassa-key status [--json | --metrics | --account NAME ...] [--no-probe]
 #        sudo webkassa-key alert
 #
 # Run the installed updater as its service does: same user, sandbox and settings, so that what it
@@ -10,9 +10,13 @@
 #   update      log in at Webkassa and store the new key. The key in use dies with that login
 #     --if-needed           only if the key is old or dead
 #     --if-key FINGERPRINT  only if the row still holds this key
+#     --json                say for machines, too, what happened
 #   check       all that an update needs, but no login
 #   status      how it stands: key, timers, last run, installation; without sudo a part of it
 #     --json    the same for machines
+#     --metrics of the keys alone, for Prometheus (OpenMetrics text); exit code 0 once it is printed
+#     --no-probe
+#               Webkassa is not asked whether the key works
 #     --account NAME
 #               of many accounts this one only; may be a pattern ('almaty-*') and be given several
 #               times. Of status: their keys alone
@@ -36,19 +40,18 @@ main() {
     case ${1-} in
         -h | --help) print_help "${BASH_SOURCE[0]}" && exit ;;
         status)
-            if [[ ${2-} != --account ]]; then
-                (($# == 1)) || [[ $# == 2 && $2 == --json ]] || refuse 3 "$@"
+            if [[ " ${*:2} " != *' --account '* && " ${*:2} " != *' --metrics '* ]]; then
+                only '--json|--no-probe' "${@:2}" || refuse 3 "$@"
                 exec "$HERE/../check-status.sh" "${@:2}"
             fi
-            only_accounts "${@:2}" || refuse 3 "$@"
+            only '--metrics|--no-probe|--account' "${@:2}" || refuse 3 "$@"
             usage=3
             ;;
-        check) only_accounts "${@:2}" || refuse 2 "$@" ;;
+        check) only '--account' "${@:2}" || refuse 2 "$@" ;;
         alert) (($# == 1)) || refuse 2 "$@" ;;
         update)
-            [[ ${2-} != --if-needed ]] || first=3
             [[ ! ${2-}${3-} =~ ^--if-key[0-9a-f]{8}$ ]] || first=4
-            only_accounts "${@:first}" || refuse 2 "$@"
+            only '--if-needed|--json|--account' "${@:first}" || refuse 2 "$@"
             ;;
         '') die 2 "which command? See webkassa-key --help" ;;
         *) refuse 2 "$@" ;;
@@ -87,9 +90,15 @@ explain() { # exit code
     esac
 }
 
-only_accounts() { # arguments
-    while (($# >= 2)) && [[ $1 == --account && $2 =~ ^[][a-z0-9_*?!][][a-z0-9_*?!-]*$ ]]; do
-        shift 2
+only() { # options that may be there, with | between them; arguments
+    local options=$1
+    shift
+    while [[ ${1-} =~ ^($options)$ ]]; do
+        if [[ $1 == --account ]]; then
+            [[ ${2-} =~ ^[][a-z0-9_*?!][][a-z0-9_*?!-]*$ ]] || return
+            shift
+        fi
+        shift
     done
     (($# == 0))
 }

@@ -224,9 +224,9 @@ class Connection:
             self.rows = [("somebody",)]
         elif "SELECT 1" in text:
             self.ask("look at the transaction")
-        elif "SELECT api_key" in text:
+        elif "SELECT service_name::text, api_key" in text:
             age, key = self.ask("lock the row" if "FOR NO KEY UPDATE" in text else "look")
-            self.rows = [(secret(key).value, "", SECONDS[age])] if key else []
+            self.rows = [("Webkassa", secret(key).value, "", SECONDS[age])] if key else []
         elif "ROLLBACK" in text:
             self.transaction_status = IDLE
             Run.current.do("close")

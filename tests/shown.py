@@ -5,7 +5,8 @@
 In a manual `<!-- shown: NAME -->` stands before a block: what the scene NAME below puts on the
 screen. Ports, fingerprints, times and PostgreSQL's version are other ones at every run: they are
 replaced by the same ones always, and long lines are broken. Each manual
-has them in its language; outputs of a server, made by tests/boot/test_7_manual.py, are English.
+has them in its language; of the outputs of a server, which tests/boot/test_7_manual.py makes, those
+that `IN_BOTH` names, too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import html
 import itertools
+import json
 import os
 import re
 import shutil
@@ -20,12 +22,18 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "systemd"))
 
+import server_alert
+import server_status
+from server import Box
 from world import webkassa_simulator
 from world.nursery import Process
 from world.postgres import PASSWORD, Postgres
@@ -236,6 +244,29 @@ def many_accounts(at: Desk) -> str:
     return at.program("--accounts-dir accounts.d --jobs 1 update")
 
 
+def alert(at: Desk) -> str:
+    """The alert of a server after its daily run, which is made here with the program itself."""
+    box = Box(at.folder / "server")
+    at.has_a_key(2).webkassa.password = "changed"
+    at.env |= {"STATE_DIRECTORY": str(box.state), "WEBKASSA_RUN_KIND": "daily"}
+    at.env |= {"WEBKASSA_KEY_COMMAND": "sudo webkassa-key", "INVOCATION_ID": "c3" * 16}
+    at.program("update")
+    report = json.loads(at.program("status --json"))
+    box.report(report["status"], report["message"], report["accounts"])
+    box.ended(server_status.UPDATE, time.time(), 77, run="c3" * 16)
+    box.settings.write_text(f"WEBKASSA_LANG={at.env['WEBKASSA_LANG']}\n", encoding="utf-8")
+    with mock.patch.dict(os.environ, PATH=f"{box.bin}:{os.environ['PATH']}"):
+        said = server_alert.alarm(server_status.make_report(box))
+    text = f"{said.title}\n\n{said.body}\n".replace(str(box.root), "")
+    text = text.replace(os.uname().nodename, "shop")
+    text = re.sub(r"\b[A-Z]\w\w (2\d{3}-\S+ [\d:]{8}) \S+(?= \()", r"Wed \1 +05", text)
+    text = re.sub(r"\b[а-я]{2} (2\d{3}-\S+ [\d:]{8}) \S+(?= \()", r"ср \1 +05", text)
+    moments = iter(("2026-11-25 00:12 +05", "2026-11-26 00:10 +05"))  # the refusal, the key's end
+    text = re.sub(r"\b2\d{3}-\d\d-\d\d \d\d:\d\d [\w+-]+", lambda _: next(moments), text)
+    text = re.sub(r"\d\d:\d\d \w+ \([A-Z].*?\)", "00:10 tomorrow (Thu 2026-11-26 +05)", text)
+    return re.sub(r"\d\d:\d\d \w+ \([а-я].*?\)", "00:10 завтра (чт 2026-11-26 +05)", text)
+
+
 def demo(at: Desk) -> str:
     """The part of the demo that tells most: the second update and what follows, without tables."""
     said = subprocess.run(
@@ -266,7 +297,9 @@ SCENES: dict[str, Callable[[Desk], str]] = {
     "other table": other_table,
     "webkassa fails": webkassa_fails,
     "many accounts": many_accounts,
+    "alert": alert,
 }
+IN_BOTH = SCENES.keys() | {"server status"}  # those in each language
 
 
 def play(name: str, server: Postgres, language: str = "en") -> str:

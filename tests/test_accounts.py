@@ -695,7 +695,7 @@ for _ in range(60):
     pid = os.fork()
     if not pid:
         accounts = [(str(n), None) for n in range(2000)]
-        pool = program.load_accounts_module().ProcessPool(accounts, 1, lambda _: 90, lambda: None)
+        pool = program.load_module("accounts").ProcessPool(accounts, 1, lambda _: 90, lambda: None)
         for _ in pool.run(lambda name, account: signal.pause()):
             pass
         os._exit(len(pool.codes) != 2000)
@@ -720,7 +720,7 @@ def work(name, bound):
     return 0
 
 accounts = [("a", 90), ("b", 0.5), ("c", 0.5), ("d", 90), ("e", 90)]
-pool = program.load_accounts_module().ProcessPool(accounts, 2, lambda bound: bound, lambda: None)
+pool = program.load_module("accounts").ProcessPool(accounts, 2, lambda bound: bound, lambda: None)
 assert sorted(pool.run(work)) == ["a", "b", "c", "d", "e"]
 assert pool.codes == {{"a": 0, "b": 70, "c": 70, "d": 0, "e": 0}}, pool.codes
 assert str(pool.reasons["b"]) == "killed: it did not end in time"
@@ -755,7 +755,7 @@ def test_a_child_is_not_taken_for_hanging_before_the_longest_run_is_over(deadlin
     holder = deadline + program.LoginState.STORING_TIME + program.PROBE_TIME
     last_try = program.KeyStore.COMMIT_TIME + 2 * program.PROBE_TIME + program.CHECK_TIME
     account: Any = SimpleNamespace(account=SimpleNamespace(deadline=deadline))
-    assert program.load_accounts_module().longest_run(account) > 2 * holder + last_try
+    assert program.load_module("accounts").longest_run(account) > 2 * holder + last_try
 
 
 def test_told_to_stop_after_a_login_that_failed_it_still_says_how_the_key_stands(
@@ -1184,7 +1184,7 @@ def test_the_one_file_alone_serves_one_account_and_says_what_many_need(
     result = shop.run(command, HEALTHCHECK_URL=f"{monitor.origin}/all")
     assert result.code == (3 if command == "status" else 78)
     missing = alone.with_name("webkassa_key_accounts.py")
-    assert f"for many accounts {missing} is missing" in result.out + result.err
+    assert f"{missing} is missing; --metrics, --accounts-dir" in result.out + result.err
     assert (accounts.untouched, len(shop.webkassa.calls)) == ({"a", "b"}, asked)
     assert monitor.paths == (["/all/fail"] if command == "update" else [])
     shutil.copy(ROOT / missing.name, missing)

@@ -63,6 +63,10 @@ UNWRITABLE = {
                         + trigger("NEW.api_key := NULL; RETURN NEW;"), "drops or changes the new key"),
     "trigger divides by zero": (trigger("PERFORM 1 / 0; RETURN NEW;"),
                                 "refuses the write: division_by_zero 22012"),
+    "sequence without a further value": (
+        "CREATE SEQUENCE audit START 2 MAXVALUE 2; GRANT USAGE ON SEQUENCE audit TO keeper;"
+        + trigger("PERFORM nextval('audit'); RETURN NEW;"),
+        "a sequence that the write uses has no value left (sequence_generator_limit_exceeded 2200H"),
     "row-level security": ("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
                            "CREATE POLICY p ON api_keys FOR SELECT USING (true)",
                            "has a row 'Webkassa' that may be seen, but not locked"),

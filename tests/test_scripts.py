@@ -83,6 +83,11 @@ def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
         ("install.sh", ["--account", "north", "--env-file", __file__, "--take-over"], 2),
         ("install.sh", ["--account", "north", "--env-file", __file__, "--unpinned"], 2),
         ("install.sh", ["--account", "north", "--env-file", __file__, "--pinned"], 2),
+        ("install.sh", ["--accounts"], 2),
+        ("install.sh", ["--accounts", "/nowhere"], 2),
+        ("install.sh", ["--accounts", __file__], 2),
+        ("install.sh", ["--accounts", str(ROOT / "docs")], 2),
+        ("install.sh", ["--accounts", str(ROOT / "docs"), "--with-heal"], 2),
         ("systemd/webkassa-key.sh", ["status", "--jsno"], 3),  # for a monitor, 2 would be CRITICAL
         ("systemd/webkassa-key.sh", [], 2),
         ("systemd/webkassa-key.sh", ["renew"], 2),
@@ -94,6 +99,13 @@ def test_help_is_the_comment_at_the_top(script: str, run: Run) -> None:
         ("systemd/webkassa-key.sh", ["check", "--account", "--env-file"], 2),
         ("systemd/webkassa-key.sh", ["check", "--account", "a", "--env-file", "/etc/passwd"], 2),
         ("systemd/webkassa-key.sh", ["status", "--account", "a", "--json"], 3),
+        ("systemd/webkassa-key.sh", ["status", "--metrics", "--json"], 3),
+        ("systemd/webkassa-key.sh", ["status", "--metrics --no-probe"], 3),
+        ("systemd/webkassa-key.sh", ["status", "--metrics", ""], 3),
+        ("systemd/webkassa-key.sh", ["status", "--no-probe", "--timers"], 3),
+        ("systemd/webkassa-key.sh", ["update", "--metrics"], 2),
+        ("systemd/webkassa-key.sh", ["update", "--json\n"], 2),
+        ("systemd/webkassa-key.sh", ["check", "--no-probe"], 2),
     ],
 )
 def test_wrong_usage_is_refused(script: str, arguments: list[str], code: int, run: Run) -> None:
@@ -121,6 +133,30 @@ def test_an_account_is_added_to_what_is_installed_only(
     result = run(f"{source}/install.sh", "--account", "north", "--env-file", __file__)
     assert result.returncode == 1
     assert "is not installed yet. First run: sudo ./install.sh\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "wrong"),
+    [
+        ((), ""),
+        (("North.env", "новая.env"), '"North" "новая"'),
+        (("new.env.txt", "notes", "b.env/x"), "{0}/b.env {0}/new.env.txt {0}/notes"),
+        (("-a.env", "$(false).env", "a b.env"), '"$(false)" "-a" "a b"'),
+    ],
+)
+def test_all_wrong_names_in_a_folder_of_accounts_are_told_at_once(
+    more: tuple[str, ...], wrong: str, run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new accounts"
+    for name in ("a.env", ".hidden", *more):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    result = run("install.sh", "--accounts", str(folder), "--no-run")
+    said = result.stdout.rpartition(":")[2] if wrong else ""
+    assert (result.returncode == 2) == bool(wrong), result.stdout
+    assert sorted(said.replace(str(folder), "{0}").split()) == sorted(wrong.split())
+    both = run("install.sh", "--accounts", str(folder), "--env-file", __file__)
+    assert both.returncode == 2
 
 
 # settings, what of them is the account's own, and what remains
@@ -257,15 +293,22 @@ def test_command_says_that_nothing_was_asked_where_python_is_gone(
 @pytest.mark.parametrize(
     "typed",
     ["update --account a", "update --if-needed --account almaty-* --account b", "check --account a",
-     "update --if-key a1b2c3d4 --account a", "status --account a"],
+     "update --if-key a1b2c3d4 --account a", "status --account a", "status --metrics",
+     "status --no-probe --metrics --account a", "status --account a --no-probe", "update --json",
+     "update --if-key a1b2c3d4 --json", "update --json --if-needed --account a"],
 )  # fmt: skip
-def test_command_passes_on_which_accounts_are_meant(
-    typed: str, installed: Path, run: Run, stub: Stub
-) -> None:
+def test_command_passes_on_what_is_meant(typed: str, installed: Path, run: Run, stub: Stub) -> None:
     stub("systemd-run", 'echo "runs: $*"')
     result = run(f"{installed}/systemd/webkassa-key.sh", *typed.split())
     assert (result.returncode, result.stdout.split()[0]) == (0, "runs:")
     assert result.stdout.endswith(f"webkassa.env {typed}\n")
+
+
+@pytest.mark.parametrize("typed", ["", "--json", "--no-probe", "--no-probe --json"])
+def test_command_has_the_whole_server_looked_at(typed: str, installed: Path, run: Run) -> None:
+    (installed / "check-status.sh").write_text('#!/bin/sh\necho "looks: $*"\n')
+    result = run(f"{installed}/systemd/webkassa-key.sh", "status", *typed.split())
+    assert (result.returncode, result.stdout) == (0, f"looks: {typed}\n")
 
 
 @pytest.mark.parametrize(
@@ -439,6 +482,10 @@ COMMANDS = [
     # looking is not renewing
     ("/opt/webkassa-key-updater/current/check-status.sh", NOT),
     ("/usr/local/bin/webkassa-key status --json", NOT),
+    (
+        "cd /var/lib/node && webkassa-key status --metrics > webkassa.new && mv webkassa.new webkassa.prom",
+        NOT,
+    ),
     ("/usr/bin/webkassa-key update --if-needed", NOT),
     ("docker compose run --rm webkassa-key check", NOT),
     ("docker compose logs webkassa-key", NOT),

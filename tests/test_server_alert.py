@@ -8,11 +8,16 @@ import os
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import server
 import server_alert
 import server_status
+import server_words
 from server import ROOT, Box
 from server_status import BOOT, UPDATE
 from world.monitor import Monitor
@@ -92,11 +97,182 @@ def test_a_failure_is_told_of_once(box: AlertedBox, receiver: Monitor) -> None:
     box.serve(told=1)
     box.serve(told=1)
     (alert,) = receiver.alerts("/a")
-    assert ": WEBKASSA CRITICAL - last run: failing since " in alert["title"]
-    assert "(code 77: Webkassa refuses the login" in alert["title"]
-    assert "Webkassa refuses it." in alert["message"]
-    assert "-> put the right login" in alert["message"]
+    assert alert["title"].endswith(": WEBKASSA CRITICAL - the shop can sell for now")
+    assert "(code 77: Webkassa refuses the login" in alert["message"]
+    assert alert["message"].endswith("\nWebkassa refuses it.")
     assert alert["type"] == "failure"
+
+
+# The three questions -----------------------------------------------------------------------------
+
+
+def clock(moment: float) -> str:
+    return time.strftime("%H:%M ", time.localtime(moment))
+
+
+def answer(box: AlertedBox) -> list[str]:
+    """Return what an alert says first, in its lines."""
+    alert = server_alert.alarm(server_status.make_report(box))
+    return [alert.title.partition(" - ")[2], *alert.body.partition("\n\n")[0].splitlines()]
+
+
+# What the key is like, and the first line of the alert; {end} is the end of the key's day
+KEYS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "it works": (
+        {}, "the shop can sell for now",
+        "The shop can sell for now. Webkassa promises a key about a day: until about {end}."),
+    "it works, and its day is over": (
+        {"age_seconds": 26 * HOUR}, "the shop can sell for now",
+        "The shop can still sell, but the key may end at any moment: the day that Webkassa promises it"
+        " was over at {end}."),
+    "it works, and nobody knows how old it is": (
+        {"age_seconds": None}, "the shop can sell for now", "The shop can sell for now."),
+    "it is dead": (
+        {"probe": "dead"}, "the shop cannot sell", "The shop cannot sell: the stored key is dead."),
+    "there is none": (
+        {"fingerprint": "none", "age_seconds": None}, "the shop cannot sell",
+        "The shop cannot sell: no key is stored."),
+    "Webkassa does not say": (
+        {"probe": "unclear"}, "whether the shop can sell is not known",
+        "Whether the shop can sell is not known: Webkassa could not be asked about the key."
+        " If no other login has ended it, the key lasts until about {end}."),
+    "it was not asked": (
+        {"probe": "off", "age_seconds": None}, "whether the shop can sell is not known",
+        "Whether the shop can sell is not known: the probe is switched off. Try to sell."),
+    "the probe is not believed": (
+        {"probe": "dead, but not believed", "age_seconds": 30 * HOUR}, "whether the shop can sell is not known",
+        "Whether the shop can sell is not known: the probe refuses every new key. Try to sell."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_whether_and_until_when_the_shop_can_sell_is_said_first(box: AlertedBox, name: str) -> None:
+    facts, short, first = KEYS[name]
+    box.fail(69)
+    facts = {"age_seconds": 4 * HOUR} | facts
+    box.says("CRITICAL", "key 1a2b3c4d and so on", **facts)
+    said, line, why, *_ = answer(box)
+    end = box.now - (facts["age_seconds"] or 0) + 24 * HOUR
+    pattern = re.escape(first).replace(r"\{end\}", clock(end) + r"\w+ \(?\w{3} \d{4}-.*")
+    assert said == short
+    assert re.fullmatch(pattern, line)
+    since = server_words.when(box.now - 3 * HOUR)
+    assert why.startswith(f"Renewing the key has failed since {since} (code 69: Webkassa cannot")
+
+
+def away(box: AlertedBox) -> None:
+    box.says("UNKNOWN", "PostgreSQL cannot be reached")
+
+
+def wrong(box: AlertedBox) -> None:
+    box.report("UNKNOWN", "The settings are wrong:", [])
+
+
+def broken(box: AlertedBox) -> None:
+    (box.current / "venv/bin/webkassa-key-updater").write_text("exit 1\n")
+
+
+@pytest.mark.parametrize(("spoil", "code"), [(away, 75), (wrong, 78), (broken, 203)])
+def test_where_nobody_looked_at_the_key_nothing_is_claimed_of_it(
+    box: AlertedBox, spoil: Callable[[AlertedBox], None], code: int
+) -> None:
+    spoil(box)
+    box.note("hand", box.now - 5 * HOUR, renewed=True)
+    box.fail(code)
+    short, line, *_ = answer(box)
+    unknown = "Whether the shop can sell is not known: the stored key could not be looked at."
+    assert short == "whether the shop can sell is not known"
+    until = (
+        f"If no other login has ended it, the key lasts until about {clock(box.now + 19 * HOUR)}"
+    )
+    assert line.startswith(f"{unknown} {until}")
+    note = json.loads((box.state / "run-daily.json").read_text())
+    for key in ("dead", "unclear"):  # a login of ours may have ended it
+        (box.state / "run-daily.json").write_text(json.dumps(note | {"key": key}))
+        assert answer(box)[1] == unknown
+
+
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [(69, "sudo webkassa-key update"), (75, "sudo webkassa-key update"), (73, "sudo webkassa-key check"),
+     (77, "put in the right login and password: sudo nano {settings}; then: sudo webkassa-key update"),
+     (203, "sudo {current}/install.sh")],
+)  # fmt: skip
+def test_what_to_type_is_said_third_and_once(box: AlertedBox, code: int, command: str) -> None:
+    box.fail(code)
+    command = command.format(settings=box.settings, current=box.current)
+    assert answer(box)[-1] == f"What to do: {command}"
+    alert = server_alert.alarm(server_status.make_report(box))
+    assert alert.body.count(command) == 1
+
+
+def test_of_many_accounts_the_worst_are_said_first(box: AlertedBox) -> None:
+    names = [f"till-{number}" for number in range(15)]
+    box.make_many(*names)
+    rows = [{"account": name, "status": "OK", "message": "key", "age_seconds": (number + 1) * HOUR,
+             "probe": "dead" if number in (3, 5) else "alive"} for number, name in enumerate(names)]  # fmt: skip
+    for number in (0, 1):
+        rows[number] = {"account": names[number], "status": "UNKNOWN", "message": "away"}
+    rows.append({"account": "Webkassa:x", "status": "OK", "message": "no file is for this row"})
+    box.report("CRITICAL", "11 of 15 accounts are well", rows)
+    box.note("daily", box.now - 3 * HOUR, 77, "refused", account="till-3", run="c3" * 16)
+    box.ended(UPDATE, box.now - 3 * HOUR, 77, run="c3" * 16)
+    short, dead, unknown, alive, _, what = answer(box)
+    assert short == "2 of 15 accounts cannot sell"
+    assert dead == "Cannot sell: 2 of 15 accounts: till-3, till-5."
+    assert unknown == "Not known: 2 of 15 accounts: till-0, till-1."
+    first = f"the first until about {clock(box.now + 9 * HOUR)}"
+    assert alive.startswith(f"Can sell for now: 11 of 15 accounts, {first}")
+    assert f"sudo nano {box.accounts}/till-3.env; then: sudo webkassa-key update --if" in what
+    del rows[-1]
+    for probe, short, first in (
+        ("dead", "15 of 15 accounts cannot sell", " till-8, till-9 and 5 more."),
+        ("unclear", "whether 15 of 15 accounts can sell is not known", " till-9 and 5 more."),
+        ("alive", "all 15 accounts can sell for now", ", the first until about "),
+    ):
+        box.report(
+            "CRITICAL", "0 of 15 accounts are well", [row | {"probe": probe} for row in rows]
+        )
+        assert answer(box)[0] == short
+        assert first in answer(box)[1]
+    rows[7] |= {"probe": "alive", "age_seconds": 26 * HOUR}
+    box.report("CRITICAL", "0 of 15 accounts are well", rows)
+    assert answer(box)[3].endswith("11 of 15 accounts; the promised day of 1 is over.")
+
+
+def test_an_alert_in_russian_is_russian_whole(box: AlertedBox, receiver: Monitor) -> None:
+    box.settings.write_text("WEBKASSA_LANG=ru\n")
+    box.says("OK", "ключ 1a2b3c4d (ему 4.0 ч); проверка: жив", age_seconds=4 * HOUR)
+    box.fail()
+    box.note("daily", box.now - 3 * HOUR, 77, "Вход отклонён.", run="c3" * 16)
+    box.serve()
+    box.note("hand", box.now, outcome="Записан новый ключ.", renewed=True)
+    box.serve(told=2)
+    box.test()
+    failed, again, test = receiver.alerts("/a")
+    assert failed["title"].endswith(": WEBKASSA CRITICAL - магазин пока продаёт")
+    end = f"примерно до {clock(box.now + 20 * HOUR)}"
+    assert failed["message"].startswith(
+        f"Магазин пока продаёт. Webkassa обещает ключу около суток: {end}"
+    )
+    mend = (
+        f"впишите верные логин и пароль: sudo nano {box.settings}; затем: sudo webkassa-key update"
+    )
+    assert f"\nЧто сделать: {mend}\n" in failed["message"]
+    assert again["title"].endswith(": WEBKASSA OK - снова работает: магазин пока продаёт")
+    assert test["message"].startswith("Это пробное сообщение, отправленное вручную.\nМагазин пока")
+    box.addresses.write_text("hello\n")
+    box.fail(hours=-1)
+    box.note("daily", box.now + HOUR, 77, "Вход отклонён.", run="c3" * 16)
+    box.serve(code=1)
+    box.test(code=1)
+    said = [box.said.readouterr().out, box.looked()]
+    for alert in (failed, again, test):
+        said += [alert["title"].partition(": ")[2], alert["message"]]
+    assert server.english_in("\n".join(said).replace(str(box.root), "")) == []
+
+
+# When it is told ---------------------------------------------------------------------------------
 
 
 def test_where_nothing_failed_nothing_is_asked_and_nobody_is_told(box: AlertedBox) -> None:
@@ -130,8 +306,10 @@ def test_all_is_well_again_is_told_of_once(box: AlertedBox, receiver: Monitor) -
     box.serve(told=2)
     box.serve(told=2)
     _, again = receiver.alerts("/a")
-    assert ": WEBKASSA OK - works again: key 1a2b3c4d, 4.0 h old" in again["title"]
-    assert "last run: failing since" in again["message"]
+    works = ": WEBKASSA OK - works again: the shop can sell for now"
+    assert again["title"].endswith(works)
+    assert again["message"].startswith("The shop can sell for now. Webkassa promises")
+    assert again["message"].endswith(": WEBKASSA CRITICAL - the shop can sell for now")
     assert again["type"] == "success"
     box.fail(hours=-1)  # the next failure is news, though it is the same
     box.serve(told=3)
@@ -214,9 +392,9 @@ def test_an_alert_of_many_accounts_is_short_and_the_worst_come_first(
     names = [f"till-{number:03}" for number in range(count)]
     box.make_many(*names)
     long = "key 1a2b3c4d, 30.0 h old: older than 25 h; the probe says alive" + 300 * "x"
-    old = {"status": "WARNING", "message": long, "age_seconds": 108000}
+    old = {"status": "WARNING", "message": long, "age_seconds": 108000, "probe": "alive"}
     rows = [old | {"account": name} for name in names]
-    rows[0] |= {"status": "CRITICAL", "message": "key 1a2b3c4d: it is dead"}
+    rows[0] |= {"status": "CRITICAL", "message": "key 1a2b3c4d: it is dead", "probe": "dead"}
     box.report("CRITICAL", f"0 of {count} accounts are well; till-000: it is dead", rows)
     for name in names:
         box.note("daily", box.now - 3 * HOUR, 77, long, account=name, run="c3" * 16)
@@ -225,7 +403,8 @@ def test_an_alert_of_many_accounts_is_short_and_the_worst_come_first(
     (alert,) = receiver.alerts("/a")
     text = alert["message"]
     assert len(alert["title"]) + len(text) <= 3500
-    assert text.startswith("CRITICAL key: ")
+    assert text.startswith(f"Cannot sell: 1 of {count} accounts: till-000.\nCan sell for now: ")
+    assert "\nCRITICAL key: " in text
     assert text.index("CRITICAL: till-000") < text.index("WARNING: till-001")
     left = int(text.rpartition("and ")[2].split()[0])
     named = len(re.findall("^(?:WARNING: |CRITICAL: )?till-", text, re.MULTILINE))

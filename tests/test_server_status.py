@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import server
 import server_status
+import server_words
+import translations
 from server import ACTIVE, ROOT, Box
 from server_status import BOOT, BOOT_TIMER, HEAL_TIMER, NET_TIMER, SOCKET, TIMER, UPDATE
 from world.shop import PROGRAM
@@ -65,7 +68,7 @@ def almaty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def when(moment: float) -> str:
-    return server_status.when(moment)
+    return str(server_words.when(moment))
 
 
 def test_a_good_server_is_ok(box: ShownBox) -> None:
@@ -83,6 +86,16 @@ def test_json_is_the_same_for_machines(box: ShownBox) -> None:
     assert report["status"] == report["key"]["status"] == "OK"
     assert [run["kind"] for run in report["runs"]] == ["daily"]
     assert {"name", "status", "message", "mend"} == report["checks"][0].keys()
+
+
+@pytest.mark.parametrize("arguments", [["--no-probe"], ["--no-probe", "--json"], ["--json"], []])
+def test_the_program_is_told_to_leave_webkassa_out(box: ShownBox, arguments: list[str]) -> None:
+    program = box.current / "venv/bin/webkassa-key-updater"
+    program.write_text(f'echo "$@" >> {box.root}/typed\n{program.read_text()}')
+    said = box.show(*arguments)
+    asked = "status --json --no-probe\n" if "--no-probe" in arguments else "status --json\n"
+    assert asked in (box.root / "typed").read_text()
+    assert (said[0] == "{", said.code) == ("--json" in arguments, 0)
 
 
 def test_looking_changes_nothing(box: ShownBox) -> None:
@@ -216,8 +229,8 @@ def test_a_refused_login_leads_to_the_settings(box: ShownBox) -> None:
     screen = box.show()
     assert "-> sudo webkassa-key check" not in screen
     assert screen.count("-> ") == 1
-    login = f"put the right login and password into {box.settings}"
-    assert f"-> {login}, then: sudo webkassa-key update\n" in screen
+    login = f"put in the right login and password: sudo nano {box.settings}"
+    assert f"-> {login}; then: sudo webkassa-key update\n" in screen
 
 
 @pytest.mark.parametrize("kind", ["hand", "consumer", "heal"])
@@ -227,7 +240,9 @@ def test_a_refused_login_of_any_run_is_critical(box: ShownBox, kind: str) -> Non
     screen = box.show()
     assert screen.code == 2
     assert f"refused it {server_status.KINDS[kind]} {when(box.now - HOUR)}" in screen.line("login")
-    assert f"-> put the right login and password into {box.settings}" in screen.line("login")
+    assert f"-> put in the right login and password: sudo nano {box.settings};" in screen.line(
+        "login"
+    )
     box.note("daily", box.now, renewed=True)
     assert box.show().code == 0
 
@@ -327,7 +342,7 @@ def test_the_accounts_that_failed_are_named(many: ShownBox) -> None:
     since = f"CRITICAL last run failing since {when(many.now - 3 * HOUR)}"
     assert f"{since} (code 77: Webkassa refuses" in screen.line("last run")
     assert "): 1 of 3 accounts: north\n north: code 77, refused\n" in screen.line("last run")
-    assert f"{many.accounts}/NAME.env, then: sudo webkassa-key update --if-needed" in screen
+    assert f"nano {many.accounts}/north.env; then: sudo webkassa-key update --if-needed" in screen
     assert ", by the timer, code 77: 2 of 3 accounts: done; not done: north 77" in screen
     many.note("hand", many.now - HOUR, account="south", renewed=True)
     assert many.show().code == 2
@@ -556,14 +571,205 @@ def test_nothing_installed_is_critical(box: ShownBox) -> None:
     assert screen.code == 2
 
 
+# In Russian ----------------------------------------------------------------------------------------
+
+
+def in_russian(box: ShownBox) -> None:
+    box.settings.write_text("WEBKASSA_LOGIN=cashier@example.kz\nWEBKASSA_LANG=ru\n")
+    box.says("OK", "ключ 1a2b3c4d (ему 4.0 ч); проверка: жив", age_seconds=4 * HOUR)
+    box.note("daily", box.now - 4 * HOUR, outcome="Записан новый ключ 1a2b3c4d", renewed=True)
+
+
+def test_a_good_screen_in_russian(box: ShownBox, almaty: None) -> None:
+    in_russian(box)
+    screen = box.show()
+    days = ("пн", "вт", "ср", "чт", "пт", "сб", "вс")
+    ran, comes = (f"{days[time.localtime(t).tm_wday]} {time.strftime('%Y-%m-%d %H:%M:%S +05', time.localtime(t))}"
+                  for t in (box.now - 4 * HOUR, box.now + 900))  # fmt: skip
+    assert screen.replace(str(box.root), "") == (
+        "WEBKASSA OK - ключ 1a2b3c4d (ему 4.0 ч); проверка: жив; оповещения выключены|age=14400s;90000;176400\n"
+        "OK        ключ          1a2b3c4d (ему 4.0 ч); проверка: жив\n"
+        f"OK        таймер        включён, работает; следующий запуск {comes}\n"
+        f"OK        запуск        удачный, {ran}\n"
+        "OK        приложения    новый ключ могут попросить: root\n"
+        "OK        программа     версия 2.0.0, \n"
+        f"OK        настройки     /etc/webkassa-key-updater/webkassa.env, {server_status.owner_of(box.settings.stat())} 640\n"
+        "OFF       оповещения    о неудаче никто не узнает, она останется только в журнале: нет /etc/webkassa-key-updater/apprise.conf\n"
+        "OK        другие        больше никто, ни в cron, ни в systemd\n"
+        "Последние запуски:\n"
+        f"{ran}, по таймеру, готово: Записан новый ключ 1a2b3c4d\n"
+    )  # fmt: skip
+
+
+def all_at_once(box: ShownBox) -> None:
+    """Whatever can be said at the same time."""
+    box.unit(TIMER, UnitFileState="disabled", ActiveState="inactive")
+    box.unit(NET_TIMER, LoadState="masked")
+    box.unit(HEAL_TIMER, NextElapseUSecRealtime="", UnitFileState="enabled", ActiveState="active")
+    box.unit(BOOT_TIMER, UnitFileState="disabled")
+    box.unit(SOCKET, ActiveState="inactive")
+    box.note("boot", box.now - HOUR, 75, "PostgreSQL недоступен.".replace("PostgreSQL ", ""))
+    box.note("consumer", box.now - HOUR, 77, "Вход отклонён.")
+    box.note("heal", box.now - HOUR, renewed=False, outcome="Ключ жив.")
+    box.addresses.write_text("json://127.0.0.1\n")
+    box.addresses.chmod(0o644)
+    box.script(box.apprise, "exit 1")
+    packages = box.current / "venv/lib/python3.11/site-packages"
+    (packages / "certifi-2020.1.1.dist-info").mkdir(parents=True)
+    lines = "".join(f"{kind}\\t/etc/crontab:{number}\\t{remark}\\n" for number, (kind, remark) in enumerate([
+        ("line", "runs a login at Webkassa"), ("look", "runs /x beside other things"),
+        ("link", "starts /y"), ("look", "runs /z")]))  # fmt: skip
+    box.script(box.bin / "bash", f"printf '{lines}'")
+
+
+def many_accounts(box: ShownBox) -> None:
+    names = [f"{number}" for number in range(30)]
+    box.make_many(*names)
+    rows = [
+        {"account": name, "status": "OK", "message": "ключ жив", "probe": "alive"} for name in names
+    ]
+    box.report("OK", "30 из 30 в порядке", rows)
+    for name in names:
+        box.note("daily", box.now - HOUR, int(name) % 3, "Вот так.", account=name, run="c3" * 16)
+
+
+def perhaps(box: ShownBox) -> None:
+    remark = "may renew the key, runs /x"
+    box.script(box.bin / "bash", f"printf 'look\\t/etc/crontab:3\\t{remark}\\n'")
+
+
+def unit_is(**properties: str) -> Callable[[ShownBox], object]:
+    return lambda box: box.unit(TIMER, **properties)
+
+
+WHOLE: dict[str, Callable[[ShownBox], object]] = {
+    "all at once": all_at_once,
+    "many accounts": many_accounts,
+    "perhaps another one": perhaps,
+    "no settings": lambda box: box.settings.rename(box.settings.with_name("away.env")),
+    "no program": lambda box: (box.current / "venv/bin/webkassa-key-updater").write_text("exit 1\n"),
+    "nothing installed": lambda box: [box.current.rename(box.root / "away"), (box.units / TIMER).unlink()],
+    "not root": lambda box: vars(box).update(is_root=False, user="nobody"),
+    "timer failed": unit_is(ActiveState="failed", Result="/resources"),
+    "timer runs": unit_is(SubState="running"),
+    "timer elapsed": unit_is(SubState="elapsed"),
+    "timer far away": lambda box: box.unit(TIMER, NextElapseUSecRealtime=f"@{box.now + 9e6:.0f}"),
+    "service masked": lambda box: box.unit(UPDATE, LoadState="masked"),
+    "socket gone": lambda box: box.socket.unlink(),
+    "at work": lambda box: box.unit(UPDATE, SubState="start", ExecMainStartTimestamp=f"@{box.now:.0f}"),
+    "renewed since": lambda box: [failed_at_night(box, outcome=""), box.note("hand", box.now, outcome="", renewed=True)],
+    **{f"code {code}": lambda box, code=code: failed_at_night(box, code, "Вот так.")  # type: ignore[misc]
+       for code in server_status.MEANINGS},
+    **{f"ended {status}": lambda box, status=status, way=way: box.ended(UPDATE, box.now, status, way, run="d4" * 16)  # type: ignore[misc]
+       for status, way, _, _ in UNNOTED},
+    "damaged note": lambda box: (box.state / "run-daily.json").write_text("{"),
+    "a retry is to come": lambda box: [failed_at_night(box, 75, ""), box.unit(UPDATE, SubState="auto-restart")],
+    "renewed by others": lambda box: [failed_at_night(box, 75, ""), box.says("OK", "ключ", age_seconds=60)],
+    "rights": lambda box: box.settings.chmod(0o644),
+    "a link": lambda box: [box.settings.rename(box.root / "x"), box.settings.symlink_to(box.root / "x"),
+                           box.in_words("translate now, before it is away"), (box.root / "x").unlink()],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_screen_in_russian_is_russian_whole(box: ShownBox, name: str) -> None:
+    in_russian(box)
+    assert box.translate("key") == "ключ"  # whatever happens to the file with the setting
+    WHOLE[name](box)
+    if "user" in vars(box) and box.user == "nobody":
+        box.unseen = server_status.Server(box.root).unseen
+    shown = box.show().replace(str(box.root), "")
+    assert server.english_in(shown) == [], shown
+
+
+def test_what_machines_read_is_the_same_in_russian(box: ShownBox) -> None:
+    failed_at_night(box)
+    english = box.show("--json")
+    box.settings.write_text("WEBKASSA_LANG=ru\n")
+    del box.translate
+    russian = box.show("--json")
+    assert english.code == russian.code == 2
+    both = [json.loads(text) for text in (english, russian)]
+    assert both[0]["message"] != both[1]["message"]
+    for report in both:
+        del report["message"]
+        for check in report["checks"]:
+            del check["message"], check["mend"]
+    assert both[0] == both[1]
+    assert [check["name"] for check in both[1]["checks"]][:3] == ["key", "timer", "last run"]
+
+
+def test_timers_are_proven_in_english_for_the_installer(box: ShownBox) -> None:
+    in_russian(box)
+    assert box.show("--timers") == f"Next run: {when(box.now + 900)}\n"
+
+
+# settings, /etc/locale.conf, /etc/default/locale, whether it is Russian
+CHOSEN = {
+    "nothing is said": ("", "", "", False),
+    "by the setting": ("A=1\nWEBKASSA_LANG = 'ru'\n", "", "", True),
+    "by an old setting that is commented out": ("#WEBKASSA_LANG=ru\n", "", "", False),
+    "by the last of two settings": ("WEBKASSA_LANG=en\nexport WEBKASSA_LANG=ru\n", "", "", True),
+    "by the machine": ("", "LANG=ru_RU.UTF-8\n", "", True),
+    "by the machine, as Debian has it": ("", "", 'LANG="ru_RU.UTF-8"\n', True),
+    "by the machine's messages": ("", "LANG=ru_RU.UTF-8\nLC_MESSAGES=C.UTF-8\n", "", False),
+    "the setting wins": ("WEBKASSA_LANG=en\n", "LANG=ru_RU.UTF-8\n", "", False),
+    "a language that is not there": ("WEBKASSA_LANG=kk\n", "LANG=ru_RU.UTF-8\n", "", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_language_is_that_of_the_services(box: ShownBox, name: str) -> None:
+    settings, machine, debian, is_russian = CHOSEN[name]
+    box.settings.write_text(settings)
+    (box.root / "etc/default").mkdir()
+    (box.root / "etc/locale.conf").write_text(machine)
+    (box.root / "etc/default/locale").write_text(debian)
+    assert ("ключ" in box.show()) == is_russian
+
+
+def start_copy(box: Box, catalogue: bytes | None, folder: str) -> subprocess.CompletedProcess[str]:
+    """Start a release's own copy of the script, with this catalogue in a folder of it."""
+    release = box.root / "release"
+    shutil.copytree(ROOT / "systemd", release / "systemd")
+    if catalogue is not None:
+        (release / folder).mkdir(parents=True)
+        (release / folder / translations.PO.with_suffix(".mo").name).write_bytes(catalogue)
+    program = (
+        f"import server_status as s, pathlib; s.main([], s.Server(pathlib.Path({str(box.root)!r})))"
+    )
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(release / "systemd"), "LC_ALL": "C.UTF-8"}
+    return subprocess.run(
+        [sys.executable, "-B", "-c", program], env=env, capture_output=True, text=True
+    )
+
+
+def test_a_release_finds_the_catalogue_that_pip_installed(box: ShownBox) -> None:
+    in_russian(box)
+    mo = translations.PO.with_suffix(".mo").read_bytes()
+    inside = "venv/lib/python3.11/site-packages/webkassa_key_locale/ru/LC_MESSAGES"
+    assert "\nOK        таймер " in start_copy(box, mo, inside).stdout
+
+
+MO = translations.PO.with_suffix(".mo").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "catalogue", [None, b"", MO[:5000], b"#!/bin/sh\n" * 500, MO.replace("запуск {comes}".encode(), "запуск {other}".encode())],
+    ids=["missing", "empty", "cut off", "none", "other values"],
+)  # fmt: skip
+def test_a_broken_catalogue_means_english(box: ShownBox, catalogue: bytes | None) -> None:
+    in_russian(box)
+    done = start_copy(box, catalogue, "locale/ru/LC_MESSAGES")
+    assert done.stderr == ""
+    assert "enabled, active, next run " in done.stdout
+
+
 # The starter ---------------------------------------------------------------------------------------
 
 
-def start(*arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
-    env = os.environ | ({"PATH": path} if path else {})
-    return subprocess.run(
-        [ROOT / "check-status.sh", *arguments], env=env, capture_output=True, text=True
-    )
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([ROOT / "check-status.sh", *arguments], capture_output=True, text=True)
 
 
 def test_the_starter_passes_all_on() -> None:
@@ -571,12 +777,32 @@ def test_the_starter_passes_all_on() -> None:
     assert (start("--jsno").returncode, start("--json", "x").returncode) == (3, 3)
 
 
-def test_without_any_python_it_is_critical(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [("#WEBKASSA_LANG=ru", "code: no Python 3.10 or newer starts here"),
+     ("A=1\nWEBKASSA_LANG=ru", "программа: не запускается ни один Python")],
+)  # fmt: skip
+def test_without_any_python_it_is_critical(tmp_path: Path, settings: str, said: str) -> None:
+    """In a copy whose settings are there."""
     for tool in ("env", "bash", "dirname", "readlink"):
         (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
-    done = start(path=str(tmp_path))
-    assert done.returncode == 2
-    assert done.stdout.startswith("WEBKASSA CRITICAL - code: no Python 3.10 or newer starts here")
+    shutil.copytree(ROOT / "systemd", tmp_path / "systemd")
+    shutil.copy(ROOT / "check-status.sh", tmp_path)
+    common = tmp_path / "systemd/common.sh"
+    text = common.read_text(encoding="utf-8").replace("/etc/webkassa-key-updater", str(tmp_path))
+    common.write_text(text, encoding="utf-8")
+    (tmp_path / "webkassa.env").write_text(settings, encoding="utf-8")
+    for script, start_of in (
+        ("check-status.sh", "WEBKASSA CRITICAL - "),
+        ("systemd/send-alert.sh", "<3>"),
+    ):
+        done = subprocess.run(
+            [tmp_path / script], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+        )
+        assert done.returncode == (2 if script == "check-status.sh" else 1)
+        assert done.stdout.startswith(start_of)
+        assert done.stdout.isascii() == said.isascii()
+        assert said in done.stdout or script != "check-status.sh"
 
 
 def test_nobody_reads_it_and_its_code_is_the_truth_all_the_same() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import threading
@@ -48,6 +49,35 @@ def test_column_for_upper_case_keys_gets_one(shop: Shop) -> None:
     shop.sql("ALTER TABLE api_keys ADD CHECK (api_key = upper(api_key)) NOT VALID")
     shop.webkassa.new_token = lambda: os.urandom(16).hex().upper()
     shop.renew()
+
+
+def test_sequence_with_one_value_for_the_rehearsal_and_one_for_the_store_suffices(
+    keeper: Shop,
+) -> None:
+    """Others are not looked at: one may be used up, and in the hands of a migration."""
+    keeper.sql("CREATE SEQUENCE used_up START 2 MAXVALUE 2; SELECT nextval('used_up')")
+    keeper.sql("CREATE SEQUENCE audit MAXVALUE 2; GRANT USAGE ON SEQUENCE audit TO keeper;")
+    keeper.sql(trigger("PERFORM nextval('audit'); RETURN NEW;"))
+    with contextlib.closing(keeper.connect()) as migration, migration.cursor() as cursor:
+        cursor.execute("BEGIN; ALTER SEQUENCE used_up RENAME TO old")
+        keeper.renew()
+    keeper.expect(73, 1)
+
+
+def test_sequence_of_a_trigger_that_has_more_rights_is_not_looked_at(keeper: Shop) -> None:
+    keeper.sql("CREATE SEQUENCE audit; REVOKE ALL ON SEQUENCE audit FROM public")
+    keeper.sql(trigger("PERFORM nextval('audit'); RETURN NEW;"))
+    keeper.sql("ALTER FUNCTION f() SECURITY DEFINER")
+    keeper.renew()
+
+
+def test_column_of_unique_keys(shop: Shop) -> None:
+    """No two stand-ins are alike, nor is one like a key; a vendor may give a key again."""
+    shop.sql("ALTER TABLE api_keys ADD UNIQUE (api_key)")
+    shop.renew()
+    shop.webkassa.new_token = lambda: shop.key
+    shop.run()
+    assert shop.holds_the_live_key
 
 
 def test_short_column_is_told_of_before_a_longer_key_comes(shop: Shop) -> None:

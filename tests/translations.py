@@ -18,13 +18,21 @@ from babel.messages import Catalog
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "systemd"))
+
+import server_status
+import server_words
+
 ROOT = Path(__file__).parents[1]
 PO = ROOT / "locale/ru/LC_MESSAGES/webkassa_key_updater.po"
-SOURCES = ("webkassa_key_updater.py", "webkassa_key_accounts.py")
+SOURCES = (
+    "webkassa_key_updater.py", "webkassa_key_accounts.py", "systemd/server_status.py",
+    "systemd/server_alert.py",
+)  # fmt: skip
 
 # Two words, or a word and a value; or the code of something: a pattern, SQL
 PROSE = re.compile(r"[A-Za-z]+[,.:;)]? \(?([a-zX]|[A-Z]\w)|X[,.:;)]* \(?[a-z]")
-CODE = re.compile(r"[\\|^$]|\b(SELECT|LOCAL|SAVEPOINT|EXPLAIN|INTO|BEGIN|FOR NO KEY|TABLE IF)\b"
+CODE = re.compile(r"[\\|^$]|\(\.\+\)|^sudo |\b(SELECT|LOCAL|SAVEPOINT|PGPOOL|EXPLAIN|INTO|BEGIN|FOR NO KEY|TABLE IF)\b"
                   r"|^(verify_code|reason) |%\(|^%|^ | $")  # fmt: skip
 NOT_SAID = {"as it was", "stored key", "bare OSError", "if needed", "no proxy", "statement pooling mode",
             "PQexec disallowed", "TimeoutError or Timeout", "SHOW server_version", "could not find digest",
@@ -33,11 +41,13 @@ UNTRANSLATED = {"error", "usage_error", "exit"}  # usage is as English as --help
 # Words that are put into sentences: a probe's verdicts, and what a check looks at
 WORDS = {"ALIVE", "DEAD", "UNCLEAR", "OFF", "DOUBTED"}
 STEPS = ("database", "table", "lock", "write", "login", "webkassa", "monitor")
+STATES = ("disabled", "inactive", "activating", "deactivating", "failed")  # systemd's, of timers
 
 
 def sentences() -> list[str]:
     """Return every sentence of the program, in its order."""
-    return [*dict.fromkeys(text for name in SOURCES for text in sentences_of(ROOT / name))]
+    said = [text for name in SOURCES for text in sentences_of(ROOT / name)]
+    return [*dict.fromkeys([*said, *server_status.NAMES, *server_words.DAYS, *STATES])]
 
 
 def sentences_of(path: Path) -> Iterator[str]:
@@ -56,7 +66,7 @@ def sentences_of(path: Path) -> Iterator[str]:
             for name, value in zip(
                 getattr(names, "elts", [names]), getattr(values, "elts", [values]), strict=False
             ):
-                if getattr(name, "id", "") in WORDS:
+                if getattr(name, "id", "") in WORDS and path.parent == ROOT:
                     yield str(ast.literal_eval(value))
     yield from STEPS
 
@@ -79,7 +89,9 @@ def never_shown(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def is_sentence(value: object) -> bool:
-    if not isinstance(value, str) or value in NOT_SAID or CODE.search(value):
+    if not isinstance(value, str) or value in NOT_SAID:
+        return False
+    if CODE.search(value) and "`" not in value:  # a command to type
         return False
     return bool(PROSE.search(re.sub(r"\{[^}]*\}", "X", value)))
 

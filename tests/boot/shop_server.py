@@ -36,7 +36,7 @@ BOOT = "webkassa-key-boot.service"
 ALERT = "webkassa-key-alert.service"
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS}
 LOCKS = ("requirements.lock", "requirements-alerts.lock")
-FILES = ("webkassa_key_updater.py", "webkassa_key_accounts.py", "pyproject.toml", ".env.example", "requirements.txt",
+FILES = ("webkassa_key_updater.py", "webkassa_key_accounts.py", "webkassa_key_metrics.py", "pyproject.toml", ".env.example", "requirements.txt",
          "requirements-alerts.txt", *LOCKS, "install.sh", "uninstall.sh", "check-status.sh")  # fmt: skip
 
 TABLE = """CREATE TABLE api_keys (id serial PRIMARY KEY, service_name varchar(50) UNIQUE NOT NULL,

@@ -269,8 +269,8 @@ def test_status_does_not_forget_a_failure(site: Site) -> None:
     assert "failing since" in result.stdout
     site.machine.write(SETTINGS, env_file(site.settings))
     (cure,) = re.findall("-> (.+)", result.stdout)
-    assert cure.startswith(f"put the right login and password into {SETTINGS}, then: ")
-    assert site.paste(cure.partition(", then: ")[2]).returncode == 0
+    assert cure.startswith(f"put in the right login and password: sudo nano {SETTINGS}; then: ")
+    assert site.paste(cure.partition("; then: ")[2]).returncode == 0
     assert site.status().returncode == 0
 
 

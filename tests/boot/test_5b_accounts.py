@@ -41,8 +41,11 @@ def north() -> Iterator[Simulator]:
 
 def add(site: Site, name: str, **settings: str) -> str:
     site.machine.write("/root/account.env", env_file(settings))
-    result = site.run(f"{CURRENT}/install.sh", "--account", name, "--env-file", "/root/account.env",
-                      check=False)  # fmt: skip
+    return install(site, "--account", name, "--env-file", "/root/account.env")
+
+
+def install(site: Site, *arguments: str) -> str:
+    result = site.run(f"{CURRENT}/install.sh", *arguments, check=False)
     print(result.stdout)
     return f"{result.stdout}code {result.returncode}\n"
 
@@ -102,7 +105,7 @@ def test_the_first_account_moves_the_one_that_is_there(site: Site, north: Simula
 
 def test_an_account_that_is_there_is_not_overwritten(site: Site, north: Simulator) -> None:
     said = add(site, "north", **account(north) | {"WEBKASSA_PASSWORD": "canary-other"})
-    assert "There is an account north" in said
+    assert "There is an account of this name, which stays as it is: north" in said
     assert "code 1\n" in said
     assert "canary-other" not in site.run("cat", f"{ACCOUNTS}/north.env").stdout
 
@@ -189,7 +192,15 @@ def test_one_alert_names_the_accounts_that_failed_and_those_alone(
     alert = site.receiver.alerts[0]
     print(alert)
     refused = "north: Webkassa refused this login at "
-    assert f"1 of 2 accounts are well; {refused}" in alert["title"]
+    assert alert["title"].endswith(": WEBKASSA CRITICAL - all 2 accounts can sell for now")
+    assert alert["message"].startswith(
+        "Can sell for now: 2 of 2 accounts; the promised day of 1 is over."
+    )
+    assert (
+        f"sudo nano {ACCOUNTS}/north.env; then: sudo webkassa-key update --if-needed\n"
+        in alert["message"]
+    )
+    assert f"1 of 2 accounts are well; {refused}" in alert["message"]
     assert f"CRITICAL: {refused}" in alert["message"]
     assert "1 of 2 accounts: north\n" in alert["message"]
     assert "\nnorth: code 77, " in alert["message"]
@@ -200,6 +211,56 @@ def test_one_alert_names_the_accounts_that_failed_and_those_alone(
     assert site.paste(typed).returncode == 0
     assert rows(site)["Webkassa:north"] == north.live
     assert site.webkassa.authorizations == good
+
+
+def test_a_folder_of_accounts_is_added_whole_or_not_at_all(site: Site, north: Simulator) -> None:
+    names, password = ("east", "south", "west"), "a password of theirs"
+    mine = {name: {"WEBKASSA_LOGIN": f"{name}@example.kz", "WEBKASSA_PASSWORD": password}
+            for name in names}  # fmt: skip
+    for name in names:
+        north.enroll(f"{name}@example.kz", password)
+        site.machine.write(f"/root/new/{name}.env", env_file(account(north) | mine[name]))
+    site.machine.write(
+        "/root/new/south.env", "WEBKASSA_LOGIN=south@example.kz\nWEBKASSA_PASSWRD=x\n"
+    )
+    before, logins = rows(site), north.authorizations
+    said = install(site, "--accounts", "/root/new")
+    assert "WEBKASSA_PASSWRD" in said
+    assert "Nothing was changed." in said
+    assert said.endswith("code 78\n")
+    assert site.run("ls", ACCOUNTS).stdout == "main.env\nnorth.env\n"
+    assert (rows(site), north.authorizations) == (before, logins)
+
+    site.machine.write("/root/new/south.env", env_file(account(north) | mine["south"]))
+    said = install(site, "--accounts", "/root/new")
+    assert said.endswith("sudo webkassa-key status\ncode 0\n")
+    assert "Accounts: east main north south west\n" in said
+    keys = {f"Webkassa:{name}": north.tokens[f"{name}@example.kz"] for name in names}
+    assert rows(site) == before | keys
+    assert north.authorizations == logins + len(names)
+    assert install(site, "--accounts", "/root/new").endswith("code 0\n")  # nothing is left to do
+    assert north.authorizations == logins + len(names)
+    north.enroll("other@example.kz", password)
+    other = account(north) | mine["west"] | {"WEBKASSA_LOGIN": "other@example.kz"}
+    site.machine.write("/root/new/west.env", env_file(other))
+    said = install(site, "--accounts", "/root/new")
+    assert "There is an account of this name, which stays as it is: west. Nothing was" in said
+    assert "other@" not in site.run("cat", f"{ACCOUNTS}/west.env").stdout
+
+
+def test_machines_are_told_of_all_accounts_and_webkassa_is_left_out_where_it_is_to_be(
+    site: Site, north: Simulator
+) -> None:
+    calls = len(north.calls)
+    text = site.run("webkassa-key", "status", "--metrics", "--no-probe").stdout
+    assert text.endswith("# EOF\n")
+    assert text.count("\nwebkassa_key_status{") == 5
+    assert 'webkassa_key_status{account="west",service="Webkassa:west"} 0\n' in text
+    report = json.loads(site.run("webkassa-key", "status", "--no-probe", "--json").stdout)
+    assert {one["probe"] for one in report["key"]["accounts"]} == {"off"}
+    assert len(north.calls) == calls
+    said = site.run("webkassa-key", "update", "--if-needed", "--json", "--account", "west").stdout
+    assert '"what": "nothing to do"' in said
 
 
 def test_purge_takes_the_accounts_along(site: Site) -> None:

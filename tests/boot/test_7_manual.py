@@ -84,9 +84,9 @@ def masked(site: Site, said: str) -> str:
         said, {str(site.server.port): "5432"}, map(fingerprint, site.webkassa.issued)
     )
     said = re.sub(r"\b2\d{7}-\d{6}(\.\d+)?", "20261125-051201.4242", said)
-    said = re.sub(
-        r"\b[A-Z][a-z]{2} 2026-11-25 00:12:46 [A-Z]+", "Thu 2026-11-26 00:12:46 UTC", said
-    )
+    for day, shown_day in (("[A-Z][a-z]{2}", "Thu"), ("[а-я]{2}", "чт")):
+        moment = rf"\b{day} 2026-11-25 00:12:46 [A-Z]+"
+        said = re.sub(moment, f"{shown_day} 2026-11-26 00:12:46 UTC", said)
     said = re.sub(
         r"^[A-Z][a-z]{2} \d\d \d\d:\d\d:\d\d", "Nov 26 00:12:46", said, flags=re.MULTILINE
     )
@@ -94,11 +94,13 @@ def masked(site: Site, said: str) -> str:
     return re.sub(r"Python 3\.\d+\.\d+", "Python 3.11.2", said)
 
 
-def shows(site: Site, name: str, said: str) -> None:
+def shows(
+    site: Site, name: str, said: str, manuals: tuple[shown.Manual, ...] = MANUALS
+) -> None:  # fmt: skip
     said = shown.wrapped(masked(site, said))
     if os.environ.get("WEBKASSA_RENEW_MANUALS"):
-        shown.renew({name: said})
-    for manual in MANUALS:
+        shown.renew({name: said}, manuals)
+    for manual in manuals:
         assert shown.shown_in(manual).get(name, said) == said
 
 
@@ -133,7 +135,17 @@ def test_commands_of_the_server_go_as_written(desk: Site) -> None:
     said = typed(desk, "server commands")
     assert "Stored the new key" in said
     assert typed(desk, "server look").startswith("WEBKASSA OK")
-    shows(desk, "server status", desk.run("webkassa-key", "status").stdout)
+    shows(desk, "server status", desk.run("webkassa-key", "status").stdout, MANUALS[:1])
+
+
+def test_screen_of_a_russian_server_is_as_shown(desk: Site) -> None:
+    settings = (desk.machine.root / SETTINGS[1:]).read_text(encoding="utf-8")
+    desk.machine.write(SETTINGS, f"{settings}\nWEBKASSA_LANG=ru\n")
+    assert desk.start().returncode == 0
+    assert desk.run("webkassa-key", "update").returncode == 0
+    said = desk.run("webkassa-key", "status").stdout
+    desk.machine.write(SETTINGS, settings)
+    shows(desk, "server status", said, MANUALS[1:])
 
 
 def test_other_time_of_day_goes_as_written(desk: Site) -> None:

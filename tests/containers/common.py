@@ -15,7 +15,7 @@ __all__ = ["Simulator", "answer", "await_", "hang", "slow"]  # of the tests' wor
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "containers"
-MODULES = ("webkassa_key_updater.py", "webkassa_key_accounts.py")
+MODULES = ("webkassa_key_updater.py", "webkassa_key_accounts.py", "webkassa_key_metrics.py")
 STARTED = ("containers/webkassa-key.sh", "containers/serve.py")  # what the image starts
 USER = 10001  # the image's
 HOLD = 2 * 300 + 150  # seconds that a stop may have to wait with the longest WEBKASSA_DEADLINE
