@@ -48,9 +48,10 @@ def test_output_is_what_the_program_says_now(server: Postgres, name: str, number
         assert there[name] == shown.play(name, server, shown.LANGUAGES[number])
 
 
-def test_picture_shows_what_the_demo_says() -> None:
-    said = shown.shown_in(MANUALS[0])["demo"]
-    assert shown.PICTURE.read_text(encoding="utf-8") == shown.picture(said)
+@pytest.mark.parametrize("number", [0, 1], ids=shown.LANGUAGES)
+def test_picture_shows_what_the_demo_says(number: int) -> None:
+    said = shown.shown_in(MANUALS[number])["demo"]
+    assert shown.PICTURES[number].read_text(encoding="utf-8") == shown.picture(said)
 
 
 @BOTH
