@@ -407,7 +407,7 @@ check_release() {
     said=$(run_module "$TRIAL" "$release" check 2>&1) || code=$?
     show_said "$said"
     ((code && code != 77)) || { code=0 && return 0; } # 77: it remembers a refused login
-    "$python" -I "$release/systemd/server_status.py" --hidden <<< "$said"
+    "$python" -B -E -s "$release/systemd/server_status.py" --hidden <<< "$said"
     [[ $others || $earlier_runs ]] || return 0
     if cmp --silent "$SETTINGS" "$SOURCE/.env.example"; then
         placed='' # to be filled in, so it must be there

@@ -417,6 +417,15 @@ def test_new_settings_get_the_language_of_who_installs(name: str, tmp_path: Path
     assert (tmp_path / "settings").read_text() == placed
 
 
+def test_installer_starts_a_script_that_finds_its_parts(tmp_path: Path) -> None:
+    """An isolated Python (-I) does not look beside it."""
+    text = (ROOT / "install.sh").read_text(encoding="utf-8")
+    (line,) = re.findall(r'^ *("\$python" .*server_status.py.*)$', text, re.MULTILINE)
+    lines = f"set -eu; python={sys.executable} release={ROOT} said=nothing\n{line}"
+    done = subprocess.run(["bash", "-c", lines], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 SAID = "Correct it in /etc/webkassa-key-updater/webkassa.env, then run: sudo webkassa-key check"
 
 
