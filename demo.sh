@@ -7,8 +7,14 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+said() { # in English, in Russian
+    [[ ${WEBKASSA_LANG:-${LC_MESSAGES:-${LANG-}}} != ru* ]] || shift # as the program decides
+    printf '%s\n' "$1"
+}
+
 title() {
-    printf '\n== %s\n' "$1"
+    printf '\n== '
+    said "$@"
 }
 
 # Print a command as a person would type it, run it, and print its exit code.
@@ -20,7 +26,7 @@ show() {
     *) "$@" || code=$? ;;
     esac
     if (( code )); then
-        printf '(exit code %s)\n' "$code"
+        said "(exit code $code)" "(код возврата $code)"
     fi
 }
 
@@ -33,19 +39,24 @@ row() {
 }
 
 play() {
-    title 'A first run creates the table and stores a key'
+    title 'A first run creates the table and stores a key' \
+        'Первый запуск создаёт таблицу и записывает ключ'
     show webkassa_key_updater.py check
     show webkassa_key_updater.py update
     show row
-    title 'The next one renews it: the fingerprint changes, and the old key is dead'
+    title 'The next one renews it: the fingerprint changes, and the old key is dead' \
+        'Следующий обновляет ключ: отпечаток другой, старый ключ мёртв'
     show webkassa_key_updater.py update
     show row
     show webkassa_key_updater.py status
-    title 'A consumer met a dead key? This asks Webkassa only when it must'
+    title 'A consumer met a dead key? This asks Webkassa only when it must' \
+        'Приложению попался мёртвый ключ? Эта команда входит в Webkassa, только если надо'
     show webkassa_key_updater.py update --if-needed
-    title 'Wrong password: one call, and the stored key is as it was'
+    title 'Wrong password: one call, and the stored key is as it was' \
+        'Пароль неверный: одна попытка, записанный ключ остался как был'
     WEBKASSA_PASSWORD=wrong show webkassa_key_updater.py update
-    title 'Database down: nothing is asked of Webkassa, which would kill the key in use'
+    title 'Database down: nothing is asked of Webkassa, which would kill the key in use' \
+        'База выключена: к Webkassa не обращались, ведь вход убил бы действующий ключ'
     kill -INT "$STAGE_POSTGRES_PID"
     while kill -0 "$STAGE_POSTGRES_PID" 2>/dev/null; do sleep 0.1; done
     show webkassa_key_updater.py update

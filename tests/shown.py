@@ -277,7 +277,8 @@ def demo(at: Desk) -> str:
     ).stdout  # fmt: skip
     said = re.sub(r"\n\$ row\n.*?rows?\)\n", "", said, flags=re.DOTALL)
     said = re.sub("\n{3,}", "\n\n", said)
-    begin, end = said.index("== The next one"), said.rindex("$ webkassa_key_updater.py status")
+    begin = said.index("\n== ", said.index("\n== ") + 1)  # the second title
+    end = said.rindex("$ webkassa_key_updater.py status")
     return said[begin:end].strip() + "\n"
 
 
@@ -343,7 +344,7 @@ def shown_in(manual: Manual) -> dict[str, str]:
     return dict(BLOCK.findall(read(manual)))
 
 
-PICTURE = ROOT / "docs/demo.svg"
+PICTURES = (ROOT / "docs/demo.svg", ROOT / "docs/demo.ru.svg")  # of each manual
 COLOURS = {"== ": "#79c0ff", "$ ": "#ffffff", "ERROR": "#ff7b72", "INFO": "#7ee787"}
 
 
@@ -362,9 +363,10 @@ def picture(said: str) -> str:
 
 
 def renew(played: dict[str, str], manuals: tuple[Manual, ...] = MANUALS) -> None:
-    """Write these outputs into the manuals, wherever they are shown, and into the picture."""
-    if "demo" in played and MANUALS[0] in manuals:
-        PICTURE.write_text(picture(played["demo"]), encoding="utf-8")
+    """Write these outputs into the manuals, wherever they are shown, and into the pictures."""
+    for manual, file in zip(MANUALS, PICTURES, strict=True):
+        if "demo" in played and manual in manuals:
+            file.write_text(picture(played["demo"]), encoding="utf-8")
 
     def block(match: re.Match[str]) -> str:
         return f"<!-- shown: {match[1]} -->\n```text\n{played.get(match[1], match[2])}```\n"

@@ -1,5 +1,5 @@
 """Runs inside of the machine with a clock of its own (test_9_clock.py), as a unit: a shop's database,
-a Webkassa, and a clock that is set. Prints what was seen so far, as JSON, in a line."""
+a Webkassa, and a clock that is set. Prints what is seen, each time as JSON, in a line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from world.postgres import PASSWORD, Postgres
 from world.webkassa_simulator import Simulator
 
 TIMER, UPDATE = "webkassa-key-update.timer", "webkassa-key-update.service"
-NET_TIMER = "webkassa-key-net.timer"
+NET_TIMER, NET = "webkassa-key-net.timer", "webkassa-key-net.service"
 SETTINGS = "/etc/webkassa-key-updater/webkassa.env"
 
 
@@ -35,10 +35,15 @@ def await_(condition: Any, seconds: float) -> bool:
     return True
 
 
+def has_ended(service: str) -> bool:
+    show = ("systemctl", "show", "--property=SubState", "--value", service)
+    return subprocess.check_output(show, text=True) == "dead\n"
+
+
 class Seen(dict[str, Any]):
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
-        print(json.dumps(self), flush=True)
+        print(json.dumps({name: value}), flush=True)
 
 
 def main(real: int) -> None:
@@ -65,10 +70,11 @@ def main(real: int) -> None:
         )
         seen["status"] = run("webkassa-key", "status")
         run("systemctl", "start", NET_TIMER)
-        seen["renewed by the net"] = await_(lambda: webkassa.authorizations == 1, 120)
+        renewed = await_(lambda: webkassa.authorizations == 1 and has_ended(NET), 120)
+        seen["renewed by the net"] = renewed
         # What the status printed, and then the next night
         for command in seen["status"].split("-> ")[1:]:
-            if command.startswith("sudo systemctl restart"):
+            if command.startswith("sudo systemctl "):
                 run("bash", "-c", command.splitlines()[0])
         seen["status then"] = run("webkassa-key", "status")
         comes = run(
@@ -83,7 +89,8 @@ def main(real: int) -> None:
         moment = int(run("date", "--date", comes.strip(), "+%s"))
         seen["hours to the next run"] = (moment - time.time()) / 3600
         run("date", "--set", f"@{moment - 5}")
-        seen["renewed by the night"] = await_(lambda: webkassa.authorizations == 2, 120)
+        renewed = await_(lambda: webkassa.authorizations == 2 and has_ended(UPDATE), 120)
+        seen["renewed by the night"] = renewed
         seen["status in the morning"] = run("webkassa-key", "status")
     server.remove()
 
