@@ -161,7 +161,7 @@ def test_every_page_is_one_of_the_manual_and_linked_from_its_first() -> None:
         assert all(f"({page.relative_to(ROOT)})" in text for page in others)
         assert all(f"(../{first.name})" in page.read_text(encoding="utf-8") for page in others)
     pages = {*itertools.chain(*(manual[1:] for manual in MANUALS))}
-    assert {*(ROOT / "docs").iterdir()} == pages | {shown.PICTURE}
+    assert {*(ROOT / "docs").iterdir()} == pages | {*shown.PICTURES}
 
 
 def anchors(page: Path) -> set[str]:
