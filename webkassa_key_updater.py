@@ -2528,8 +2528,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     if options.share[0] >= options.share[1] or not 1 <= options.jobs <= 256:
         parser.error("--shard wants I/N, with I from 0 to N-1; --jobs 1 to 256")
     options.is_asked = options.mode == "-"
-    line = read_line().strip().lower() if options.is_asked else options.mode or ""
-    asked = re.fullmatch("(?:([a-z0-9_-]+) )?([0-9a-f]{8})?", line)
+    line = read_line().strip() if options.is_asked else options.mode or ""
+    asked = re.fullmatch("(?:([a-z0-9_-]+) )?([0-9a-f]{8})?", line.lower())
     if not asked:
         parser.error("--if-key wants the fingerprint of a key, 8 hex digits")
     options.account += [asked[1]] if asked[1] else []

@@ -329,9 +329,8 @@ def details_of(report: Report, first: list[str], room: int) -> str:
         entries.append(f"{found.level} {report.name_of(found)}: {found.what}{mend}")
         shown.add(found.mend)
     entries += [line for found in bad for line in found.details if not line.startswith(f"{OK}: ")]
-    if entries:
-        head += "\n\n" + report.in_words(Message("What was seen:")) + "\n"
-    return head + fitting(report, entries, room - len(head))
+    head += "\n\n" + (report.in_words(Message("What was seen:")) + "\n" if entries else "")
+    return (head + fitting(report, entries, room - len(head))).rstrip()
 
 
 def headline(text: str) -> str:

@@ -161,7 +161,7 @@ def test_every_page_is_one_of_the_manual_and_linked_from_its_first() -> None:
         assert all(f"({page.relative_to(ROOT)})" in text for page in others)
         assert all(f"(../{first.name})" in page.read_text(encoding="utf-8") for page in others)
     pages = {*itertools.chain(*(manual[1:] for manual in MANUALS))}
-    assert {*(ROOT / "docs").iterdir()} == pages | {shown.PICTURE}
+    assert {*(ROOT / "docs").iterdir()} == pages | {*shown.PICTURES}
 
 
 def anchors(page: Path) -> set[str]:
@@ -457,7 +457,15 @@ def asked_at_a_socket(shop: Shop) -> Iterator[str]:
         yield path
 
 
-@pytest.mark.parametrize(("example", "code"), [("psycopg2", 2), ("SQLAlchemy", 3)])
+def in_asyncio(code: str) -> str:
+    """Change an example as the manual says: every function is `async def`, every call awaited."""
+    calls = r"(?<!def )\b(read_key|renew|call|with_key)\("
+    return re.sub(r"^def ", "async def ", re.sub(calls, r"await \1(", code), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("example", "code"), [("psycopg2", 2), ("SQLAlchemy", 3), ("SQLAlchemy in asyncio", 2)]
+)
 def test_five_consumers_of_the_manual_get_through_a_dead_key(
     shop: Shop, example: str, code: int
 ) -> None:
@@ -468,18 +476,22 @@ def test_five_consumers_of_the_manual_get_through_a_dead_key(
     shop.webkassa.verdict = lambda token: (
         dead if truth(token) == webkassa_simulator.DEAD else truth(token)
     )
-    scheme = "postgresql+psycopg2" if example == "SQLAlchemy" else "postgresql"
+    library, is_async = example.split()[0], example.endswith("asyncio")
+    scheme = "postgresql+psycopg2" if library == "SQLAlchemy" else "postgresql"
     url = f"{scheme}://postgres:@127.0.0.1:{shop.server.port}/shop"
-    program = snippet("renew sync") + snippet(f"consumer {example}") + snippet("with key")
+    program = snippet(f"consumer {library}") + snippet("with key")
+    if is_async:
+        program = in_asyncio(program)
+    program = snippet("renew asyncio" if is_async else "renew sync") + program
     assert program.count('DATABASE = "') == 1
     program = re.sub('DATABASE = ".*"', f"DATABASE = {url!r}", program)
     test = f"""
 import requests
-def create_check(token):
+{"async " * is_async}def create_check(token):
     answer = requests.post({shop.webkassa.origin + "/api/references/RefUnits"!r}, json={{"Token": token}})
     return answer.json()
 {program}
-answer = with_key(create_check)
+answer = {"asyncio.run" * is_async}(with_key(create_check))
 assert answer["Data"], answer
 """
     path = shop.home / "consumer.py"
@@ -566,6 +578,12 @@ def test_orm_objects_keep_a_dead_key_unless_told_otherwise(shop: Shop) -> None:
         assert session.scalars(query).one().api_key == shop.old_key
         afresh = query.execution_options(populate_existing=True)
         assert session.scalars(afresh).one().api_key == loaded.api_key == shop.webkassa.live
+    with Session(engine.execution_options(isolation_level="REPEATABLE READ")) as session:
+        before = session.scalars(afresh).one().api_key
+        shop.renew(logins=2)
+        assert session.scalars(afresh).one().api_key == before
+        session.rollback()
+        assert session.scalars(afresh).one().api_key == shop.webkassa.live != before
     engine.dispose()
 
 

@@ -30,6 +30,13 @@ def test_key_that_is_still_stored_is_renewed(dead: Shop) -> None:
     dead.assert_renewed(dead.main("update", "--if-key", fingerprint(dead.old_key)))
 
 
+def test_fingerprint_may_be_in_capitals(dead: Shop) -> None:
+    """.NET spells hex digits so."""
+    assert dead.main("update", "--if-key", "0BADC0DE").code == 0
+    assert dead.webkassa.authorizations == 0
+    dead.assert_renewed(dead.main("update", "--if-key", fingerprint(dead.old_key).upper()))
+
+
 def test_padded_key_is_the_stored_one(dead: Shop) -> None:
     """Consumers read it with its blanks from such a column, and send the fingerprint of that."""
     dead.sql("ALTER TABLE api_keys ALTER api_key TYPE char(64)")

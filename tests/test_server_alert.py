@@ -435,6 +435,7 @@ def test_a_test_says_that_it_is_one_and_what_came_of_it(box: AlertedBox, receive
     (alert,) = receiver.alerts("/a")
     assert ": TEST, WEBKASSA OK" in alert["title"]
     assert alert["message"].startswith("This is a test, sent by hand.")
+    assert "\nThere is nothing to do.\n\nLast runs:\n" in alert["message"]
     assert not box.memory.exists()
 
 
