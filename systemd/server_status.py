@@ -881,7 +881,8 @@ def main(arguments: list[str], server: Server) -> int:
     if arguments == ["--timers"]:
         return prove_timers(server)
     if arguments == ["--hidden"]:
-        say(*[str(hidden)] if (hidden := name_hidden(server, sys.stdin.read())) else [])
+        if hidden := name_hidden(server, sys.stdin.read()):
+            say(str(hidden))
         return 0
     if not {*arguments} <= {"--json", "--no-probe"}:
         say(
