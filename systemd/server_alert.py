@@ -190,7 +190,7 @@ def in_short(report: Report) -> Words:
     if sells.dead:
         return Message("the shop cannot sell")
     if sells.alive:
-        return Message("the shop can sell for now")
+        return Message("the shop can sell for now" if report.failed else "the shop can sell")
     return Message("whether the shop can sell is not known")
 
 
