@@ -545,8 +545,6 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
     webkassa, deadline = logins.webkassa, logins.login_deadline
     backoff = 0.25  # seconds; doubled with every try
     while True:
-        if not store.in_transaction():
-            raise StoreUnavailable("The connection to PostgreSQL broke before Webkassa was asked.")
         logins.start_login(row)
         try:
             job.report_wait(Message("the answer of {host}", host=webkassa.host), deadline.left)
@@ -567,6 +565,8 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
             job.report_wait(Message("the next try ({why})", why=why), pause)
             if sleep_or_signal(pause, store.in_transaction):
                 raise
+        if not store.in_transaction():
+            raise StoreUnavailable("The connection to PostgreSQL broke before Webkassa was asked.")
 
 
 def probe_until_alive(logins: LoginState, token: Secret, heartbeat: Callable[[], object]) -> str:

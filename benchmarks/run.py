@@ -59,6 +59,7 @@ def install(folder: Path) -> str:
         *ROOT.glob("webkassa_key_*.py"),
     ):
         shutil.copy(path, folder / "source")
+    shutil.copytree(ROOT / "locale", folder / "source/locale")
     options = [
         "--quiet",
         "--no-deps",

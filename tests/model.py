@@ -105,7 +105,7 @@ class Run:
             raise Stop
         if what == "login":
             self.logins += 1
-            if not self.is_rehearsed or self.last != "look at the transaction":
+            if not self.is_rehearsed or self.last not in ("rehearse", "look at the transaction"):
                 self.fault = "a login without a rehearsal, or without a look at the transaction"
         self.last = what
         if self.position < len(self.answers):

@@ -225,8 +225,8 @@ def test_row_before_the_token_is_the_one_of_its_own_login(shop: Shop) -> None:
         return UNCLEAR if probes.count(token) == 2 else ALIVE
 
     def lose_lock_again(link: Link, data: bytes) -> bytes:
-        """At the question whether the transaction stands, before the second login."""
-        if b"SELECT 1\0" in data and len(shop.webkassa.issued) == 2 and not others:
+        """At the rehearsal before the second login."""
+        if b"SAVEPOINT rehearsal" in data and len(shop.webkassa.issued) == 2 and not others:
             others.append(shop.webkassa.issue())
             shop.kill_connections()
             shop.sql(SET_KEY, others[0])

@@ -45,7 +45,7 @@ def places() -> Iterator[None]:
     [
         (updater.KeyStore, "take_lock", lambda *_: None, ["plain"] * 2, set()),
         (updater.KeyStore, "rehearse", lambda *_: None, ["plain"], set()),
-        (updater.KeyStore, "in_transaction", lambda _: True, ["plain"], set()),
+        (updater.KeyStore, "in_transaction", lambda _: True, ["plain"], {"unsent"}),
         (updater, "reconcile_after_reconnect", lambda *_: None, ["plain"] * 2, {"session ended"}),
         (updater, "superseded_by_late_login", lambda _: False, ["plain"], {"late"}),
         (updater, "is_worse", lambda *_: False, ["plain"], {"refuses all", "refused"}),
