@@ -162,3 +162,12 @@ def test_key_judged_under_a_lock_that_was_lost_meanwhile_is_not_vouched_for(shop
     result = shop.run("update", "--if-needed")
     assert shop.webkassa.authorizations == 0
     assert result.code == 75 or shop.webkassa.probes > 1
+
+
+def test_tenants_of_one_row_name_do_not_wait_for_one_another(shop: Shop) -> None:
+    """Each has a schema of its own; the lock's number was made of the service alone."""
+    shop.sql("CREATE SCHEMA app; CREATE TABLE app.api_keys (LIKE public.api_keys INCLUDING ALL)")
+    with shop.lock_held():  # of public.api_keys
+        result = shop.run(API_KEYS_TABLE="app.api_keys")
+    assert (result.code, shop.webkassa.authorizations) == (0, 1), result
+    assert "waiting for" not in result.err
