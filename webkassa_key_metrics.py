@@ -1,15 +1,18 @@
 """`status` as OpenMetrics text, which is good in Prometheus's older format, too.
 
-webkassa_key_updater.py loads this file by its path, when it is told --metrics.
+webkassa_key_updater.py loads this file by its path, when it is told --metrics, and hands itself in
+as `updater`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-LEVELS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")  # as the exit codes of status
+if TYPE_CHECKING:
+    import webkassa_key_updater as updater
+
 METRICS = {  # of each account, with what they tell; what is not known is left out
     "status": "0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.",
     "age_seconds": "The age of the stored key, by the clock of the database.",
@@ -41,7 +44,7 @@ def label(report: dict[str, Any]) -> str:
 def measure(report: dict[str, Any]) -> dict[str, int | None]:
     age = report.get("age_seconds")
     return {
-        "status": LEVELS.index(report["status"]),
+        "status": updater.LEVELS.index(report["status"]),
         "age_seconds": age,
         "alive": {"alive": 1, "dead": 0}.get(report.get("probe", "")),
         "stored_timestamp_seconds": None if age is None else round(time.time() - age),
@@ -59,5 +62,5 @@ def print_metrics(reports: list[dict[str, Any]]) -> int:
         with open(1, "w", encoding="utf-8", errors="replace", closefd=False) as output:
             print(*as_metrics(reports), sep="\n", file=output)
     except OSError:
-        return LEVELS.index("UNKNOWN")
+        return updater.UNKNOWN
     return 0

@@ -123,7 +123,7 @@ def test_odd_names_hold(shop: Shop) -> None:
 
 def test_metrics_are_utf_8_whatever_the_terminals_encoding_is() -> None:
     report = json.dumps([{"service": ODD, "status": "OK"}])
-    lines = "import json, sys, webkassa_key_metrics as m; m.print_metrics(json.loads(sys.argv[1]))"
+    lines = "import json, sys, webkassa_key_updater as u; u.load_module('metrics').print_metrics(json.loads(sys.argv[1]))"
     locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     command = [sys.executable, "-c", lines, report]
     said = subprocess.check_output(command, env=locale, cwd=ROOT)
