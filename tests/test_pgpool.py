@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg2
 import pytest
 from world import pgpool
 from world.pgpool import Pgpool
-from world.postgres import PASSWORD, Postgres
-from world.shop import Shop
+from world.postgres import Postgres
+from world.shop import Shop, connect
 from world.webkassa_simulator import answer
 
 pytestmark = [
@@ -32,16 +31,8 @@ def standby(server: Postgres) -> Iterator[Path]:
         yield folder
 
 
-def connect(pooler: Pgpool) -> contextlib.closing[psycopg2.extensions.connection]:
-    connection = psycopg2.connect(
-        host="127.0.0.1", port=pooler.port, dbname="shop", user="postgres", password=PASSWORD
-    )
-    connection.autocommit = True
-    return contextlib.closing(connection)
-
-
 def read_key(pooler: Pgpool) -> str:
-    with connect(pooler) as connection, connection.cursor() as cursor:
+    with contextlib.closing(connect(pooler, "shop")) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT api_key FROM api_keys WHERE service_name = 'Webkassa'")
         ((key,),) = cursor.fetchall()
         return str(key)
@@ -61,7 +52,10 @@ def test_what_asks_whether_the_transaction_stands_reaches_the_primary(
     with Pgpool(shop.server, standby, "log_per_node_statement = on") as pooler:
         shop.renew(logins=2, POSTGRES_PORT=str(pooler.port))
         assert nodes_asked(pooler, "SELECT 1") == {"0"}
-        with connect(pooler) as connection, connection.cursor() as cursor:
+        with (
+            contextlib.closing(connect(pooler, "shop")) as connection,
+            connection.cursor() as cursor,
+        ):
             cursor.execute("SELECT 1 + 1")
         assert nodes_asked(pooler, "SELECT 1 + 1") == {"1"}  # where it sends what is no update's
 
