@@ -211,6 +211,8 @@ class ProcessPool:
             return True
         code = updater.Failure.code
         try:
+            while updater.IDLE.acquire(blocking=False):
+                pass  # the threads are the parent's
             for number in self.stops:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

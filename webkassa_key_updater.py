@@ -1025,34 +1025,41 @@ def alternative_hosts(host: str, header: str) -> list[str]:
 
 
 def run_with_deadline(
-    deadline: Deadline, heartbeat: Callable[[], object] | None,
-    function: Callable[..., Any], *args: Any,
+    deadline: Deadline, heartbeat: Callable[[], object] | None, function: Callable[..., Any], *args: Any
 ) -> Any:  # fmt: skip
     """Return what `function(*args)` gives; TimeoutError at the deadline. Timeouts of requests are per
     read and leave out name resolution; libpq waits in C: so a thread does it, left behind if late."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    start_thread(put_result, results, function, args)
+    if not IDLE.acquire(blocking=False):
+        start_thread(do_tasks)
+    TASKS.put((results, function, args))
     while True:
         is_last = not deadline.left  # then a moment more: this machine may have slept meanwhile
+        with contextlib.suppress(queue.Empty):
+            result, error = results.get(timeout=0.2 if is_last else min(deadline.left, HEARTBEAT))
+            break
+        if is_last:
+            raise TimeoutError
+        if heartbeat:
+            heartbeat()
+    if error:
+        raise error
+    return result
+
+
+TASKS, IDLE = queue.SimpleQueue[Any](), threading.Semaphore(0)  # so many threads wait for a task
+
+
+def do_tasks() -> None:
+    while True:
+        results, function, args = TASKS.get()
         try:
-            pause = 0.2 if is_last else min(deadline.left, HEARTBEAT)
-            result, error = results.get(timeout=pause)
-        except queue.Empty:
-            if is_last:
-                raise TimeoutError from None
-            if heartbeat:
-                heartbeat()
-        else:
-            if error:
-                raise error
-            return result
-
-
-def put_result(results: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    try:
-        results.put((function(*args), None))
-    except Exception as error:
-        results.put((None, error))
+            done: tuple[Any, Exception | None] = function(*args), None
+        except Exception as error:
+            done = None, error
+        IDLE.release()
+        results.put(done)
+        del results, done  # a connection that came late ends with them
 
 
 def start_thread(function: Callable[..., None], *args: Any) -> None:
@@ -1386,9 +1393,8 @@ class Connector:
         wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
         psycopg2.extensions.set_wait_callback(wait_for_server)
         options = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
-        for name, value in account.database.items():
-            if name not in ADDRESS:
-                options[name] = value.value if isinstance(value, Secret) else value
+        rest = {name: account.database[name] for name in account.database.keys() - set(ADDRESS)}
+        options |= {name: str(getattr(value, "value", value)) for name, value in rest.items()}
         failures, slow = list[StoreUnavailable](), list[dict[str, str]]()
         targets = connect_targets(account.database, deadline)
         for target in itertools.chain(self.known, targets, slow):
@@ -1537,16 +1543,15 @@ class Note:
 
     def write(self, **facts: object) -> bool:
         """Say whether it was written."""
-        text = json.dumps({"time": time.time()} | facts)
         with contextlib.suppress(Exception):
-            run_with_deadline(Deadline(1), None, self.write_text, text)
+            run_with_deadline(Deadline(1), None, self.write_file, {"time": time.time()} | facts)
             return True
         return False
 
-    def write_text(self, text: str) -> None:
+    def write_file(self, facts: dict[str, Any]) -> None:
         self.file.parent.mkdir(0o700, parents=True, exist_ok=True)
         self.file.touch(0o600)
-        self.file.write_text(text)
+        self.file.write_text(json.dumps(facts))
 
     def remove(self) -> None:
         with contextlib.suppress(Exception):
@@ -1559,7 +1564,6 @@ class KeyAge:
 
     def __init__(self, account: Account) -> None:
         self.note, self.max_age = Note(account, "key"), account.max_age
-        self.renewed = self.note.file.with_name(self.note.file.stem.replace("key", "renewed"))
 
     def correct(self, row: KeyRow) -> KeyRow:
         """Return the row with the age of its key, as far as it was noted."""
@@ -1581,8 +1585,9 @@ class KeyAge:
     def note_renewal(self, row: KeyRow, early: bool) -> None:
         """Note that the key of this row was stored just now; the other file tells who watches it."""
         self.note.write(key=row.key.fingerprint, moment=row.now, stored=True, early=early)
+        other = self.note.file.with_name(self.note.file.stem.replace("key", "renewed"))
         with contextlib.suppress(Exception):
-            run_with_deadline(Deadline(1), None, self.renewed.touch)
+            run_with_deadline(Deadline(1), None, other.touch)
 
 
 class Refusals:
