@@ -132,6 +132,7 @@ def identify_row_and_login(account: updater.Account) -> Iterator[tuple[Any, ...]
     yield "login", common_name(url.hostname or ""), port, login.rstrip(".")
 
 
+@functools.cache
 def common_name(host: str) -> str:
     """Return one name for all that a host may be called: this machine, the vendor."""
     host = host.lower().rstrip(".")

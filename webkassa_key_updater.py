@@ -1529,7 +1529,7 @@ class Note:
         place = sorted((name, str(value)) for name, value in account.database.items())
         about = parts or (account.service, account.schema, account.table, place)
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        self.file = Path(account.state_folder) / f"{kind}-{name}.json"
+        self.file = Path(account.state_folder, f"{kind}-{name}.json")
 
     def read(self, life: float = 0) -> dict[str, Any]:
         """Return its facts, none if it is older than `life` seconds; 0: however old it is."""
@@ -2614,6 +2614,9 @@ class Command:
     def as_typed(self, message: Message) -> str:
         """Return a message in the reader's language, with the program as it was called in the place
         of `command`. Of many accounts it is to be for one, or must leave the good keys alone."""
+        text = in_readers_language(message)
+        if "`" not in text:
+            return text
         words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
         words += ["--env-file", self.options.env_file] if self.options.env_file else []
         program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
@@ -2621,7 +2624,7 @@ class Command:
             program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
         one = f" --account {shlex.quote(self.name)}" if self.name else ""
         careful = " --if-needed" if self.folder and not self.name else ""
-        text = in_readers_language(message).replace("`update`", f"{program} update{one}{careful}")
+        text = text.replace("`update`", f"{program} update{one}{careful}")
         return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}{one}", text)
 
     def do_one(self, account: Account | SettingsFault, monitor: Secret) -> int:
