@@ -20,6 +20,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import sys
 import time
 import unicodedata
@@ -498,7 +499,9 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
     elif command.options.is_asked:
         command.options.usage_error("with many accounts the line is NAME FINGERPRINT")
     if not command.options.no_probe:  # each child would read the certificates anew, for 20 ms
-        updater.tls_context(values.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
+        tls = updater.tls_context(values.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
+        with contextlib.suppress(Exception):  # nobody answers: OpenSSL finds its algorithms once
+            tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="-").do_handshake()
     if command.options.command == "status":
         is_whole = len(accounts) == len(everyone)
         return print_reports(command, *report_all(command, accounts), is_whole)
