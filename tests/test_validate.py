@@ -179,7 +179,12 @@ def test_without_a_memory_nobody_logs_in_on_the_word_of_such_a_probe(shop: Shop)
     shop.env["STATE_DIRECTORY"] = "/dev/null/x"
     assert shop.run().code == 78
     made = shop.webkassa.authorizations
-    shop.expect(69, made, "update", "--if-needed")
+    for age in ("1 second", "50 minutes"):
+        shop.age(age)
+        shop.expect(69, made, "update", "--if-needed")
+    shop.age("70 minutes")
+    assert shop.run("update", "--if-needed").code == 0
+    assert shop.webkassa.authorizations > made
 
 
 def test_key_that_is_called_alive_is_not_said_to_be_dead(shop: Shop) -> None:
