@@ -463,7 +463,9 @@ def probe_stored_key(logins: LoginState, row: KeyRow) -> str:
     if verdict == DEAD and row.age is not None and row.age < YOUNG:
         sleep_or_signal(1.0, ignore_signals=True)
         verdict = logins.probe(row.key)
-    if verdict == DEAD and row.age_from == "note" and (row.age or 0) < FULL_LIFE:
+    died_early = verdict == DEAD and row.age_from == "note" and (row.age or 0) < FULL_LIFE
+    if died_early and not logins.warned_of_stranger:  # once, however often the row is waited for
+        logins.warned_of_stranger = True
         what = "{service}: the key {key} is dead already. Does somebody else use this login?"
         log.warning(Message(what, service=logins.account.service, key=describe_key(row)))
     return verdict
@@ -635,6 +637,7 @@ class LoginState:
         self.is_early = False  # a key younger than a minute is replaced, for it is dead
         self.ended_by = cast("Failure | None", None)  # what ended the logins with a token in hand
         self.has_waited = False  # for a lock that somebody else held
+        self.warned_of_stranger = False  # who uses the same login
 
     @classmethod
     def longest_hold(cls, account: Account) -> float:

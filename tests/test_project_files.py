@@ -173,8 +173,7 @@ def test_nothing_but_the_manual_needs_the_repositorys_address() -> None:
     """It is not known yet: a command with OWNER in it cannot be typed."""
     files = [ROOT / name for name in (*PAPERS, ".env.example", "pyproject.toml")]
     for folder in (".github", "systemd", "containers"):
-        files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
-    files = [path for path in files if path.suffix != ".pyc"]
+        files += [at for at in (ROOT / folder).rglob("*") if at.is_file() and at.suffix != ".pyc"]
     for path in (*files, *ROOT.glob("*.sh"), *ROOT.glob("*.py")):
         found = re.search(
             r"\bOWNER\b|git(hub|lab)\.com/[\w-]+/webkassa", path.read_text(encoding="utf-8")
