@@ -7,7 +7,7 @@ import json
 import pytest
 from world.shop import Shop, fingerprint
 from world.waiting import within
-from world.webkassa_simulator import Behaviour, Handler, answer, cut, errors, hang
+from world.webkassa_simulator import Behaviour, Handler, answer, cut, errors, hang, late
 
 
 @pytest.mark.parametrize("code", [2, 3])
@@ -153,6 +153,15 @@ def test_token_in_hand_outlives_a_connection_lost_with_the_last_login(shop: Shop
     shop.webkassa.script.append(Behaviour(refuse, refuses=True))
     assert shop.run().code == 77
     assert shop.holds_the_live_key
+
+
+def test_probe_that_refuses_every_key_is_no_proof_of_a_late_login(shop: Shop) -> None:
+    """A login got no answer; of the next two keys, both called dead, the second is stored."""
+    shop.webkassa.verdict = lambda token: errors(2)
+    shop.webkassa.script.append(late(60, hang_up=True))
+    result = shop.expect(69, 3)
+    assert shop.holds_the_live_key
+    assert "a login before it got no answer and may end it" in result.err
 
 
 def test_probe_is_believed_again_once_it_has_called_a_key_alive(shop: Shop) -> None:
