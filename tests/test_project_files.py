@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,9 @@ def test_a_release_is_made_of_a_clean_commit_with_its_tag_alone(tmp_path: Path) 
     )
     check = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
     subprocess.run(check, cwd=tmp_path / "dist", check=True)
+    with zipfile.ZipFile(tmp_path / "dist" / name) as wheel:
+        readable = [file.external_attr >> 16 & 0o444 for file in wheel.infolist()]
+    assert {*readable} == {0o444}  # whatever the maker's umask is
 
 
 def test_workflows_run_existing_scripts_only() -> None:
