@@ -1,28 +1,6 @@
 #!/usr/bin/env python3
 """Renew the Webkassa key and store it in PostgreSQL, without ever losing one.
 
-usage: webkassa_key_updater.py [OPTIONS] [update [--if-needed | --if-key FINGERPRINT] [--json] |
-                                          check | status [--json | --metrics] [--no-probe]]
-
-commands:
-  update           authorize against Webkassa, validate the new key, store it (the default);
-                   this kills the key in use, and puts the new one in its place
-    --if-needed    do nothing when the stored key is young and not dead
-    --if-key FINGERPRINT
-                   do nothing unless this key is still stored, and older than a minute;
-                   "-": read a line: FINGERPRINT (empty: --if-needed), of many NAME FINGERPRINT
-  check            the dry run: all but authorizing (settings, database, lock, write, host, key)
-  status [--json]  how things stand, for a person, a monitor or machines; changes nothing
-    --metrics      the same for Prometheus (OpenMetrics text); exit code 0 once it is printed
-    --no-probe     by the database alone: Webkassa is not asked
-An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lost.
-options:
-  --env-file FILE  read settings from FILE instead of .env beside this program
-  --accounts-dir DIR  for many accounts: each NAME.env in DIR is one, in the row Webkassa:NAME
-    --account NAME for this one only; may be a pattern ('almaty-*') and be given several times
-    --jobs N       so many at a time (4)
-    --shard I/N    the I-th (0 to N-1) of N shares only; a name is always in the same share
-  -v, --verbose    say each step (also: --version, --help)
 exit codes of update and check (2, 73, 77 and 78 do not heal by themselves; the others may):
    0  done, or nothing to do
    2  wrong usage of this command
@@ -34,8 +12,7 @@ exit codes of update and check (2, 73, 77 and 78 do not heal by themselves; the 
   76  Webkassa's answer makes no sense
   77  Webkassa refuses the login, password or API key
   78  the settings are wrong
-exit codes of status: 0 OK, 1 WARNING (older than 25 h), 2 CRITICAL (missing, dead or older than
-49 h), 3 UNKNOWN (cannot tell)
+exit codes of status: 0 OK, 1 WARNING (over 25 h), 2 CRITICAL (missing, dead, over 49 h), 3 UNKNOWN
 """
 
 from __future__ import annotations
@@ -61,7 +38,6 @@ import select
 import shlex
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -91,6 +67,7 @@ except ImportError as error:
 __version__ = "2.0.0"
 log = logging.getLogger("webkassa_key_updater")
 LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
+ALWAYS, IF_NEEDED = "always", "if needed"  # modes of an update
 ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
 DOUBTED = "dead, but not believed"  # of a probe that refused every new key: counts as unclear
 
@@ -213,6 +190,29 @@ class Deadline:
         return Deadline(min(self.left, seconds))
 
 
+class KeyRow(NamedTuple):
+    """The row of a service: its key, and its age by the database's clock."""
+
+    clock: float = 0.0  # the database's, in seconds, less this machine's monotonic one
+    exists: bool = False
+    key: Secret = NO_KEY
+    age: float | None = None  # seconds; None: not known
+    age_from: str = "row"  # or "note": see `KeyAge`
+    row_age: float | None = None  # what its columns say
+    changed: str | None = None  # UTC
+    others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
+    padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
+
+
+class Job(NamedTuple):
+    """What is asked for."""
+
+    account: Account
+    mode: str  # ALWAYS, IF_NEEDED, or the fingerprint of a key that a consumer was told is dead
+    report_wait: Callable[[Message, float], None]  # hears of every wait, and for how many seconds
+    connect: Callable[[Account, Deadline], Connection]  # a Connector, or waits for a place, too
+
+
 # ---- Update, the protocol: its order is the product
 
 
@@ -328,20 +328,6 @@ class Outcome(NamedTuple):
     renewed: bool = False
     verdict: str = ""  # "": it was neither renewed nor put at risk
     warnings: Sequence[Message] = ()
-
-
-class Job(NamedTuple):
-    """What is asked for. `mode`: ALWAYS, IF_NEEDED, or the fingerprint of a key that a consumer was
-    told is dead; `report_wait(what, seconds)` hears of every wait; `connect` is a Connector, or waits
-    for a free place as well."""
-
-    account: Account
-    mode: str
-    report_wait: Callable[[Message, float], None]
-    connect: Callable[[Account, Deadline], Connection]
-
-
-ALWAYS, IF_NEEDED = "always", "if needed"
 
 
 @contextlib.contextmanager
@@ -464,10 +450,8 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
             what = "The probe calls the young key {key} dead, and no note of it can be kept."
             raise WebkassaFailure(what, key=row.key.fingerprint)
         return None
-    if verdict == DOUBTED:
-        raise probe_refuses_every_key(row.key, logins.webkassa)
-    if row.age is None and verdict != ALIVE:
-        raise age_and_life_unknown(row, verdict)
+    if verdict == DOUBTED or (row.age is None and verdict != ALIVE):
+        raise key_unproven(row, verdict, logins.webkassa)
     what = "Nothing to do: the key {key}; the probe says {verdict}."
     return Message(what, key=describe_key(row), verdict=Message(verdict))
 
@@ -479,7 +463,9 @@ def probe_stored_key(logins: LoginState, row: KeyRow) -> str:
     if verdict == DEAD and row.age is not None and row.age < YOUNG:
         sleep_or_signal(1.0, ignore_signals=True)
         verdict = logins.probe(row.key)
-    if verdict == DEAD and row.age_from == "note" and (row.age or 0) < FULL_LIFE:
+    died_early = verdict == DEAD and row.age_from == "note" and (row.age or 0) < FULL_LIFE
+    if died_early and not logins.warned_of_stranger:  # once, however often the row is waited for
+        logins.warned_of_stranger = True
         what = "{service}: the key {key} is dead already. Does somebody else use this login?"
         log.warning(Message(what, service=logins.account.service, key=describe_key(row)))
     return verdict
@@ -651,6 +637,7 @@ class LoginState:
         self.is_early = False  # a key younger than a minute is replaced, for it is dead
         self.ended_by = cast("Failure | None", None)  # what ended the logins with a token in hand
         self.has_waited = False  # for a lock that somebody else held
+        self.warned_of_stranger = False  # who uses the same login
 
     @classmethod
     def longest_hold(cls, account: Account) -> float:
@@ -1098,68 +1085,6 @@ CREATE_TABLE = """
         user_id varchar(255), created_at timestamptz NOT NULL DEFAULT now(),
         updated_at timestamptz NOT NULL DEFAULT now())
 """
-# Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
-# between rehearsal and store
-KEEP_TABLE_LOCK = (
-    "EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s"
-)
-# UPDATE when there is a row, else INSERT: with ON CONFLICT a NOT NULL column without a default
-# breaks even the update
-UPDATE_ROW = "UPDATE {table} SET api_key = %(token)s{times} WHERE service_name = %(service)s;"
-INSERT_ROW = (
-    "INSERT INTO {table} (service_name, api_key{times}) VALUES (%(service)s, %(token)s{now});"
-)
-# An error of our own, unless just the one row is there and right once all deferred has been called
-READ_BACK = """
-    SET CONSTRAINTS ALL IMMEDIATE;
-    SELECT set_config('webkassa_key_updater.token', %(token)s, true);
-    DO $check$ BEGIN
-        IF (SELECT count(*) = 1
-                   AND bool_and(api_key::text = current_setting('webkassa_key_updater.token'))
-            FROM {table} WHERE service_name = %(service)s) IS NOT TRUE THEN
-            RAISE SQLSTATE 'WK001' USING MESSAGE = 'the new key is not in the row';
-        END IF;
-    END $check$;
-"""
-# A sequence takes back nothing of what it gave to the rehearsal: the store needs as much once more.
-# OFFSET keeps it from looking at sequences that this transaction has not used
-SEQUENCES_GO_ON = """
-    DO $check$ BEGIN
-        IF EXISTS (SELECT FROM (SELECT s.* FROM pg_locks JOIN pg_sequence AS s ON seqrelid = relation
-                                WHERE pid = pg_backend_pid() AND NOT seqcycle OFFSET 0) AS used
-                   WHERE pg_sequence_last_value(seqrelid)::numeric + seqincrement
-                         NOT BETWEEN seqmin AND seqmax) THEN
-            RAISE SQLSTATE '2200H';
-        END IF;
-    EXCEPTION WHEN insufficient_privilege THEN NULL; -- who may not look goes on
-    END $check$;
-"""
-NOTIFY = "SELECT pg_notify('webkassa_key_updated', %(service)s);"  # the payload is never the token
-
-
-class KeyRow(NamedTuple):
-    """The row of a service: its key, and its age by the database's clock."""
-
-    clock: float = 0.0  # the database's, in seconds, less this machine's monotonic one
-    exists: bool = False
-    key: Secret = NO_KEY
-    age: float | None = None  # seconds; None: not known
-    age_from: str = "row"  # or "note": see `KeyAge`
-    row_age: float | None = None  # what its columns say
-    changed: str | None = None  # UTC
-    others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
-    padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
-
-    @property
-    def is_touched(self) -> bool:
-        """Say whether the row was changed since its key was stored."""
-        differs = self.age is not None and abs((self.row_age or 0) - self.age) > 60
-        return self.age_from == "note" and self.row_age is not None and differs
-
-    @property
-    def now(self) -> float:
-        """The database's time, in seconds."""
-        return self.clock + time.monotonic()
 
 
 class KeyStore:
@@ -1232,7 +1157,7 @@ class KeyStore:
         is_hidden = not row.exists and self.select_row("").exists
         elsewhere = "" if self.account.schema else self.find_row_elsewhere(row)
         facts = (is_hidden, "".join(similar[:1]), elsewhere)
-        if fault := row_fault(self.table, self.account.service, *facts):
+        if fault := table_fault(self.table, self.account.service, *facts):
             raise fault
 
     def find_row_elsewhere(self, row: KeyRow) -> str:
@@ -1338,6 +1263,45 @@ class KeyStore:
             write = INSERT_ROW.replace("{times}", names).replace("{now}", now)
         statements = before + write + READ_BACK + after
         return self.run_locking(statements, {"token": token.value}, end)[1]
+
+
+# Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
+# between rehearsal and store
+KEEP_TABLE_LOCK = (
+    "EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s"
+)
+# UPDATE when there is a row, else INSERT: with ON CONFLICT a NOT NULL column without a default
+# breaks even the update
+UPDATE_ROW = "UPDATE {table} SET api_key = %(token)s{times} WHERE service_name = %(service)s;"
+INSERT_ROW = (
+    "INSERT INTO {table} (service_name, api_key{times}) VALUES (%(service)s, %(token)s{now});"
+)
+# An error of our own, unless just the one row is there and right once all deferred has been called
+READ_BACK = """
+    SET CONSTRAINTS ALL IMMEDIATE;
+    SELECT set_config('webkassa_key_updater.token', %(token)s, true);
+    DO $check$ BEGIN
+        IF (SELECT count(*) = 1
+                   AND bool_and(api_key::text = current_setting('webkassa_key_updater.token'))
+            FROM {table} WHERE service_name = %(service)s) IS NOT TRUE THEN
+            RAISE SQLSTATE 'WK001' USING MESSAGE = 'the new key is not in the row';
+        END IF;
+    END $check$;
+"""
+# A sequence takes back nothing of what it gave to the rehearsal: the store needs as much once more.
+# OFFSET keeps it from looking at sequences that this transaction has not used
+SEQUENCES_GO_ON = """
+    DO $check$ BEGIN
+        IF EXISTS (SELECT FROM (SELECT s.* FROM pg_locks JOIN pg_sequence AS s ON seqrelid = relation
+                                WHERE pid = pg_backend_pid() AND NOT seqcycle OFFSET 0) AS used
+                   WHERE pg_sequence_last_value(seqrelid)::numeric + seqincrement
+                         NOT BETWEEN seqmin AND seqmax) THEN
+            RAISE SQLSTATE '2200H';
+        END IF;
+    EXCEPTION WHEN insufficient_privilege THEN NULL; -- who may not look goes on
+    END $check$;
+"""
+NOTIFY = "SELECT pg_notify('webkassa_key_updated', %(service)s);"  # the payload is never the token
 
 
 def create_missing_table(store: KeyStore, commit: bool = True) -> None:
@@ -1569,7 +1533,8 @@ class KeyAge:
         """Return the row with the age of its key, as far as it was noted."""
         note = self.note.read()
         with contextlib.suppress(KeyError, TypeError):  # one that is not whole counts as none
-            age, by_row = row.now - note["moment"], self.max_age if row.age is None else row.age
+            age = row.clock + time.monotonic() - note["moment"]
+            by_row = self.max_age if row.age is None else row.age
             if note["key"] == row.key.fingerprint and age >= (0 if note["stored"] else by_row):
                 return row._replace(age=age, age_from="note")
         return row
@@ -1580,14 +1545,19 @@ class KeyAge:
 
     def note_first_sight(self, row: KeyRow) -> None:
         if row.key and self.note.read().get("key") != row.key.fingerprint:
-            self.note.write(key=row.key.fingerprint, moment=row.now, stored=False)
+            self.remember(row, stored=False)
 
     def note_renewal(self, row: KeyRow, early: bool) -> None:
         """Note that the key of this row was stored just now; the other file tells who watches it."""
-        self.note.write(key=row.key.fingerprint, moment=row.now, stored=True, early=early)
+        self.remember(row, stored=True, early=early)
         other = self.note.file.with_name(self.note.file.stem.replace("key", "renewed"))
         with contextlib.suppress(Exception):
             run_with_deadline(Deadline(1), None, other.touch)
+
+    def remember(self, row: KeyRow, **facts: bool) -> None:
+        """Note the key of this row, and the database's time."""
+        moment = row.clock + time.monotonic()
+        self.note.write(key=row.key.fingerprint, moment=moment, **facts)
 
 
 class Refusals:
@@ -1883,7 +1853,7 @@ def read_secret_files(values: dict[str, str], faults: list[Message]) -> None:
 def read_text(path: Path, limit: int = 2**24) -> str:
     """Return the text of a file; raise SettingsFault, with what is wrong about it."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > limit:
+        if path.stat().st_size > limit or not path.is_file():
             raise SettingsFault("is no regular file (a folder, a pipe?), or too long")
         text = path.read_bytes().decode("utf-8-sig")
         if "\0" in text:
@@ -1963,7 +1933,7 @@ def describe_stored(job: Job, logins: LoginState, table: Table) -> Outcome:
     """Say what was stored, where, and in place of what; warn of what is odd about it."""
     webkassa, token = logins.webkassa, logins.token
     before = logins.row_before_first_login or KeyRow()
-    doubt = probe_refuses_every_key(token, webkassa)
+    doubt = key_unproven(logins.row, DOUBTED, webkassa)
     is_doubted = logins.against_probe or logins.verdict == DOUBTED
     odd = (
         (before.others and not logins.account.service.startswith("Webkassa:"),
@@ -2029,21 +1999,18 @@ def describe_failure(
     return Outcome(failure.code, said, key, verdict=verdict)
 
 
-def age_and_life_unknown(row: KeyRow, verdict: str) -> Failure:
-    """Say that --if-needed knows neither the age of the key nor whether it works."""
-    key = row.key.fingerprint
+def key_unproven(row: KeyRow, verdict: str, webkassa: Webkassa) -> Failure:
+    """Say why nothing proves that a stored key works: by a probe's verdict on it, or by its age."""
+    key, host = row.key.fingerprint, host_of(webkassa.probe_url)
+    if verdict == DOUBTED:
+        what = "The stored key {key} is not proven: the probe at {host} refuses every new key."
+        return SettingsFault(what, DOUBT, key=key, host=host)
     if verdict == OFF:
         what = "WEBKASSA_PROBE_URL is off, and the row of the key {key} holds no usable time of change."
         advice = "Let the probe be on, or give the table a column updated_at. Then run: `check`"
         return SettingsFault(what, advice, key=key)
     what = "Whether the stored key {key} works could not be probed, and its row holds no usable time of change."
     return WebkassaFailure(what, key=key)
-
-
-def probe_refuses_every_key(key: Secret, webkassa: Webkassa) -> SettingsFault:
-    """Say that a key is stored, but not proven."""
-    what = "The stored key {key} is not proven: the probe at {host} refuses every new key."
-    return SettingsFault(what, DOUBT, key=key.fingerprint, host=host_of(webkassa.probe_url))
 
 
 def no_answer(host: str, error: Exception, was_sent: bool) -> Failure:
@@ -2222,27 +2189,20 @@ def quote_name(name: str) -> str:
     return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
 
 
-def table_fault(table: Table) -> WriteRefused | None:
-    """Say why a table cannot serve, if so."""
+def table_fault(
+    table: Table, service: str = "", is_hidden: bool = False, similar: str = "", elsewhere: str = ""
+) -> WriteRefused | None:
+    """Say why a table cannot serve, or consumers may read another row of it than ours, if so."""
     missing = [name for name in ("service_name", "api_key") if name not in table.columns]
     kind, category = table.columns.get("api_key", ["", ""])
-    facts = {"table": table.short, "column": "".join(missing[:1]), "kind": kind,
+    facts = {"table": table.shown, "short": table.short, "column": "".join(missing[:1]), "kind": kind,
+             "service": service, "similar": similar, "elsewhere": elsewhere,
              "grants": describe_grants(table)}  # fmt: skip
     faults = (
-        (table.found is False, "The table is not found by its name, but {table} is there.",
-         "Set API_KEYS_TABLE={table}, or to a new one. If it may not be read: {grants}"),
-        (missing, "The table {table} has no column {column}.", ""),
-        (category != "S", "The column api_key of {table} must be text, but it is {kind}.", ""),
-    )  # fmt: skip
-    return next((WriteRefused(what, advice, **facts) for so, what, advice in faults if so), None)
-
-
-def row_fault(
-    table: Table, service: str, is_hidden: bool, similar: str, elsewhere: str
-) -> WriteRefused | None:
-    """Say why the row of a table cannot serve, if so."""
-    facts = {"table": table.shown, "service": service, "similar": similar, "elsewhere": elsewhere}
-    faults = (
+        (table.found is False, "The table is not found by its name, but {short} is there.",
+         "Set API_KEYS_TABLE={short}, or to a new one. If it may not be read: {grants}"),
+        (missing, "The table {short} has no column {column}.", ""),
+        (category != "S", "The column api_key of {short} must be text, but it is {kind}.", ""),
         (is_hidden, "{table} has a row {service!r} that may be seen, but not locked: row-level"
          " security?", ""),
         (similar, "{table} has no row {service!r}, but {similar!r}.",
@@ -2298,7 +2258,7 @@ def check(job: Job) -> Iterator[Finding]:
         if refusal:
             yield failed_step("login", refusal)
         found = classify(row, verdict, None)
-        is_good = found.level in ("OK", "UNKNOWN") and not row.is_touched
+        is_good = found.level in ("OK", "UNKNOWN") and not is_touched(row)
         what = "stored key: {what}." if found.advice else "stored key: {what}"
         yield Finding("ok" if is_good else "WARN", Message(what, what=found.message), found.advice)
     if account.healthcheck_url:
@@ -2434,7 +2394,7 @@ def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Fai
 
 def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
     """Say how a stored key stands, given a probe's verdict and the refusal that is remembered."""
-    age, row_age, is_touched = row.age or 0, row.row_age or 0, row.is_touched
+    age, row_age, touched = row.age or 0, row.row_age or 0, is_touched(row)
     end = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(time.time() + 86400 - age))
     facts = {"key": describe_key(row), "verdict": Message(verdict), "hours": abs(row_age) / 3600,
              "why": refusal and refusal.message, "end": end}  # fmt: skip
@@ -2452,16 +2412,22 @@ def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
          Message("Does something write local time there? It has to be UTC.")),
         (row.age is None, "UNKNOWN",
          "key {key}; the probe says {verdict}; its row holds no usable time of change", None),
-        (age > WARNING_AGE and is_touched, "WARNING",
+        (age > WARNING_AGE and touched, "WARNING",
          "key {key}: older than 25 h, its row {hours:.1f} h; the probe says {verdict}", NOW),
         (age > CRITICAL_AGE, "CRITICAL", old, NOW),
         (age > WARNING_AGE, "WARNING", old, NOW),
         (verdict == DOUBTED, "WARNING", good, settle),
         (verdict == UNCLEAR, "WARNING", good, Message("Look again in a minute: `status`")),
-        (is_touched, "OK", "key {key}, its row {hours:.1f} h; the probe says {verdict}", None),
+        (touched, "OK", "key {key}, its row {hours:.1f} h; the probe says {verdict}", None),
         (True, "OK", good, None))  # fmt: skip
     _, level, what, advice = next(case for case in cases if case[0])
     return Finding(level, Message(what, **facts), advice)
+
+
+def is_touched(row: KeyRow) -> bool:
+    """Say whether a row was changed since its key was stored."""
+    is_noted = row.age_from == "note" and row.age is not None and row.row_age is not None
+    return is_noted and abs((row.row_age or 0) - (row.age or 0)) > 60
 
 
 def describe_key(row: KeyRow) -> Message:
@@ -2542,11 +2508,37 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return options
 
 
+HELP = """usage: webkassa_key_updater.py [OPTIONS] [update [--if-needed | --if-key FINGERPRINT] [--json] |
+                                          check | status [--json | --metrics] [--no-probe]]
+
+commands:
+  update           authorize against Webkassa, validate the new key, store it (the default);
+                   this kills the key in use, and puts the new one in its place
+    --if-needed    do nothing when the stored key is young and not dead
+    --if-key FINGERPRINT
+                   do nothing unless this key is still stored, and older than a minute;
+                   "-": read a line: FINGERPRINT (empty: --if-needed), of many NAME FINGERPRINT
+  check            the dry run: all but authorizing (settings, database, lock, write, host, key)
+  status [--json]  how things stand, for a person, a monitor or machines; changes nothing
+    --metrics      the same for Prometheus (OpenMetrics text); exit code 0 once it is printed
+    --no-probe     by the database alone: Webkassa is not asked
+An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lost.
+options:
+  --env-file FILE  read settings from FILE instead of .env beside this program
+  --accounts-dir DIR  for many accounts: each NAME.env in DIR is one, in the row Webkassa:NAME
+    --account NAME for this one only; may be a pattern ('almaty-*') and be given several times
+    --jobs N       so many at a time (4)
+    --shard I/N    the I-th (0 to N-1) of N shares only; a name is always in the same share
+  -v, --verbose    say each step (also: --version, --help)
+"""
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose help is the text at the top of this file."""
+    """A parser whose help is HELP, amid the text at the top of this file."""
 
     def format_help(self) -> str:
-        return __doc__ or ""
+        title, _, codes = (__doc__ or "").partition("\n\n")
+        return f"{title}\n\n{HELP}{codes}"
 
     def error(self, message: str) -> NoReturn:
         self.exit(self.get_default("usage_code"), f"{Path(__file__).name}: {message}; see --help\n")

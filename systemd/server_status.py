@@ -162,7 +162,6 @@ class Server:
         self.program = [python, "-I", str(self.current / "venv/bin/webkassa-key-updater")]
         self.apprise = self.current / "alerts/bin/python"
         self.is_root, self.user = os.geteuid() == 0, user_name()
-        self.unseen = Message("not visible to {user} without sudo", user=self.user)
         self.many = (self.units / "webkassa-key-.service.d/10-accounts.conf").exists()
         # Of many accounts, the good keys must stay
         self.renew = "sudo webkassa-key update" + (" --if-needed" if self.many else "")
@@ -176,10 +175,19 @@ class Server:
         return in_words(what, self.translate)
 
     @property
+    def unseen(self) -> Message:
+        return Message("not visible to {user} without sudo", user=self.user)
+
+    @property
     def account_names(self) -> set[str]:
         """The accounts that are to be renewed; "" stands for the only one, and for all."""
         names = {path.stem for path in listed(self.accounts) if path.match("[!.]*.env")}
         return {""} | names
+
+    def owner_of(self, file: Path) -> tuple[int, int]:
+        """Return the numbers of a file's user and group."""
+        found = file.stat()
+        return found.st_uid, found.st_gid
 
     def reinstall(self, options: str = "") -> Words:
         """The command that mends the installation."""
@@ -652,27 +660,28 @@ def look_at_file(server: Server, path: Path, name: str) -> Finding:
         text = "{file} is hidden from the service, which sees no homes and no /tmp: move it to /etc"
         return Finding(CRITICAL, name, Message(text, file=target))
     try:
-        found = target.stat()
+        user, group = server.owner_of(target)
+        mode = f"{stat.S_IMODE(target.stat().st_mode):o}"
     except OSError:
         return Finding(UNSEEN, name, server.unseen)
-    mode = f"{stat.S_IMODE(found.st_mode):o}"
-    facts = {"file": target, "owner": owner_of(found), "mode": mode, "user": USER}
+    owner = names_of(user, group)
+    facts = {"file": target, "owner": owner, "mode": mode, "user": USER}
     if not service_reads(server, target):
         text = "{file} is {owner} {mode}: the service cannot read it"
         return Finding(CRITICAL, name, Message(text, **facts), mend)
-    if found.st_uid or not re.fullmatch("[4-7][04]0", mode):
+    if user or not re.fullmatch("[4-7][04]0", mode):
         text = "{file} is {owner} {mode}, not root:{user} 640"
         return Finding(WARNING, name, Message(text, **facts), mend)
-    return Finding(OK, name, f"{target}, {owner_of(found)} {mode}")
+    return Finding(OK, name, f"{target}, {owner} {mode}")
 
 
-def owner_of(found: os.stat_result) -> str:
-    user, group = str(found.st_uid), str(found.st_gid)
+def names_of(user: int, group: int) -> str:
+    names = [str(user), str(group)]
     with contextlib.suppress(KeyError):
-        user = pwd.getpwuid(found.st_uid).pw_name
+        names[0] = pwd.getpwuid(user).pw_name
     with contextlib.suppress(KeyError):
-        group = grp.getgrgid(found.st_gid).gr_name
-    return f"{user}:{group}"
+        names[1] = grp.getgrgid(group).gr_name
+    return ":".join(names)
 
 
 def as_service(server: Server) -> dict[str, Any]:

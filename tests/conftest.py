@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from world.shop import Shop, make_database
 from world.tls import Authority
 from world.webkassa_simulator import Simulator
 
+MACHINES = ("boot", "containers")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "begins_first: waits long; the others run beside it")
@@ -26,9 +29,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.parent.name in ("boot", "containers"):
+        if item.path.parent.name in MACHINES:
             item.add_marker(pytest.mark.timeout(1800))  # the first makes machine or engine
-    items.sort(key=lambda item: item.get_closest_marker("begins_first") is None)
+    items.sort(key=turn)
+
+
+def turn(item: pytest.Item) -> tuple[int, int]:
+    """Return when a test is to begin. What waits long is first; then machine and engine, each in its
+    order; the rest is mixed, the same way each time, so that some wait while others compute."""
+    if item.get_closest_marker("begins_first"):
+        return 0, 0
+    if item.path.parent.name in MACHINES:
+        return 1, 0
+    group = item.get_closest_marker("xdist_group")
+    return 2, zlib.crc32((group.args[0] if group else item.nodeid).encode())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -214,6 +214,20 @@ def test_commit_that_went_through_is_probed_after_an_unanswered_login(shop: Shop
     assert cut.cuts == 1
 
 
+def test_token_stored_after_the_last_login_failed_is_not_said_to_be_as_it_was(shop: Shop) -> None:
+    """It was called dead, the next login is refused, and the answer to the commit is lost."""
+    shop.webkassa.verdict = lambda token: errors(2)
+    shop.webkassa.script.append(lambda handler, good: handler.send(200, good))
+    shop.webkassa.script.append(answer(200, errors(1)))
+    with shop.relay() as relay:
+        cut = CutAtCommit(relay)
+        relay.to_client = cut.answer
+        result = shop.run()
+    assert (result.code, cut.cuts) == (77, 1)
+    assert shop.holds_the_live_key
+    assert f"The stored key {fingerprint(shop.key)} may be dead." in result.err
+
+
 def test_row_before_the_token_is_the_one_of_its_own_login(shop: Shop) -> None:
     """A second login was prepared and never sent: the key that another stored meanwhile lives,
     and a probe that calls every key alive must not have ours written over it."""

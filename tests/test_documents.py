@@ -405,6 +405,7 @@ def test_stage_leads_every_setting_to_what_is_not_real(tmp_path: Path) -> None:
         done = subprocess.run(
             ["bash", "-e", "-c", snippet("run: desk stage")], cwd=folder, text=True,
             input=snippet("run: on the stage"), capture_output=True,
+            env=os.environ | {"WEBKASSA_LANG": "en"},
         )  # fmt: skip
     said = done.stdout + done.stderr
     assert "ok    webkassa: 127.0.0.1:" in said

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from world.shop import Shop, fingerprint, trigger
+from world.waiting import await_
 from world.webkassa_simulator import ALIVE, DEAD
 
 IF_NEEDED = ("update", "--if-needed")
@@ -176,3 +177,14 @@ def test_young_key_of_ours_that_is_dead_tells_of_a_stranger(shop: Shop) -> None:
     shop.let_key_age("22 hours")  # its life is about a day
     shop.webkassa.live = None
     assert "somebody else" not in shop.main(*IF_NEEDED).err
+
+
+def test_stranger_is_told_of_once_however_often_a_migration_is_waited_for(shop: Shop) -> None:
+    """A run that waited for 45 s said so 29 times, and would have alerted so."""
+    assert shop.main("update").code == 0
+    shop.webkassa.issue()
+    with shop.transaction("LOCK TABLE api_keys IN SHARE MODE"):  # it is met at the rehearsal
+        run = shop.start(*IF_NEEDED)
+        probes = len(shop.webkassa.calls)
+        await_(lambda: len(shop.webkassa.calls) > probes + 3)
+    assert shop.assert_renewed(run, logins=2).err.count("somebody else use this login") == 1

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
+import psycopg2
+import pytest
+from world.postgres import Postgres
 from world.shop import Shop
+from world.webkassa_simulator import Simulator
 
 
 def test_consumers_are_notified_once_without_the_key(shop: Shop) -> None:
@@ -16,3 +21,24 @@ def test_consumers_are_notified_once_without_the_key(shop: Shop) -> None:
         consumer.poll()
         heard = [(note.channel, note.payload) for note in consumer.notifies]
     assert heard == [("webkassa_key_updated", "Webkassa")]
+
+
+def test_key_is_stored_though_the_queue_of_notifications_is_full(
+    webkassa: Simulator, tmp_path: Path
+) -> None:
+    """That shows at the commit alone: the rehearsal cannot know. Somebody has listened and not ended
+    a transaction since; the queue's size is a setting from PostgreSQL 17 on."""
+    server = Postgres("fsync=off", "max_notify_queue_pages=64")
+    try:
+        with contextlib.closing(Shop(server, webkassa, tmp_path)) as shop:
+            shop.sql("LISTEN somebody")
+            with shop.transaction("LISTEN webkassa_key_updated") as listener:
+                listener.execute("COMMIT; BEGIN; SELECT 1")
+                with pytest.raises(psycopg2.Error, match="NOTIFY queue"):
+                    shop.sql(
+                        "SELECT pg_notify('a', repeat(i::text, 900)) FROM generate_series(1, 999) i"
+                    )
+                result = shop.renew()
+        assert "Storing took more than one try; perhaps nobody was notified." in result.err
+    finally:
+        server.remove()

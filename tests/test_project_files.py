@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,9 @@ def test_a_release_is_made_of_a_clean_commit_with_its_tag_alone(tmp_path: Path) 
     )
     check = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
     subprocess.run(check, cwd=tmp_path / "dist", check=True)
+    with zipfile.ZipFile(tmp_path / "dist" / name) as wheel:
+        readable = [file.external_attr >> 16 & 0o444 for file in wheel.infolist()]
+    assert {*readable} == {0o444}  # whatever the maker's umask is
 
 
 def test_workflows_run_existing_scripts_only() -> None:
@@ -169,7 +173,7 @@ def test_nothing_but_the_manual_needs_the_repositorys_address() -> None:
     """It is not known yet: a command with OWNER in it cannot be typed."""
     files = [ROOT / name for name in (*PAPERS, ".env.example", "pyproject.toml")]
     for folder in (".github", "systemd", "containers"):
-        files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+        files += [at for at in (ROOT / folder).rglob("*") if at.is_file() and at.suffix != ".pyc"]
     for path in (*files, *ROOT.glob("*.sh"), *ROOT.glob("*.py")):
         found = re.search(
             r"\bOWNER\b|git(hub|lab)\.com/[\w-]+/webkassa", path.read_text(encoding="utf-8")

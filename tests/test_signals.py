@@ -106,8 +106,10 @@ def test_signal_while_the_database_is_waited_for_with_a_token_in_hand_loses_no_k
     with shop.relay() as relay, contextlib.closing(shop.connect()) as other:
         process = shop.start()
         await_(lambda: len(relay.links) > 2)
+        known = len(relay.links)
         for number in SENT:
             process.send_signal(number)
+        await_(lambda: len(relay.links) > known + 1)  # it has slept between two tries meanwhile
         other.close()
         shop.assert_renewed(process)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from world.shop import Shop, fingerprint
 from world.waiting import within
-from world.webkassa_simulator import Behaviour, Handler, answer, cut, errors, hang
+from world.webkassa_simulator import Behaviour, Handler, answer, cut, errors, hang, late
 
 
 @pytest.mark.parametrize("code", [2, 3])
@@ -155,6 +155,15 @@ def test_token_in_hand_outlives_a_connection_lost_with_the_last_login(shop: Shop
     assert shop.holds_the_live_key
 
 
+def test_probe_that_refuses_every_key_is_no_proof_of_a_late_login(shop: Shop) -> None:
+    """A login got no answer; of the next two keys, both called dead, the second is stored."""
+    shop.webkassa.verdict = lambda token: errors(2)
+    shop.webkassa.script.append(late(60, hang_up=True))
+    result = shop.expect(69, 3)
+    assert shop.holds_the_live_key
+    assert "a login before it got no answer and may end it" in result.err
+
+
 def test_probe_is_believed_again_once_it_has_called_a_key_alive(shop: Shop) -> None:
     shop.webkassa.probe_script.extend([REFUSES_ALL] * 100)
     assert shop.run().code == 78
@@ -170,7 +179,12 @@ def test_without_a_memory_nobody_logs_in_on_the_word_of_such_a_probe(shop: Shop)
     shop.env["STATE_DIRECTORY"] = "/dev/null/x"
     assert shop.run().code == 78
     made = shop.webkassa.authorizations
-    shop.expect(69, made, "update", "--if-needed")
+    for age in ("1 second", "50 minutes"):
+        shop.age(age)
+        shop.expect(69, made, "update", "--if-needed")
+    shop.age("70 minutes")
+    assert shop.run("update", "--if-needed").code == 0
+    assert shop.webkassa.authorizations > made
 
 
 def test_key_that_is_called_alive_is_not_said_to_be_dead(shop: Shop) -> None:

@@ -25,7 +25,7 @@ import psycopg2
 from psycopg2.extensions import get_wait_callback, quote_ident, set_wait_callback
 
 from world import webkassa_simulator
-from world.nursery import Process
+from world.nursery import Process, quick_hash
 from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.postgres import Postgres
 from world.relay import Hook, Relay
@@ -145,14 +145,6 @@ def make_database(server: Postgres) -> Any:
 def quote(value: str) -> str:
     """Quote a value for a settings file."""
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def quick_hash(
-    name: str, text: bytes, salt: bytes, rounds: int, slow: Any = hashlib.pbkdf2_hmac
-) -> Any:
-    """Make what is slow on purpose, so that nobody tries passwords on it, in a few rounds."""
-    assert rounds >= 200_000
-    return slow(name, text, salt, 10)
 
 
 def execute(connection: Any, statement: str, values: tuple[Any, ...]) -> list[Any]:
