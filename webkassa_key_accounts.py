@@ -20,7 +20,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import sys
 import time
 import unicodedata
@@ -213,8 +212,6 @@ class ProcessPool:
             return True
         code = updater.Failure.code
         try:
-            while updater.IDLE.acquire(blocking=False):
-                pass  # the threads are the parent's
             for number in self.stops:
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -499,9 +496,7 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
     elif command.options.is_asked:
         command.options.usage_error("with many accounts the line is NAME FINGERPRINT")
     if not command.options.no_probe:  # each child would read the certificates anew, for 20 ms
-        tls = updater.tls_context(values.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
-        with contextlib.suppress(Exception):  # nobody answers: OpenSSL finds its algorithms once
-            tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="-").do_handshake()
+        updater.tls_context(values.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
     if command.options.command == "status":
         is_whole = len(accounts) == len(everyone)
         return print_reports(command, *report_all(command, accounts), is_whole)

@@ -1012,41 +1012,48 @@ def alternative_hosts(host: str, header: str) -> list[str]:
 
 
 def run_with_deadline(
-    deadline: Deadline, heartbeat: Callable[[], object] | None, function: Callable[..., Any], *args: Any
+    deadline: Deadline, heartbeat: Callable[[], object] | None,
+    function: Callable[..., Any], *args: Any,
 ) -> Any:  # fmt: skip
     """Return what `function(*args)` gives; TimeoutError at the deadline. Timeouts of requests are per
     read and leave out name resolution; libpq waits in C: so a thread does it, left behind if late."""
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    if not IDLE.acquire(blocking=False):
-        start_thread(do_tasks)
-    TASKS.put((results, function, args))
+    tasks, idle = task_queue(os.getpid())
+    if not idle.acquire(blocking=False):  # to start a thread for each task takes a tenth of a run
+        start_thread(do_tasks, tasks, idle)
+    tasks.put((results, function, args))
     while True:
         is_last = not deadline.left  # then a moment more: this machine may have slept meanwhile
-        with contextlib.suppress(queue.Empty):
-            result, error = results.get(timeout=0.2 if is_last else min(deadline.left, HEARTBEAT))
-            break
-        if is_last:
-            raise TimeoutError
-        if heartbeat:
-            heartbeat()
-    if error:
-        raise error
-    return result
+        try:
+            pause = 0.2 if is_last else min(deadline.left, HEARTBEAT)
+            result, error = results.get(timeout=pause)
+        except queue.Empty:
+            if is_last:
+                raise TimeoutError from None
+            if heartbeat:
+                heartbeat()
+        else:
+            if error:
+                raise error
+            return result
 
 
-TASKS, IDLE = queue.SimpleQueue[Any](), threading.Semaphore(0)  # so many threads wait for a task
+@functools.cache
+def task_queue(process: int) -> tuple[queue.SimpleQueue[Any], threading.Semaphore]:
+    """Return a queue of tasks, and how many threads wait at it: a forked process has none."""
+    return queue.SimpleQueue(), threading.Semaphore(0)
 
 
-def do_tasks() -> None:
+def do_tasks(tasks: queue.SimpleQueue[Any], idle: threading.Semaphore) -> None:
     while True:
-        results, function, args = TASKS.get()
+        results, function, args = tasks.get()
         try:
             done: tuple[Any, Exception | None] = function(*args), None
         except Exception as error:
             done = None, error
-        IDLE.release()
+        idle.release()
         results.put(done)
-        del results, done  # a connection that came late ends with them
+        del results, done  # a connection that came too late is closed so
 
 
 def start_thread(function: Callable[..., None], *args: Any) -> None:
@@ -1357,8 +1364,9 @@ class Connector:
         wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
         psycopg2.extensions.set_wait_callback(wait_for_server)
         options = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
-        rest = {name: account.database[name] for name in account.database.keys() - set(ADDRESS)}
-        options |= {name: str(getattr(value, "value", value)) for name, value in rest.items()}
+        for name, value in account.database.items():
+            if name not in ADDRESS:
+                options[name] = value.value if isinstance(value, Secret) else value
         failures, slow = list[StoreUnavailable](), list[dict[str, str]]()
         targets = connect_targets(account.database, deadline)
         for target in itertools.chain(self.known, targets, slow):
