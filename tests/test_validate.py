@@ -7,7 +7,17 @@ import json
 import pytest
 from world.shop import Shop, fingerprint
 from world.waiting import within
-from world.webkassa_simulator import Behaviour, Handler, answer, cut, errors, hang, late
+from world.webkassa_simulator import (
+    ALIVE,
+    UNCLEAR,
+    Behaviour,
+    Handler,
+    answer,
+    cut,
+    errors,
+    hang,
+    late,
+)
 
 
 @pytest.mark.parametrize("code", [2, 3])
@@ -90,6 +100,15 @@ def test_token_beside_a_refusal_is_not_stored_over_a_key_that_lives(shop: Shop) 
     result = shop.run()
     assert (result.code, shop.webkassa.authorizations, shop.key) == (77, 1, shop.old_key)
     assert "still works, but the login just sent may still end it" in result.err
+
+
+def test_token_beside_a_refusal_is_not_stored_over_a_key_that_cannot_be_probed(shop: Shop) -> None:
+    """That the probe calls the token alive is not enough: it may call any so."""
+    token = "0123456789abcdef" * 2
+    shop.webkassa.verdict = lambda token: UNCLEAR if token == shop.old_key else ALIVE
+    shop.webkassa.script.append(answer(200, {"Data": {"Token": token}} | errors(1)))
+    shop.expect(77, 1)
+    assert shop.key == shop.old_key
 
 
 def test_token_beside_a_refusal_may_have_killed_a_key_that_cannot_be_probed(shop: Shop) -> None:
