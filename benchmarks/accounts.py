@@ -1,13 +1,14 @@
 """Measure updates of many accounts, against one process for each and against the bound.
 
     .venv-dev/bin/python benchmarks/accounts.py [--counts 1,10,100,1000] [--jobs 1,4,16] [--plot FILE.svg]
+        [--beside PROGRAM]
 
 PostgreSQL (with fsync) and the simulator, with TLS, run on loopback; each of the two calls to Webkassa, login
 and probe, takes 100 ms. The bound is what these calls alone take: accounts x 0.2 s / jobs. One
 process for each account is measured up to 100 accounts: its cost for each does not change.
 CPU is user + system time of all processes of the command; memory is their PSS together, at its
 peak, seen in a second run, since looking costs time (of more than 100 accounts: in the one run, but
-seldom). The plot needs matplotlib, which is not among
+seldom). --beside names the webkassa_key_updater.py of another build, measured up to 100 accounts. The plot needs matplotlib, which is not among
 the requirements: .venv-dev/bin/pip install 'matplotlib>=3.8,<4'
 """
 
@@ -35,14 +36,14 @@ sys.path.insert(0, str(ROOT / "tests"))
 import certifi  # noqa: E402
 from world.accounts import Accounts, children, row  # noqa: E402
 from world.postgres import Postgres  # noqa: E402
-from world.shop import UPDATERS, Shop, connect  # noqa: E402
+from world.shop import PROGRAM, UPDATERS, Shop, connect  # noqa: E402
 from world.tls import Authority  # noqa: E402
 from world.webkassa_simulator import Simulator  # noqa: E402
 
 LATENCY = 0.1  # seconds, of each call
 CALLS = 2  # login and probe
 PROCESSES_UP_TO = SECOND_LOOK_UP_TO = 100  # accounts
-MANY, EACH = "one command", "a process each"
+MANY, EACH, BESIDE = "one command", "a process each", "the other build"
 GREY = "#767676"  # text that can be read on white and on black
 
 
@@ -105,7 +106,7 @@ class Bench:
             raise SystemExit(done.stderr)
 
     def measure(self, way: str, count: int, jobs: int) -> Figures:
-        work = functools.partial(self.many if way == MANY else self.each, count, jobs)
+        work = functools.partial(self.each if way == EACH else self.many, count, jobs)
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         if count <= SECOND_LOOK_UP_TO:
             work()
@@ -221,19 +222,19 @@ def main() -> None:
     parser.add_argument("--counts", type=numbers, default=[1, 10, 100, 1000])
     parser.add_argument("--jobs", type=numbers, default=[1, 4, 16])
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--beside", type=Path)
     options = parser.parse_args()
     python = platform.python_version()
     print(f"Python {python}, {os.cpu_count()} cores, {platform.machine()}, {LATENCY * 1000:.0f} ms a call\n")  # fmt: skip
     with contextlib.ExitStack() as stack:
         bench = Bench(stack, max(options.counts))
         bench.many(1, 1)  # warms the caches
-        figures = [
-            bench.measure(way, count, jobs)
-            for way in (MANY, EACH)
-            for jobs in options.jobs
-            for count in options.counts
-            if way == MANY or count <= PROCESSES_UP_TO
-        ]
+        figures = []
+        for way, program in (MANY, PROGRAM), (EACH, PROGRAM), (BESIDE, options.beside):
+            bench.shop.program = [str(program)]
+            figures += [bench.measure(way, count, jobs)
+                        for jobs in options.jobs for count in options.counts
+                        if program and (way == MANY or count <= PROCESSES_UP_TO)]  # fmt: skip
     print_table(figures)
     with contextlib.ExitStack() as stack:
         count = min(100, max(options.counts))
@@ -242,7 +243,7 @@ def main() -> None:
             f"\nWithout TLS, {f.accounts} accounts, jobs {f.jobs}: {f.cpu:.1f} ms CPU an account."
         )
     if options.plot:
-        plot(figures, options.plot)
+        plot([f for f in figures if f.way != BESIDE], options.plot)
 
 
 if __name__ == "__main__":

@@ -545,6 +545,9 @@ def reach_all(
     for address in addresses:
         if address.servers and address.mark not in pending["reached"]:
             if reason := send(address, alert):
+                if sum(map(len, address.servers)) > 1:  # Apprise 2.3.0 does not say whom it reached
+                    again = "all of this line are told again: give each of them a line of its own"
+                    reason = Joined("; ", [reason, Message(again)])
                 reasons[address.label] = server.in_words(reason)
             else:
                 pending["reached"].append(address.mark)

@@ -342,6 +342,19 @@ def test_who_was_told_is_not_told_again(box: AlertedBox, receiver: Monitor) -> N
             assert receiver.paths == reached
 
 
+@pytest.mark.parametrize(("path", "told"), [("anna/boris", True), ("anna", False)])
+def test_who_gets_an_alert_again_and_again_is_told_why(
+    box: AlertedBox, receiver: Monitor, path: str, told: bool
+) -> None:
+    """Of several recipients in one line Apprise does not say who was reached."""
+    box.addresses.write_text(f"ntfy://127.0.0.1:{receiver.server_port}/{path}\n")
+    receiver.refused = {"/"}
+    box.fail()
+    box.serve(code=1)
+    why = "all of this line are told again: give each of them a line of its own"
+    assert (why in box.looked()) == told
+
+
 def test_tries_end_after_a_day_and_that_is_said(box: AlertedBox, receiver: Monitor) -> None:
     receiver.refused = {"/a"}
     box.fail()
