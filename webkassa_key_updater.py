@@ -1501,7 +1501,7 @@ class Note:
         place = sorted((name, str(value)) for name, value in account.database.items())
         about = parts or (account.service, account.schema, account.table, place)
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        self.file = Path(account.state_folder, f"{kind}-{name}.json")
+        self.file = Path(account.state_folder) / f"{kind}-{name}.json"
 
     def read(self, life: float = 0) -> dict[str, Any]:
         """Return its facts, none if it is older than `life` seconds; 0: however old it is."""
