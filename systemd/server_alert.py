@@ -49,6 +49,7 @@ LIMIT = 3500  # characters of an alert: Telegram takes 4096, and counts what it 
 TITLE_LIMIT, ENTRY_LIMIT = 250, 700
 NAMED = 10  # accounts, in the answer
 DAY, TOLD_AGAIN = 86400, 20 * 3600  # seconds: retries end; a cause is told of anew
+SENDING_TIME = 600  # seconds: longer than all addresses take
 KEY_LIVES = 86400  # seconds: what Webkassa promises, "about a day"
 
 
@@ -418,7 +419,8 @@ def look(server: Server) -> list[str]:
         ("pending", "the alert of {moment} could not be sent everywhere, and is tried again by itself. {why}"),
         ("lost", "the alert of {moment} could not be sent everywhere, and was given up after a day. {why}"),
     ):  # fmt: skip
-        if note := memory.get(name):
+        note = memory.get(name)  # without reasons it is being sent just now
+        if note and (note["reasons"] or abs(time.time() - note["time"]) > SENDING_TIME):
             reasons = "; ".join(f"{label}: {why}" for label, why in note["reasons"].items())
             facts = {"moment": when(note["time"]), "why": printable(reasons)}
             found.append(Message(text, **facts))

@@ -355,6 +355,19 @@ def test_who_gets_an_alert_again_and_again_is_told_why(
     assert (why in box.looked()) == told
 
 
+def test_alert_that_is_being_sent_is_no_fault_yet(box: AlertedBox, receiver: Monitor) -> None:
+    """A status at that moment was WARNING; one that was killed then is told of, but later."""
+    receiver.refused = {"/a"}
+    box.fail()
+    box.serve(code=1)
+    notes = json.loads(box.memory.read_text())
+    assert "could not be sent everywhere" in box.looked()
+    box.memory.write_text(json.dumps(notes | {"pending": notes["pending"] | {"reasons": {}}}))
+    assert box.looked() == ""
+    box.age_memory(1)
+    assert "could not be sent everywhere" in box.looked()
+
+
 def test_tries_end_after_a_day_and_that_is_said(box: AlertedBox, receiver: Monitor) -> None:
     receiver.refused = {"/a"}
     box.fail()
