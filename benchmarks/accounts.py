@@ -8,8 +8,8 @@ and probe, takes 100 ms. The bound is what these calls alone take: accounts x 0.
 process for each account is measured up to 100 accounts: its cost for each does not change.
 CPU is user + system time of all processes of the command; memory is their PSS together, at its
 peak, seen in a second run, since looking costs time (of more than 100 accounts: in the one run, but
-seldom). --beside names the webkassa_key_updater.py of another build, measured up to 100 accounts. The plot needs matplotlib, which is not among
-the requirements: .venv-dev/bin/pip install 'matplotlib>=3.8,<4'
+seldom). --beside names the webkassa_key_updater.py of another build, measured up to 100 accounts.
+The plot needs matplotlib, which is not among the requirements: .venv-dev/bin/pip install 'matplotlib>=3.8,<4'
 """
 
 from __future__ import annotations

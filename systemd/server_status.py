@@ -184,9 +184,8 @@ class Server:
         names = {path.stem for path in listed(self.accounts) if path.match("[!.]*.env")}
         return {""} | names
 
-    def owner_of(self, file: Path) -> tuple[int, int]:
+    def owner_of(self, found: os.stat_result) -> tuple[int, int]:
         """Return the numbers of a file's user and group."""
-        found = file.stat()
         return found.st_uid, found.st_gid
 
     def reinstall(self, options: str = "") -> Words:
@@ -660,10 +659,10 @@ def look_at_file(server: Server, path: Path, name: str) -> Finding:
         text = "{file} is hidden from the service, which sees no homes and no /tmp: move it to /etc"
         return Finding(CRITICAL, name, Message(text, file=target))
     try:
-        user, group = server.owner_of(target)
-        mode = f"{stat.S_IMODE(target.stat().st_mode):o}"
+        found = target.stat()
     except OSError:
         return Finding(UNSEEN, name, server.unseen)
+    mode, (user, group) = f"{stat.S_IMODE(found.st_mode):o}", server.owner_of(found)
     owner = names_of(user, group)
     facts = {"file": target, "owner": owner, "mode": mode, "user": USER}
     if not service_reads(server, target):

@@ -88,8 +88,8 @@ class Box(server_status.Server):
                 self.unit(name, LoadState="loaded", ActiveState="inactive", SubState="dead")
         self.note("daily", self.now - 14400, renewed=True)
 
-    def owner_of(self, file: Path) -> tuple[int, int]:
-        user, group = super().owner_of(file)
+    def owner_of(self, found: os.stat_result) -> tuple[int, int]:
+        user, group = super().owner_of(found)
         return self.owner if user == os.geteuid() else user, 0 if group == os.getegid() else group
 
     def script(self, path: Path, line: str) -> None:
