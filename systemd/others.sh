@@ -17,6 +17,8 @@ readonly RENEWS='updat|renew|refresh|rotat' A_KEY='key|token'
 readonly NO_PROGRAM='*.@(env|conf|ini|json|ya?ml|toml|log|txt|lock|pid|sock|md)'
 # What runs the commands of an application: Laravel, Django, Symfony, Rails, Yii, Flask
 readonly CONSOLES='[ /](artisan|manage\.py|console|rake|rails|yii|flask)( |$)'
+# In the text of all that is found, in any case
+readonly HINT="webkassa|schedule:|https?://.*($A_KEY)"
 
 # Print what is found, a line each: kind, path and a remark, with tabs between them.
 #   unit     a unit file that runs an updater, or bears the name of one, of ours, say: moved
@@ -116,10 +118,14 @@ find_other_units() {
 # Those that may have to do with it, by their text or their name
 find_unit_files() { # folders
     {
-        grep --recursive --files-with-matches --no-messages --ignore-case --extended-regexp \
-            --include='*.service' --include='*.conf' "webkassa|schedule:|https?://.*($A_KEY)" "$@" || true
+        with_hint --recursive --include='*.service' --include='*.conf' "$@"
         find "$@" -name '*webkassa*.service' -type f 2> /dev/null || true
     } | sort --unique
+}
+
+# What has no hint is not looked at: that would be several processes for each line
+with_hint() { # files
+    grep --files-with-matches --no-messages --devices=skip --ignore-case --extended-regexp "$HINT" "$@" || true
 }
 
 examine_unit() { # file of a service, or of a drop-in
@@ -172,8 +178,8 @@ list_unit() { # file, remark
 
 find_other_lines() {
     local file word line number
-    for file in "${CRON_FILES[@]}"; do
-        if [[ ! -f $file || ! -r $file ]] || ! is_read_by_cron "$file"; then
+    while read -r file; do
+        if ! is_read_by_cron "$file"; then
             continue
         elif [[ -L $file ]]; then
             [[ $file == /etc/* ]] || continue # users write to the spool
@@ -182,25 +188,24 @@ find_other_lines() {
         number=0
         while IFS= read -r line || [[ $line ]]; do
             number=$((number + 1))
-            [[ ! $line =~ ^[[:blank:]]*# ]] || continue
+            [[ ${line,,} =~ $HINT && ! $line =~ ^[[:blank:]]*# ]] || continue
             if word=$(runs_updater "$line"); then
                 printf 'line\t%s:%s\truns %s\n' "$file" "$number" "$word"
             else
                 look_at "$file:$number" "$line"
             fi
         done < "$file"
-    done
+    done < <(with_hint "${CRON_FILES[@]}")
 }
 
 find_other_places() {
     local file
-    for file in "${CRON_SCRIPTS[@]}"; do
-        [[ -f $file && -r $file && -x $file ]] || continue
-        look_at "$file" "$(grep --invert-match '^[[:blank:]]*#' "$file" | tr '\n' ' ')"
-    done
-    for file in "${SUPERVISOR_FILES[@]}"; do
-        [[ ! -f $file ]] || look_at "$file" "$(commands_of "$file" command)"
-    done
+    while read -r file; do
+        [[ ! -x $file ]] || look_at "$file" "$(grep --invert-match '^[[:blank:]]*#' "$file" | tr '\n' ' ')"
+    done < <(with_hint "${CRON_SCRIPTS[@]}")
+    while read -r file; do
+        look_at "$file" "$(commands_of "$file" command)"
+    done < <(with_hint "${SUPERVISOR_FILES[@]}")
     while read -r file; do
         look_at "$file" "$(commands_of "$file" 'Exec[A-Za-z]*')"
     done < <(find_unit_files "${USER_UNIT_DIRS[@]}")
