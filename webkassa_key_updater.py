@@ -1074,10 +1074,10 @@ def start_thread(function: Callable[..., None], *args: Any) -> None:
 # naive columns as it suits aware ones. A snapshot older than the lock would not see what it waited
 # for, so READ COMMITTED. The server's own limits are lifted.
 BEGIN = """
-    BEGIN ISOLATION LEVEL READ COMMITTED;
-    SET LOCAL idle_in_transaction_session_timeout = 30000;
+    BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = 30000;
     SET LOCAL synchronous_commit = local; SET LOCAL TimeZone = 'UTC'; SET LOCAL statement_timeout = 0;
-    SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
+    SELECT set_config('transaction_timeout', '0', true)
+    WHERE current_setting('transaction_timeout', true) IS NOT NULL;
 """  # the last since 17: PgBouncer 1.18 may tell an earlier server's version (findings/)
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
 SELECT_ROWS = """

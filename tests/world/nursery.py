@@ -1,16 +1,15 @@
 """Starts the program in a process that has its libraries loaded already.
 
 Loading them is most of a run's time, and the tests run the program many hundred times. So a mother
-process loads them and the program once and forks for each run. That is a process of its own and our
-child, with arguments, environment, files and signals as `python ARGUMENTS` has them. The program
-itself does nothing but define when it is loaded (tests/test_shape.py): it is run as the installed
-command runs it. Anything else is executed as `__main__`.
+process loads them and the program once and forks for each run. That is a process of its own, with
+arguments, environment, files and signals as `python ARGUMENTS` has them. The program itself does
+nothing but define when it is loaded (tests/test_shape.py): it is run as the installed command runs
+it. Anything else is executed as `__main__`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import functools
 import gc
@@ -31,14 +30,12 @@ import types
 from pathlib import Path
 from typing import Any, NoReturn
 
-PR_SET_CHILD_SUBREAPER = 36
-
 
 class Nursery:
     """The mother process, as its parent sees it."""
 
     def __init__(self) -> None:
-        self.libc = ctypes.CDLL(None)
+        self.asking = threading.Lock()
         self.socket, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with end:
             fd = end.fileno()
@@ -46,13 +43,17 @@ class Nursery:
         # It ends with us, when nobody holds the other end any more
 
     def bear(self, request: dict[str, Any], files: list[int]) -> int:
-        """Start a run with these standard files and return its process, a child of ours."""
-        self.libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        try:
+        """Start a run with these standard files and return its process."""
+        return self.ask(request, files)
+
+    def reap(self, pid: int) -> int:
+        """Return the status of a process that has ended; until now the number is no other's."""
+        return self.ask({"ended": pid}, [])
+
+    def ask(self, request: dict[str, Any], files: list[int]) -> int:
+        with self.asking:
             socket.send_fds(self.socket, [json.dumps(request).encode()], files)
             return int(self.socket.recv(20))
-        finally:
-            self.libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 mother = functools.cache(Nursery)
@@ -93,9 +94,8 @@ class Process:
 
     def poll(self) -> int | None:
         with self.reaping:
-            if self.returncode is None:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            if self.returncode is None and select.select([self.ended], [], [], 0)[0]:
+                self.returncode = os.waitstatus_to_exitcode(mother().reap(self.pid))
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -162,21 +162,18 @@ def serve(requests: socket.socket) -> None:
         if not text:
             return
         request = json.loads(text)
+        if "ended" in request:
+            requests.send(b"%d" % os.waitpid(request["ended"], 0)[1])
+            continue
         name, other = request["command"][1], None
         if name not in ("-c", program.__file__):
             text = Path(request["cwd"], name).read_bytes()
             other = programs[text] = programs.get(text) or compile(text, name, "exec")
-        read, write = os.pipe()
-        between = os.fork()  # its child becomes our parent's when it ends
-        if not between:
-            child = os.fork()
-            if not child:
-                be_python(request, files, program, other)
-            os.write(write, str(child).encode())
-            os._exit(0)
-        os.waitpid(between, 0)
-        requests.send(os.read(read, 20))
-        for fd in (*files, read, write):
+        child = os.fork()
+        if not child:
+            be_python(request, files, program, other)
+        requests.send(b"%d" % child)
+        for fd in files:
             os.close(fd)
 
 
