@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from world.scripts import quick_python3
 
 import webkassa_key_updater
 
@@ -95,9 +96,11 @@ def test_newest_change_is_of_this_version() -> None:
 def test_a_release_is_made_of_a_clean_commit_with_its_tag_alone(tmp_path: Path) -> None:
     clone, version = tmp_path / "clone", webkassa_key_updater.__version__
     subprocess.run(["git", "clone", "--quiet", "--no-tags", ROOT, clone], check=True)
+    quick_python3(tmp_path / "bin")
 
     def release() -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "DOCKER_HOST": "unix:///nowhere"}
+        path = f"{tmp_path}/bin:{os.environ['PATH']}"
+        env = {**os.environ, "DOCKER_HOST": "unix:///nowhere", "PATH": path}
         command = [clone / ".ci/release", tmp_path / "dist"]
         return subprocess.run(command, env=env, text=True, capture_output=True)
 
