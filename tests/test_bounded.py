@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from world.relay import Link
-from world.shop import UPDATERS, Shop, trigger
+from world.shop import UPDATERS, Shop, connect, execute, trigger
 from world.waiting import await_, within
 from world.webkassa_simulator import answer, late, slow
 
@@ -120,18 +120,42 @@ def test_frozen_server_is_not_taken_for_a_transaction_that_stands(
 # The commit --------------------------------------------------------------------------------------
 
 
-def test_standby_that_is_away_does_not_hold_the_key_back(shop: Shop) -> None:
+@pytest.fixture
+def standby_away(shop: Shop) -> Iterator[None]:
+    """Every commit waits for a standby that does not come, but those with synchronous_commit off."""
+
     def set_standby(name: str) -> None:
         shop.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
         shop.sql("SELECT pg_reload_conf()")
         await_(lambda: shop.sql("SHOW synchronous_standby_names") == [(name,)])
 
     set_standby("away")
-    try:
-        with within(40):
-            shop.renew()
-    finally:
-        set_standby("")
+    yield
+    set_standby("")
+
+
+@pytest.mark.usefixtures("standby_away")
+def test_standby_that_is_away_does_not_hold_the_key_back(shop: Shop) -> None:
+    with within(40):
+        shop.renew()
+
+
+def test_notification_of_a_stranger_that_waits_for_a_standby_does_not_hold_the_key_back(
+    shop: Shop, standby_away: None
+) -> None:
+    """It holds a lock that every NOTIFY of the server wants, and our rehearsal never comes to."""
+    writes = "CREATE TABLE a (); DROP TABLE a; NOTIFY somebody"
+    with contextlib.closing(connect(shop.server, "postgres")) as stranger:
+        waiting = threading.Thread(target=execute, args=(stranger, writes, ()))
+        waiting.start()
+        await_(lambda: shop.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"))
+        try:
+            with within(10):
+                result = shop.renew()
+        finally:
+            stranger.cancel()
+            waiting.join()
+    assert "Storing took more than one try; perhaps nobody was notified." in result.err
 
 
 def test_backend_that_freezes_at_the_commit_loses_no_key(shop: Shop, frozen: list[int]) -> None:
