@@ -915,10 +915,11 @@ class Answer(NamedTuple):
 
 
 def new_session(ca_file: str) -> requests.Session:
-    """Return a session that follows its caller alone: no ~/.netrc, no proxy of its own; TLS is
-    always verified, by `ca_file` or the bundle of requests."""
+    """Return a session that follows its caller alone: no ~/.netrc, no proxy of its own, no redirect
+    (requests would read its body); TLS is always verified, by `ca_file` or requests' bundle."""
     session = requests.Session()
     session.trust_env, session.verify = False, ca_file or True
+    session.get_redirect_target = lambda _: None  # type: ignore[assignment, method-assign]
     session.headers["User-Agent"] = f"webkassa-key-updater/{__version__}"
     session.headers["Accept-Encoding"] = "identity"
     for scheme in ("http://", "https://"):
@@ -1398,7 +1399,7 @@ def connect_targets(database: Mapping[str, Any], deadline: Deadline) -> Iterator
         found, host = [], target.get("host", "/")
         if "hostaddr" not in target and not host.startswith(("/", "@")) and not parse_address(host):
             end, lookup = Deadline(min(CONNECT_TIME, deadline.left / 2)), socket.getaddrinfo
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UnicodeError):
                 found = run_with_deadline(end, None, lookup, host, 0, 0, socket.SOCK_STREAM)
         yield from [target | {"hostaddr": str(info[4][0])} for info in found] or [target]
 
@@ -1793,7 +1794,7 @@ class SettingsParser:
             parts, host = urlsplit(""), ""
         plain_http = parts.scheme == "http" and (plain_http or is_loopback(host))
         what = first_that_holds(
-            (not host or not re.fullmatch("[!-~]+", parts.netloc),
+            (not re.fullmatch(r"[0-9a-f:.]+(%\w+)?|([\w-]{1,63}\.)*[\w-]{1,63}\.?", host, re.ASCII),
              "{name}: is no URL, or its host is not plain ASCII"),
             ("@" in parts.netloc, "{name}: must not carry a login or password"),
             (parts.scheme != "https" and not plain_http,
