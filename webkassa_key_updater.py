@@ -241,7 +241,7 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
         job.report_wait(Message("PostgreSQL"), logins.current_deadline.left)
     with KeyStore(job, logins.current_deadline) as store:
         # 2. Lock, then look: all that is decided is decided on the row as it is under the lock
-        create_missing_table(store)
+        create_missing_table(store, is_first=not logins.asked)
         seen = store.read_row()
         logins.row_before_lock = logins.row_before_lock or seen
         row = logins.row = logins.key_age.correct(store.lock_row())
@@ -1086,7 +1086,7 @@ SELECT_ROWS = """
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
     FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table} WHERE {which}) AS r
 """
-OTHER_TABLE = "SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
+OTHER_TABLE = "SET LOCAL lock_timeout = 1; SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
 CREATE_TABLE = """
     CREATE TABLE IF NOT EXISTS {table} (id serial PRIMARY KEY,
         service_name varchar(50) UNIQUE NOT NULL, api_key varchar(255) NOT NULL,
@@ -1169,14 +1169,11 @@ class KeyStore:
             raise fault
 
     def find_row_elsewhere(self, row: KeyRow) -> str:
-        """Return another table of this name that consumers may read instead: one of the search path
+        """Return another table that consumers may read instead: one of this name and the search path
         that has such a row, too, or any that has one while ours has none. It waits for no lock."""
-        look = "SET LOCAL lock_timeout = 1;" + OTHER_TABLE
-        for schema, is_on_path in self.table.others:
-            has_row = self.try_run(look, identify(schema, self.table.name)) == [(True,)]
-            if has_row and (is_on_path or not row.exists):
-                return f"{schema}.{self.table.name}"
-        return ""
+        rivals = [names for *names, is_rival in self.table.others if is_rival or not row.exists]
+        found = (n for n in rivals if self.try_run(OTHER_TABLE, identify(*n)) == [(True,)])
+        return ".".join(next(found, ()))
 
     def try_run(self, statements: str, table: sql.Identifier | None = None) -> list[Any]:
         """Return the rows of a look that may fail, or none: a failure ends no transaction."""
@@ -1312,18 +1309,21 @@ SEQUENCES_GO_ON = """
 NOTIFY = "SELECT pg_notify('webkassa_key_updated', %(service)s);"  # the payload is never the token
 
 
-def create_missing_table(store: KeyStore, commit: bool = True) -> None:
+def create_missing_table(store: KeyStore, commit: bool = True, is_first: bool = True) -> None:
     """Create the table if there is none of that name, and commit that before anything else. Two
     first runs at once both go on: the second finds what the first has made."""
     if store.table.found is not None:
         return
     store.take_lock(f"table:{store.table.short}")
     store.run(LOCK_TIMEOUT + CREATE_TABLE)
+    store.find_table(begins=False)
+    if is_first:  # its name may be misspelt: then no table is left behind
+        store.reject_other_rows(KeyRow())
     if commit:
         store.run("COMMIT")
         what = "{service}: made the missing table {table}."
         log.info(Message(what, service=store.account.service, table=store.table.shown))
-    store.find_table(begins=commit)
+        store.find_table()
 
 
 OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
@@ -1418,9 +1418,10 @@ FIND_TABLE = """
     SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, current_user::text,
            oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text, coalesce(relname, %(name)s)::text,
            found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
-        SELECT coalesce(json_agg(json_build_array(nspname, nspname = ANY(current_schemas(false)))), '[]')
-        FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-        WHERE relkind IN ('r', 'p', 'v') AND relname = t.relname AND c.oid <> t.oid
+        SELECT coalesce(json_agg(json_build_array(nspname, relname, is_same AND nspname = ANY(current_schemas(false)))), '[]')
+        FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace, LATERAL (SELECT relname = t.relname AS is_same) AS name
+        WHERE relkind IN ('r', 'p', 'v') AND c.oid <> t.oid AND (is_same OR nspname = t.nspname OR pg_table_is_visible(c.oid))
+          AND 2 = (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid AND attname IN ('service_name', 'api_key'))
           AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT'))
     FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
@@ -1456,7 +1457,7 @@ class Table(NamedTuple):
     columns: dict[str, list[str]]  # the type of each, and the category of that
     constraints: list[str]
     is_unlogged: bool
-    others: list[tuple[str, bool]]  # of that name: schema, and whether it is on the search path
+    others: list[tuple[str, str, bool]]  # schema and name; whether both hide or are hidden by ours
 
     @property
     def shown(self) -> str:
@@ -2216,8 +2217,8 @@ def table_fault(
          " security?", ""),
         (similar, "{table} has no row {service!r}, but {similar!r}.",
          "Set WEBKASSA_SERVICE_NAME to the row that consumers read. Then run: `check`"),
-        (elsewhere, "{elsewhere} has a row {service!r}, too: which one do consumers read, that or"
-         " {table}?", "Set API_KEYS_TABLE to the table that consumers read. Then run: `check`"),
+        (elsewhere, "{elsewhere} has a row {service!r}: which one do consumers read, that or"
+         " {table}?", "Set API_KEYS_TABLE to the one that they read, with its schema. Then run: `check`"),
     )  # fmt: skip
     return next((WriteRefused(what, advice, **facts) for so, what, advice in faults if so), None)
 

@@ -92,12 +92,12 @@ UNWRITABLE = {
         "CREATE SCHEMA keeper; CREATE TABLE keeper.api_keys (LIKE public.api_keys INCLUDING ALL);"
         "INSERT INTO keeper.api_keys SELECT * FROM public.api_keys;"
         "GRANT ALL ON SCHEMA keeper TO keeper; GRANT ALL ON keeper.api_keys TO keeper",
-        "public.api_keys has a row 'Webkassa', too"),
+        "public.api_keys has a row 'Webkassa'"),
     "row in another schema": (
         "CREATE SCHEMA app; CREATE TABLE app.api_keys AS SELECT * FROM public.api_keys;"
         "DELETE FROM public.api_keys WHERE service_name = 'Webkassa';"
         "GRANT USAGE ON SCHEMA app TO keeper; GRANT SELECT ON app.api_keys TO keeper",
-        "app.api_keys has a row 'Webkassa', too"),
+        "app.api_keys has a row 'Webkassa'"),
     "view": ("ALTER TABLE api_keys RENAME TO t; CREATE VIEW api_keys AS SELECT DISTINCT * FROM t;"
              "GRANT ALL ON api_keys TO keeper", "refuses"),
 }  # fmt: skip
@@ -162,6 +162,27 @@ def test_table_of_the_same_name_that_nobody_takes_for_ours_is_no_fault(
 ) -> None:
     keeper.sql(OTHER_TABLES[case])
     keeper.renew()
+
+
+@pytest.mark.parametrize("there", ["", "CREATE TABLE keys (LIKE api_keys INCLUDING ALL)"])
+def test_misspelt_table_asks_webkassa_for_nothing(shop: Shop, there: str) -> None:
+    """A second table was made and got the key; consumers were left with a dead one, and all said OK."""
+    shop.sql(there or "SELECT 1")
+    for command in ("check", "update"):
+        result = shop.expect(73, 0, command, API_KEYS_TABLE="keys")
+        assert "public.api_keys has a row 'Webkassa'" in result.out + result.err
+    assert shop.sql("SELECT to_regclass('keys') IS NULL") == [(not there,)]
+    assert shop.is_untouched
+    warned = shop.run("check", API_KEYS_TABLE="public.keys")
+    assert "WARN  table: public.api_keys has such a row, too" in warned.out
+    assert shop.run(API_KEYS_TABLE="public.keys").code == 0  # it is what the advice says
+    assert shop.row(table="keys")["api_key"] == shop.webkassa.live
+
+
+def test_renamed_table_costs_no_token(shop: Shop) -> None:
+    """With a token in hand it is better stored in a new table than lost."""
+    shop.lose_connection(lambda: shop.sql("ALTER TABLE api_keys RENAME TO keys"))
+    shop.renew(logins=None)
 
 
 def test_locked_table_of_the_same_name_is_not_waited_for(shop: Shop) -> None:
