@@ -1327,7 +1327,7 @@ def create_missing_table(store: KeyStore, commit: bool = True, is_first: bool = 
 
 
 OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
-    SELECT service_name::text, lower(btrim(service_name)) = lower(btrim(%(service)s))
+    SELECT service_name::text, lower(btrim(service_name::text)) = lower(btrim(%(service)s))
     FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
 """
 
@@ -2150,19 +2150,20 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
     if state == "55P03":
         return LockBusy("The lock, the row or the table is held by somebody.")
+    is_policy = error.diag.source_function in ("ExecWithCheckOptions", "check_enable_rls")
     in_trigger = ("a trigger or a function lacks a right, which is not one on this table",
                   "Give {role} what the trigger does, or make its function SECURITY DEFINER. Then run: `check`")  # fmt: skip
     what, advice = {
         "0A000": ("it is a view that cannot be locked? Set API_KEYS_TABLE to the table behind", ""),
         "22001": ("a column is too short: {kinds}", ""),
         "2200H": ("a sequence that the write uses has no value left", ""),
-        "WK001": ("a trigger or row-level security drops or changes the new key", ""),
+        "WK001": ("a trigger or row-level security refuses, drops or changes the new key", ""),
         "22P05": ("its encoding lacks characters of {service!r}", ""),
         "25006": ("it is read-only for now, a standby or in a failover", ""),
         "42501": in_trigger if error.diag.context else ("a right is missing", "{grants}"),
         "53100": ("its disk is full", "Make room on the disk of PostgreSQL, then run: `check`"),
         "53300": ("it has no free connection", ""),
-    }.get(state, ("", ""))  # fmt: skip
+    }.get("WK001" if is_policy and state == "42501" else state, ("", ""))  # fmt: skip
     kinds = ", ".join(f"{n} {table.columns.get(n, '?')[0]}" for n in ("service_name", "api_key"))
     facts = {"kinds": kinds, "service": account.service, "error": shown_error(error, state, table)}
     why = Message("{what} ({error})" if what else "{error}", what=Message(what, **facts), **facts)
@@ -2314,7 +2315,7 @@ VALIDITY = "expire[sd]?(_?(at|on))?|valid_(until|to)|(is_)?(active|valid|enabled
 
 def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
-    similar = ", ".join(repr(name) for name, is_similar in store.run(OTHER_ROWS)[0] if is_similar)
+    similar = ", ".join(repr(name) for name, is_similar in store.try_run(OTHER_ROWS) if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
     table, times = store.table, store.table.times
     left = ", ".join(name for name in table.columns if re.fullmatch(VALIDITY, name))

@@ -70,6 +70,15 @@ UNWRITABLE = {
     "row-level security": ("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
                            "CREATE POLICY p ON api_keys FOR SELECT USING (true)",
                            "has a row 'Webkassa' that may be seen, but not locked"),
+    "policy for what is written": (
+        "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY; CREATE POLICY r ON api_keys FOR SELECT USING (true);"
+        "CREATE POLICY w ON api_keys FOR UPDATE USING (true) WITH CHECK (user_id = 'user-9')",
+        "a trigger or row-level security refuses, drops or changes the new key (insufficient_privilege 42501"),
+    "policy for new rows": (
+        NO_ROW + "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY; CREATE POLICY r ON api_keys FOR SELECT USING (true)",
+        "row-level security refuses"),
+    "row_security off": ("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON api_keys USING (true);"
+                         "ALTER ROLE keeper SET row_security = off", "row-level security refuses"),
     "row that cannot be seen": (
         "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
         "CREATE POLICY p ON api_keys USING (service_name = 'Other') WITH CHECK (true)",
