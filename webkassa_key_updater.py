@@ -1421,7 +1421,7 @@ FIND_TABLE = """
         SELECT coalesce(json_agg(json_build_array(nspname, relname, is_same AND nspname = ANY(current_schemas(false)))), '[]')
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace, LATERAL (SELECT relname = t.relname AS is_same) AS name
         WHERE relkind IN ('r', 'p', 'v') AND c.oid <> t.oid AND (is_same OR nspname = t.nspname OR pg_table_is_visible(c.oid))
-          AND 2 = (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid AND attname IN ('service_name', 'api_key'))
+          AND c.oid IN (SELECT attrelid FROM pg_attribute WHERE attname IN ('service_name', 'api_key') GROUP BY 1 HAVING count(*) = 2)
           AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT'))
     FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
