@@ -2197,7 +2197,8 @@ def describe_grants(table: Table) -> Message:
 
 def quote_name(name: str) -> str:
     """Return a name as SQL wants it."""
-    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
+    plain = "(?!(all|check|default|end|group|limit|order|primary|table|user)$)[a-z_][a-z0-9_]*"
+    return name if re.fullmatch(plain, name) else '"' + name.replace('"', '""') + '"'
 
 
 def table_fault(
