@@ -1156,16 +1156,16 @@ class KeyStore:
         advisory lock works across hosts and behind a pooler; a row need not exist for it."""
         self.take_lock(f"{self.table.short}:{self.account.service}")
         row = self.select_row("FOR NO KEY UPDATE")
+        row = row if row.exists else self.select_row("FOR NO KEY UPDATE")  # deleted, and put anew?
         return row if row.exists else row._replace(others=self.run(OTHER_ROWS)[0])
 
     def reject_other_rows(self, row: KeyRow) -> None:
         """Raise WriteRefused where consumers may read another row than ours. Not to be asked with a
         token in hand, which is better stored in the wrong row than lost."""
-        similar = [name for name, is_similar in row.others if is_similar]
+        similar = "".join([name for name, is_similar in row.others if is_similar][:1])
         is_hidden = not row.exists and self.select_row("").exists
         elsewhere = "" if self.account.schema else self.find_row_elsewhere(row)
-        facts = (is_hidden, "".join(similar[:1]), elsewhere)
-        if fault := table_fault(self.table, self.account.service, *facts):
+        if fault := table_fault(self.table, self.account.service, is_hidden, similar, elsewhere):
             raise fault
 
     def find_row_elsewhere(self, row: KeyRow) -> str:

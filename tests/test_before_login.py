@@ -286,6 +286,20 @@ def test_who_waits_holds_no_connection(shop: Shop, held: str) -> None:
     shop.assert_renewed(process)
 
 
+WAITERS = UPDATERS + " AND wait_event_type = 'Lock'"
+
+
+def test_row_that_was_put_anew_while_it_was_waited_for_is_not_called_hidden(shop: Shop) -> None:
+    """Who waited for the old row, finds none; the new one was taken for one of row-level security."""
+    with shop.transaction("DELETE FROM api_keys WHERE id = 1") as cursor:
+        anew = "INSERT INTO api_keys SELECT 9, 'Webkassa', %s, 'user-1', now(), now()"
+        cursor.execute(anew, (shop.old_key,))
+        process = shop.start("-v")
+        await_(lambda: shop.sql(WAITERS))
+        cursor.execute("COMMIT")
+    shop.assert_renewed(process)
+
+
 def test_migration_is_waited_for_without_a_connection(shop: Shop) -> None:
     with shop.transaction("LOCK TABLE api_keys IN SHARE MODE") as cursor:
         process = shop.start()
