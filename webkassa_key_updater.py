@@ -2148,7 +2148,7 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
         if refusal:
             return SettingsFault(refusal, "Connect to PostgreSQL itself. Then run: `check`")
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
-    if state == "55P03":
+    if state == "55P03" or (state == "23505" and table.found is None):  # somebody makes the table
         return LockBusy("The lock, the row or the table is held by somebody.")
     is_policy = error.diag.source_function in ("ExecWithCheckOptions", "check_enable_rls")
     in_trigger = ("a trigger or a function lacks a right, which is not one on this table",

@@ -10,7 +10,7 @@ import psycopg2.errors
 import pytest
 from world import pgbouncer
 from world.postgres import PASSWORD
-from world.shop import UPDATERS, Shop, lock_number, trigger
+from world.shop import CONSUMERS_TABLE, UPDATERS, Shop, lock_number, trigger
 from world.waiting import await_, within
 from world.webkassa_simulator import slow
 
@@ -298,6 +298,16 @@ def test_row_that_was_put_anew_while_it_was_waited_for_is_not_called_hidden(shop
         await_(lambda: shop.sql(WAITERS))
         cursor.execute("COMMIT")
     shop.assert_renewed(process)
+
+
+def test_table_that_the_application_makes_meanwhile_is_used(shop: Shop) -> None:
+    """Both start together at the first deployment: this was 73, unique_violation in the catalog."""
+    shop.sql("DROP TABLE api_keys")
+    with shop.transaction(CONSUMERS_TABLE) as cursor:
+        process = shop.start("-v")
+        await_(lambda: shop.sql(WAITERS))
+        cursor.execute("COMMIT")
+    assert "made the missing table" not in shop.assert_renewed(process).err
 
 
 def test_migration_is_waited_for_without_a_connection(shop: Shop) -> None:
