@@ -241,7 +241,7 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
         job.report_wait(Message("PostgreSQL"), logins.current_deadline.left)
     with KeyStore(job, logins.current_deadline) as store:
         # 2. Lock, then look: all that is decided is decided on the row as it is under the lock
-        create_missing_table(store)
+        create_missing_table(store, is_first=not logins.asked)
         seen = store.read_row()
         logins.row_before_lock = logins.row_before_lock or seen
         row = logins.row = logins.key_age.correct(store.lock_row())
@@ -915,10 +915,11 @@ class Answer(NamedTuple):
 
 
 def new_session(ca_file: str) -> requests.Session:
-    """Return a session that follows its caller alone: no ~/.netrc, no proxy of its own; TLS is
-    always verified, by `ca_file` or the bundle of requests."""
+    """Return a session that follows its caller alone: no ~/.netrc, no proxy of its own, no redirect
+    (requests would read its body); TLS is always verified, by `ca_file` or requests' bundle."""
     session = requests.Session()
     session.trust_env, session.verify = False, ca_file or True
+    session.get_redirect_target = lambda _: None  # type: ignore[assignment, method-assign]
     session.headers["User-Agent"] = f"webkassa-key-updater/{__version__}"
     session.headers["Accept-Encoding"] = "identity"
     for scheme in ("http://", "https://"):
@@ -1085,7 +1086,7 @@ SELECT_ROWS = """
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
     FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table} WHERE {which}) AS r
 """
-OTHER_TABLE = "SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
+OTHER_TABLE = "SET LOCAL lock_timeout = 1; SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
 CREATE_TABLE = """
     CREATE TABLE IF NOT EXISTS {table} (id serial PRIMARY KEY,
         service_name varchar(50) UNIQUE NOT NULL, api_key varchar(255) NOT NULL,
@@ -1155,27 +1156,24 @@ class KeyStore:
         advisory lock works across hosts and behind a pooler; a row need not exist for it."""
         self.take_lock(f"{self.table.short}:{self.account.service}")
         row = self.select_row("FOR NO KEY UPDATE")
+        row = row if row.exists else self.select_row("FOR NO KEY UPDATE")  # deleted, and put anew?
         return row if row.exists else row._replace(others=self.run(OTHER_ROWS)[0])
 
     def reject_other_rows(self, row: KeyRow) -> None:
         """Raise WriteRefused where consumers may read another row than ours. Not to be asked with a
         token in hand, which is better stored in the wrong row than lost."""
-        similar = [name for name, is_similar in row.others if is_similar]
+        similar = "".join([name for name, is_similar in row.others if is_similar][:1])
         is_hidden = not row.exists and self.select_row("").exists
         elsewhere = "" if self.account.schema else self.find_row_elsewhere(row)
-        facts = (is_hidden, "".join(similar[:1]), elsewhere)
-        if fault := table_fault(self.table, self.account.service, *facts):
+        if fault := table_fault(self.table, self.account.service, is_hidden, similar, elsewhere):
             raise fault
 
     def find_row_elsewhere(self, row: KeyRow) -> str:
-        """Return another table of this name that consumers may read instead: one of the search path
+        """Return another table that consumers may read instead: one of this name and the search path
         that has such a row, too, or any that has one while ours has none. It waits for no lock."""
-        look = "SET LOCAL lock_timeout = 1;" + OTHER_TABLE
-        for schema, is_on_path in self.table.others:
-            has_row = self.try_run(look, identify(schema, self.table.name)) == [(True,)]
-            if has_row and (is_on_path or not row.exists):
-                return f"{schema}.{self.table.name}"
-        return ""
+        rivals = [names for *names, is_rival in self.table.others if is_rival or not row.exists]
+        found = (n for n in rivals if self.try_run(OTHER_TABLE, identify(*n)) == [(True,)])
+        return ".".join(next(found, ()))
 
     def try_run(self, statements: str, table: sql.Identifier | None = None) -> list[Any]:
         """Return the rows of a look that may fail, or none: a failure ends no transaction."""
@@ -1312,22 +1310,25 @@ SEQUENCES_GO_ON = """
 NOTIFY = "SET LOCAL lock_timeout = 1000; SELECT pg_notify('webkassa_key_updated', %(service)s);"
 
 
-def create_missing_table(store: KeyStore, commit: bool = True) -> None:
+def create_missing_table(store: KeyStore, commit: bool = True, is_first: bool = True) -> None:
     """Create the table if there is none of that name, and commit that before anything else. Two
     first runs at once both go on: the second finds what the first has made."""
     if store.table.found is not None:
         return
     store.take_lock(f"table:{store.table.short}")
     store.run(LOCK_TIMEOUT + CREATE_TABLE)
+    store.find_table(begins=False)
+    if is_first:  # its name may be misspelt: then no table is left behind
+        store.reject_other_rows(KeyRow())
     if commit:
         store.run("COMMIT")
         what = "{service}: made the missing table {table}."
         log.info(Message(what, service=store.account.service, table=store.table.shown))
-    store.find_table(begins=commit)
+        store.find_table()
 
 
 OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
-    SELECT service_name::text, lower(btrim(service_name)) = lower(btrim(%(service)s))
+    SELECT service_name::text, lower(btrim(service_name::text)) = lower(btrim(%(service)s))
     FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
 """
 
@@ -1399,7 +1400,7 @@ def connect_targets(database: Mapping[str, Any], deadline: Deadline) -> Iterator
         found, host = [], target.get("host", "/")
         if "hostaddr" not in target and not host.startswith(("/", "@")) and not parse_address(host):
             end, lookup = Deadline(min(CONNECT_TIME, deadline.left / 2)), socket.getaddrinfo
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UnicodeError):
                 found = run_with_deadline(end, None, lookup, host, 0, 0, socket.SOCK_STREAM)
         yield from [target | {"hostaddr": str(info[4][0])} for info in found] or [target]
 
@@ -1418,9 +1419,10 @@ FIND_TABLE = """
     SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, current_user::text,
            oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text, coalesce(relname, %(name)s)::text,
            found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
-        SELECT coalesce(json_agg(json_build_array(nspname, nspname = ANY(current_schemas(false)))), '[]')
-        FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-        WHERE relkind IN ('r', 'p', 'v') AND relname = t.relname AND c.oid <> t.oid
+        SELECT coalesce(json_agg(json_build_array(nspname, relname, is_same AND nspname = ANY(current_schemas(false)))), '[]')
+        FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace, LATERAL (SELECT relname = t.relname AS is_same) AS name
+        WHERE relkind IN ('r', 'p', 'v') AND c.oid <> t.oid AND (is_same OR nspname = t.nspname OR pg_table_is_visible(c.oid))
+          AND c.oid IN (SELECT attrelid FROM pg_attribute WHERE attname IN ('service_name', 'api_key') GROUP BY 1 HAVING count(*) = 2)
           AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT'))
     FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
@@ -1456,7 +1458,7 @@ class Table(NamedTuple):
     columns: dict[str, list[str]]  # the type of each, and the category of that
     constraints: list[str]
     is_unlogged: bool
-    others: list[tuple[str, bool]]  # of that name: schema, and whether it is on the search path
+    others: list[tuple[str, str, bool]]  # schema and name; whether both hide or are hidden by ours
 
     @property
     def shown(self) -> str:
@@ -1794,7 +1796,7 @@ class SettingsParser:
             parts, host = urlsplit(""), ""
         plain_http = parts.scheme == "http" and (plain_http or is_loopback(host))
         what = first_that_holds(
-            (not host or not re.fullmatch("[!-~]+", parts.netloc),
+            (not re.fullmatch(r"[0-9a-f:.]+(%\w+)?|([\w-]{1,63}\.)*[\w-]{1,63}\.?", host, re.ASCII),
              "{name}: is no URL, or its host is not plain ASCII"),
             ("@" in parts.netloc, "{name}: must not carry a login or password"),
             (parts.scheme != "https" and not plain_http,
@@ -2147,21 +2149,22 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
         if refusal:
             return SettingsFault(refusal, "Connect to PostgreSQL itself. Then run: `check`")
         return StoreUnavailable("The connection to PostgreSQL broke, or no answer came in time.")
-    if state == "55P03":
+    if state == "55P03" or (state == "23505" and table.found is None):  # somebody makes the table
         return LockBusy("The lock, the row or the table is held by somebody.")
+    is_policy = error.diag.source_function in ("ExecWithCheckOptions", "check_enable_rls")
     in_trigger = ("a trigger or a function lacks a right, which is not one on this table",
                   "Give {role} what the trigger does, or make its function SECURITY DEFINER. Then run: `check`")  # fmt: skip
     what, advice = {
         "0A000": ("it is a view that cannot be locked? Set API_KEYS_TABLE to the table behind", ""),
         "22001": ("a column is too short: {kinds}", ""),
         "2200H": ("a sequence that the write uses has no value left", ""),
-        "WK001": ("a trigger or row-level security drops or changes the new key", ""),
+        "WK001": ("a trigger or row-level security refuses, drops or changes the new key", ""),
         "22P05": ("its encoding lacks characters of {service!r}", ""),
         "25006": ("it is read-only for now, a standby or in a failover", ""),
         "42501": in_trigger if error.diag.context else ("a right is missing", "{grants}"),
         "53100": ("its disk is full", "Make room on the disk of PostgreSQL, then run: `check`"),
         "53300": ("it has no free connection", ""),
-    }.get(state, ("", ""))  # fmt: skip
+    }.get("WK001" if is_policy and state == "42501" else state, ("", ""))  # fmt: skip
     kinds = ", ".join(f"{n} {table.columns.get(n, '?')[0]}" for n in ("service_name", "api_key"))
     facts = {"kinds": kinds, "service": account.service, "error": shown_error(error, state, table)}
     why = Message("{what} ({error})" if what else "{error}", what=Message(what, **facts), **facts)
@@ -2195,7 +2198,8 @@ def describe_grants(table: Table) -> Message:
 
 def quote_name(name: str) -> str:
     """Return a name as SQL wants it."""
-    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
+    plain = "(?!(all|check|default|end|group|limit|order|primary|table|user)$)[a-z_][a-z0-9_]*"
+    return name if re.fullmatch(plain, name) else '"' + name.replace('"', '""') + '"'
 
 
 def table_fault(
@@ -2216,8 +2220,8 @@ def table_fault(
          " security?", ""),
         (similar, "{table} has no row {service!r}, but {similar!r}.",
          "Set WEBKASSA_SERVICE_NAME to the row that consumers read. Then run: `check`"),
-        (elsewhere, "{elsewhere} has a row {service!r}, too: which one do consumers read, that or"
-         " {table}?", "Set API_KEYS_TABLE to the table that consumers read. Then run: `check`"),
+        (elsewhere, "{elsewhere} has a row {service!r}: which one do consumers read, that or"
+         " {table}?", "Set API_KEYS_TABLE to the one that they read, with its schema. Then run: `check`"),
     )  # fmt: skip
     return next((WriteRefused(what, advice, **facts) for so, what, advice in faults if so), None)
 
@@ -2313,7 +2317,7 @@ VALIDITY = "expire[sd]?(_?(at|on))?|valid_(until|to)|(is_)?(active|valid|enabled
 
 def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
-    similar = ", ".join(repr(name) for name, is_similar in store.run(OTHER_ROWS)[0] if is_similar)
+    similar = ", ".join(repr(name) for name, is_similar in store.try_run(OTHER_ROWS) if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
     table, times = store.table, store.table.times
     left = ", ".join(name for name in table.columns if re.fullmatch(VALIDITY, name))

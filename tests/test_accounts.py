@@ -351,11 +351,11 @@ def test_login_password_and_row_are_never_inherited(shop: Shop) -> None:
 def test_account_file_wins_over_the_environment_and_that_over_the_base(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     base = shop.home / "base.env"
-    base.write_text(f"API_KEYS_TABLE=base\nWEBKASSA_ACCOUNTS_DIR='{accounts.folder}'\n")
+    base.write_text(f"API_KEYS_TABLE=public.base\nWEBKASSA_ACCOUNTS_DIR='{accounts.folder}'\n")
     shop.options = ("--env-file", str(base))
-    accounts.write("a", API_KEYS_TABLE="own")
+    accounts.write("a", API_KEYS_TABLE="public.own")
     accounts.write("b")
-    assert shop.run("update", API_KEYS_TABLE="environment").code == 0
+    assert shop.run("update", API_KEYS_TABLE="public.environment").code == 0
     assert shop.row(row("a"), "own")["api_key"] == accounts.live["a"]
     assert shop.row(row("b"), "environment")["api_key"] == accounts.live["b"]
     accounts.write("a")

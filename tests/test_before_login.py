@@ -10,7 +10,7 @@ import psycopg2.errors
 import pytest
 from world import pgbouncer
 from world.postgres import PASSWORD
-from world.shop import UPDATERS, Shop, lock_number, trigger
+from world.shop import CONSUMERS_TABLE, UPDATERS, Shop, lock_number, trigger
 from world.waiting import await_, within
 from world.webkassa_simulator import slow
 
@@ -70,6 +70,15 @@ UNWRITABLE = {
     "row-level security": ("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
                            "CREATE POLICY p ON api_keys FOR SELECT USING (true)",
                            "has a row 'Webkassa' that may be seen, but not locked"),
+    "policy for what is written": (
+        "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY; CREATE POLICY r ON api_keys FOR SELECT USING (true);"
+        "CREATE POLICY w ON api_keys FOR UPDATE USING (true) WITH CHECK (user_id = 'user-9')",
+        "a trigger or row-level security refuses, drops or changes the new key (insufficient_privilege 42501"),
+    "policy for new rows": (
+        NO_ROW + "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY; CREATE POLICY r ON api_keys FOR SELECT USING (true)",
+        "row-level security refuses"),
+    "row_security off": ("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON api_keys USING (true);"
+                         "ALTER ROLE keeper SET row_security = off", "row-level security refuses"),
     "row that cannot be seen": (
         "ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
         "CREATE POLICY p ON api_keys USING (service_name = 'Other') WITH CHECK (true)",
@@ -92,12 +101,12 @@ UNWRITABLE = {
         "CREATE SCHEMA keeper; CREATE TABLE keeper.api_keys (LIKE public.api_keys INCLUDING ALL);"
         "INSERT INTO keeper.api_keys SELECT * FROM public.api_keys;"
         "GRANT ALL ON SCHEMA keeper TO keeper; GRANT ALL ON keeper.api_keys TO keeper",
-        "public.api_keys has a row 'Webkassa', too"),
+        "public.api_keys has a row 'Webkassa'"),
     "row in another schema": (
         "CREATE SCHEMA app; CREATE TABLE app.api_keys AS SELECT * FROM public.api_keys;"
         "DELETE FROM public.api_keys WHERE service_name = 'Webkassa';"
         "GRANT USAGE ON SCHEMA app TO keeper; GRANT SELECT ON app.api_keys TO keeper",
-        "app.api_keys has a row 'Webkassa', too"),
+        "app.api_keys has a row 'Webkassa'"),
     "view": ("ALTER TABLE api_keys RENAME TO t; CREATE VIEW api_keys AS SELECT DISTINCT * FROM t;"
              "GRANT ALL ON api_keys TO keeper", "refuses"),
 }  # fmt: skip
@@ -162,6 +171,27 @@ def test_table_of_the_same_name_that_nobody_takes_for_ours_is_no_fault(
 ) -> None:
     keeper.sql(OTHER_TABLES[case])
     keeper.renew()
+
+
+@pytest.mark.parametrize("there", ["", "CREATE TABLE keys (LIKE api_keys INCLUDING ALL)"])
+def test_misspelt_table_asks_webkassa_for_nothing(shop: Shop, there: str) -> None:
+    """A second table was made and got the key; consumers were left with a dead one, and all said OK."""
+    shop.sql(there or "SELECT 1")
+    for command in ("check", "update"):
+        result = shop.expect(73, 0, command, API_KEYS_TABLE="keys")
+        assert "public.api_keys has a row 'Webkassa'" in result.out + result.err
+    assert shop.sql("SELECT to_regclass('keys') IS NULL") == [(not there,)]
+    assert shop.is_untouched
+    warned = shop.run("check", API_KEYS_TABLE="public.keys")
+    assert "WARN  table: public.api_keys has such a row, too" in warned.out
+    assert shop.run(API_KEYS_TABLE="public.keys").code == 0  # it is what the advice says
+    assert shop.row(table="keys")["api_key"] == shop.webkassa.live
+
+
+def test_renamed_table_costs_no_token(shop: Shop) -> None:
+    """With a token in hand it is better stored in a new table than lost."""
+    shop.lose_connection(lambda: shop.sql("ALTER TABLE api_keys RENAME TO keys"))
+    shop.renew(logins=None)
 
 
 def test_locked_table_of_the_same_name_is_not_waited_for(shop: Shop) -> None:
@@ -254,6 +284,30 @@ def test_who_waits_holds_no_connection(shop: Shop, held: str) -> None:
             await_(lambda: shop.sql(UPDATERS))
         cursor.execute("ROLLBACK")
     shop.assert_renewed(process)
+
+
+WAITERS = UPDATERS + " AND wait_event_type = 'Lock'"
+
+
+def test_row_that_was_put_anew_while_it_was_waited_for_is_not_called_hidden(shop: Shop) -> None:
+    """Who waited for the old row, finds none; the new one was taken for one of row-level security."""
+    with shop.transaction("DELETE FROM api_keys WHERE id = 1") as cursor:
+        anew = "INSERT INTO api_keys SELECT 9, 'Webkassa', %s, 'user-1', now(), now()"
+        cursor.execute(anew, (shop.old_key,))
+        process = shop.start("-v")
+        await_(lambda: shop.sql(WAITERS))
+        cursor.execute("COMMIT")
+    shop.assert_renewed(process)
+
+
+def test_table_that_the_application_makes_meanwhile_is_used(shop: Shop) -> None:
+    """Both start together at the first deployment: this was 73, unique_violation in the catalog."""
+    shop.sql("DROP TABLE api_keys")
+    with shop.transaction(CONSUMERS_TABLE) as cursor:
+        process = shop.start("-v")
+        await_(lambda: shop.sql(WAITERS))
+        cursor.execute("COMMIT")
+    assert "made the missing table" not in shop.assert_renewed(process).err
 
 
 def test_migration_is_waited_for_without_a_connection(shop: Shop) -> None:

@@ -62,6 +62,9 @@ WARNED = {
         "ALTER TABLE api_keys ADD expires_at timestamptz NOT NULL DEFAULT now() + interval '24 h',"
         " ADD is_active boolean NOT NULL DEFAULT true, ADD status text DEFAULT 'active'",
         "table", "left as they are: (?=.*expires_at)(?=.*is_active)(?=.*status)"),
+    "service of an enumerated type": (
+        "CREATE TYPE service AS ENUM ('Webkassa', 'Other'); ALTER TABLE api_keys"
+        " ALTER service_name TYPE service USING service_name::service", "", ""),
     "unlogged": ("ALTER TABLE api_keys SET UNLOGGED", "table", "UNLOGGED"),
     "date": ("ALTER TABLE api_keys ALTER updated_at TYPE date", "table", "updated_at is a date"),
     "JSON": ("""UPDATE api_keys SET api_key = '{"Token":"0123456789abcdef"}'""", "table", "looks like no key"),

@@ -327,7 +327,7 @@ CAUSES = {
         73, "23502.*user_id",
         sql="DELETE FROM api_keys WHERE id = 1; ALTER TABLE api_keys ALTER user_id SET NOT NULL"),
     "table: a trigger raises": Cause(73, "P0001", sql=trigger("RAISE 'no: %', NEW.api_key;")),
-    "table: a trigger swallows": Cause(73, "trigger or row-level security (swallows|drops)", sql=trigger("RETURN NULL;")),
+    "table: a trigger swallows": Cause(73, "trigger or row-level security refuses, drops", sql=trigger("RETURN NULL;")),
     "table: a view": Cause(
         73, "refuses", sql="ALTER TABLE api_keys RENAME TO t;"
         "CREATE VIEW api_keys AS SELECT DISTINCT * FROM t"),

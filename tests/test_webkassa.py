@@ -16,7 +16,17 @@ from world.relay import ConnectProxy
 from world.shop import Shop, fingerprint
 from world.tls import Authority
 from world.waiting import within
-from world.webkassa_simulator import Handler, Simulator, answer, cut, drip, errors, flood, hang
+from world.webkassa_simulator import (
+    Behaviour,
+    Handler,
+    Simulator,
+    answer,
+    cut,
+    drip,
+    errors,
+    flood,
+    hang,
+)
 
 GOOD = {"Data": {"Token": "0123456789abcdef0123456789abcdef"}}
 EXIT_CODES = {0, 69, 76, 77, 78}
@@ -101,6 +111,13 @@ def test_redirect_is_never_followed(shop: Shop, status: int) -> None:
         assert shop.run().code == 76
         assert elsewhere.calls == []
     assert shop.is_untouched
+
+
+def test_token_in_a_redirect_counts(shop: Shop) -> None:
+    """requests read the body by itself, whole, to be ready for the next host."""
+    there = {"Location": "https://x.example/"}
+    shop.webkassa.script.append(Behaviour(lambda handler, good: handler.send(302, good, there)))
+    assert "HTTP 302" in shop.renew().err
 
 
 FLAWED = {

@@ -87,6 +87,8 @@ SET_UPS = {
     "no path": Wrong(78, "WEBKASSA_AUTH_URL: must end in /api/Authorize", "WEBKASSA_AUTH_URL=devkkm.webkassa.kz"),
     "v4 without a key": Wrong(78, "WEBKASSA_API_KEY: is not set",
                               lambda shop: f"WEBKASSA_AUTH_URL={shop.webkassa.url_v4}"),
+    "dot too many": Wrong(78, "WEBKASSA_AUTH_URL: is no URL", "WEBKASSA_AUTH_URL=https://api..webkassa.kz/api/Authorize"),
+    "host with a star": Wrong(78, "WEBKASSA_AUTH_URL: is no URL", "WEBKASSA_AUTH_URL=*.webkassa.kz/api/Authorize"),
     "quoted URL": Wrong(78, "WEBKASSA_AUTH_URL: has a quote", f"""WEBKASSA_AUTH_URL="'{URL}'" """),
     **{name: Wrong(78, f"{name}: .*WEBKASSA_AUTH_URL", f"-WEBKASSA_AUTH_URL\n{name}={URL}")
        for name in ("WEBKASSA_URL", "WEBKASSA_BASE_URL", "WEBKASSA_API_URL", "WEBKASSA_AUTH_UR",
@@ -114,6 +116,8 @@ SET_UPS = {
         78, "PGHOST: .*not shown", "-POSTGRES_HOST\nPGHOST=postgresql://u:canary@127.0.0.1/shop"),
     "password in libpq's database": Wrong(
         78, "PGDATABASE: .*not shown", "-POSTGRES_DB\nPGDATABASE='dbname=shop password=canary'"),
+    "dot too many in a host": Wrong(
+        75, r"host=db\.\.shop\.kz .*cannot be resolved", "POSTGRES_HOST=db..shop.kz"),
     "port is a word": Wrong(78, "POSTGRES_PORT: .*number", "POSTGRES_PORT=canary"),
     "port is too large": Wrong(78, "POSTGRES_PORT: ", "POSTGRES_PORT=99999"),
     "port of somebody else": Wrong(
