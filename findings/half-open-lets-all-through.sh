@@ -5,8 +5,8 @@
 # "allows one test-execution", as the manual of circuitbreaker has it, and aiobreaker's in like
 # words. All three let through every call that comes until the first has ended. pybreaker 1.4.1
 # lets one through; with threads, the others wait for its end.
-# Seen: 20 callers come when the time is over, and each login takes 1 s: 20 logins at once, although
-# none succeeds. pybreaker: one login.
+# Seen: 20 callers come when the time is over, and each login takes 1 s: 20 logins at once,
+# although none succeeds. pybreaker: one login.
 # Why it matters: the longer a login hangs before it fails, the more go along with the trial. A
 # service that has just come back gets them all; where each login ends the key before it, 19 of 20
 # are handed a dead key, and where failed ones are counted, the account is closed. Let one task of

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # PostgreSQL 18.6: one commit with NOTIFY that waits for a standby holds up all of them
 #
-# Behaviour: a transaction with NOTIFY takes, as it commits, one lock of the whole cluster, and keeps
-# it while it waits for its synchronous standby. So while that is away every other commit with NOTIFY
-# waits as well: in other databases, with synchronous_commit = local or off, on channels to which
-# nobody listens. statement_timeout does not end that wait; lock_timeout and transaction_timeout do,
-# and what was to be committed is gone. Commits without NOTIFY go on.
+# Behaviour: a transaction with NOTIFY takes, as it commits, one lock of the whole cluster, and
+# keeps it while it waits for its synchronous standby. So while that is away every other commit
+# with NOTIFY waits as well: in other databases, with synchronous_commit = local or off, on
+# channels to which nobody listens. statement_timeout does not end that wait; lock_timeout and
+# transaction_timeout do, and what was to be committed is gone. Commits without NOTIFY go on.
 # Seen: a stranger in another database has said NOTIFY and waits for the standby. A local UPDATE is
 # stored at once; the same with NOTIFY is not.
 # Why it matters: a key is stored and announced in one transaction, "local" so that no standby can
 # hold it up. A stranger's NOTIFY holds it up all the same, after the login that killed the key
-# before it; a rehearsal that is rolled back never comes to that lock. Set lock_timeout, and at that
-# error store once more without NOTIFY, or commit the key first and announce it afterwards.
+# before it; a rehearsal that is rolled back never comes to that lock. Set lock_timeout, and at
+# that error store once more without NOTIFY, or commit the key first and announce it afterwards.
 
 # shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"

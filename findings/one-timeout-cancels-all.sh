@@ -2,15 +2,17 @@
 # cashews 7.6.0 and cachebox 6.2.10: one caller runs into its timeout, and all others are cancelled
 #
 # Behaviour: their async caches let one caller ask, and the others wait for what it gets. When that
-# one is cancelled (its own wait_for, a client that hung up), the call is cut off, and whoever waits
-# gets a CancelledError of its own, though nobody cancelled it. `except Exception` does not catch
-# that: the task ends, without a log line. async-lru 2.4.0 goes on for the others; aiocache 0.12.3
-# (cached_stampede) lets all of them ask at once.
-# Seen: five consumers want a key, the first for 1 s at most, the others for as long as it takes and
-# with a loop that tries again after an Exception. All four loops are over, the login is cut off.
-# Why it matters: one impatient request, and the background task that renews or reads the key is gone
-# until a restart, in a process that looks well; a login that was cut off may have killed the key.
-# Call what such a cache keeps through asyncio.shield() (the last line), and watch for tasks that end.
+# one is cancelled (its own wait_for, a client that hung up), the call is cut off, and whoever
+# waits gets a CancelledError of its own, though nobody cancelled it. `except Exception` does not
+# catch that: the task ends, without a log line. async-lru 2.4.0 goes on for the others; aiocache
+# 0.12.3 (cached_stampede) lets all of them ask at once.
+# Seen: five consumers want a key, the first for 1 s at most, the others for as long as it takes
+# and with a loop that tries again after an Exception. All four loops are over, the login is cut
+# off.
+# Why it matters: one impatient request, and the background task that renews or reads the key is
+# gone until a restart, in a process that looks well; a login that was cut off may have killed the
+# key. Call what such a cache keeps through asyncio.shield() (the last line), and watch for tasks
+# that end.
 
 # shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
@@ -66,7 +68,7 @@ async def try_cache(name):
     await asyncio.sleep(0)
     tasks += [asyncio.create_task(consumer()) for _ in range(4)]
     await asyncio.wait(tasks, timeout=60)
-    ends = ["cancelled" if task.cancelled() else task.exception() or task.result() for task in tasks]
+    ends = ["cancelled" if one.cancelled() else one.exception() or one.result() for one in tasks]
     print(f"{name:18}  the first: {ends[0]!r}; the others: {', '.join(ends[1:])}; logins: {logins}")
     return ends[1:], *logins.values()
 

@@ -2,10 +2,10 @@
 # schedule 1.2.2: a daily job that raises runs again every second, and the jobs behind it never
 #
 # Behaviour: run_pending() goes through the jobs that are due, in the order of their times. Only a
-# job that returns is put off to its next time; one that raises stays due. So a loop that catches and
-# logs what run_pending() raises runs it again at each turn, and what was due after it never has its
-# turn. The manual says that exceptions are not caught, but not this. APScheduler 3.11.3 waits for
-# the next day.
+# job that returns is put off to its next time; one that raises stays due. So a loop that catches
+# and logs what run_pending() raises runs it again at each turn, and what was due after it never
+# has its turn. The manual says that exceptions are not caught, but not this. APScheduler 3.11.3
+# waits for the next day.
 # Seen: two daily jobs are due, and the first raises. Ten turns of the loop: ten logins, no check.
 # Why it matters: a refused login of once a day is sent 86,400 times, until the account is closed,
 # and the check that was to send the alert stands behind it. Catch inside of the job, not around

@@ -8,9 +8,9 @@
 # Seen with 252 of Debian 12: a service hands on the second key and works on for 2 s; the third key
 # comes in that time, and is not handed on. Only the fourth, a minute or a day later, is.
 # Why it matters: the service that restarts a shop because of a new key takes as long as the shop
-# takes to stop. A key that is renewed again meanwhile (the first did not work, say) reaches nobody:
-# the shop runs on with a dead one until the next. Keep such a service short (systemctl --no-block),
-# or let it look again at its end whether the file is still the one that it has read.
+# takes to stop. A key that is renewed again meanwhile (the first did not work, say) reaches
+# nobody: the shop runs on with a dead one until the next. Keep such a service short (systemctl
+# --no-block), or let it look again at its end whether the file is still the one that it has read.
 
 # shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
