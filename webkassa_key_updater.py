@@ -2595,12 +2595,12 @@ class Command:
         has_file = self.options.env_file or os.path.exists(path)
         from_file = read_env_file(path, faults) if has_file else {}
         values = from_file | {name: value for name, value in os.environ.items() if value}
-        if self.options.env_file:
-            warn_of_overruled(path, from_file, os.environ)
         for name in os.environ.keys() - values.keys():
             del os.environ[name]
         os.environ.update(values)
         in_readers_language(Message(""))  # reads the catalogue: no file is opened after a login
+        if self.options.env_file:
+            warn_of_overruled(path, from_file, os.environ)
         read_secret_files(values, faults)
         faults += find_unknown_names(path, from_file, values)
         values |= {"WEBKASSA_PROBE_URL": "off"} if self.options.no_probe else {}

@@ -164,6 +164,20 @@ def test_unanswered_login_that_kills_the_next_is_noticed_after_the_commit(shop: 
     shop.renew(logins=3)
 
 
+def test_logins_of_ours_that_kill_one_another_come_to_an_end(shop: Shop) -> None:
+    """Each takes effect once the next one's key has been probed."""
+
+    def answer_then_late_login(handler: Handler, good: bytes) -> None:
+        shop.webkassa.issue()
+        handler.send(200, good)
+
+    shop.webkassa.script.append(late(60, hang_up=True))
+    shop.webkassa.probe_script.extend([answer_then_late_login] * 100)
+    result = shop.expect(69, 4)
+    assert "one login of ours killed the next" in result.err
+    assert f"The stored key {fingerprint(shop.key)} is dead" in result.err
+
+
 @pytest.mark.parametrize("verdict", ["unclear", "off"])
 def test_unanswered_login_that_may_have_killed_the_next_is_no_success(
     shop: Shop, verdict: str

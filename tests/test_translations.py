@@ -227,10 +227,11 @@ def test_language_of_the_settings_file_counts_for_what_is_said_of_that_file(shop
     del shop.env["WEBKASSA_LANG"]
     shop.env["LANG"] = "C.UTF-8"  # as the wrapper sets it
     file = shop.home / "my.env"
-    file.write_text("WEBKASSA_LANG=ru\nWEBKASSA_LOGIM=x\nthis is no setting\n", encoding="utf-8")
+    file.write_text("WEBKASSA_LANG=ru\nWEBKASSA_LOGIN=x\nthis is no setting\n", encoding="utf-8")
     result = shop.run("check", "--env-file", str(file))
     assert result.code == 78
     assert f"{file}: строка 3 не вида NAME=value" in result.err
+    assert "WEBKASSA_LOGIN: действует значение из окружения" in result.err
 
 
 def test_catalogue_is_read_once_and_before_anything_is_asked(shop: Shop) -> None:
