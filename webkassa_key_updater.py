@@ -1077,8 +1077,7 @@ def start_thread(function: Callable[..., None], *args: Any) -> None:
 BEGIN = """
     BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = 30000;
     SET LOCAL synchronous_commit = local; SET LOCAL TimeZone = 'UTC'; SET LOCAL statement_timeout = 0;
-    SELECT set_config('transaction_timeout', '0', true)
-    WHERE current_setting('transaction_timeout', true) IS NOT NULL;
+    SELECT set_config('transaction_timeout', '0', true) WHERE current_setting('transaction_timeout', true) IS NOT NULL;
 """  # the last since 17: PgBouncer 1.18 may tell an earlier server's version (findings/)
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
 SELECT_ROWS = """
