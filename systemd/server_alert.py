@@ -128,6 +128,7 @@ def send(address: Address, alert: Alert) -> Words:
             # Worst first, so what a service has no room for is cut off at the end
             room = min(LIMIT, int(getattr(one, "body_maxlen", LIMIT))) - len(alert.title) - 2
             outbox = apprise.Apprise()
+            one.redirects = False  # they lead to a GET without the text, called sent (findings/)
             outbox.add(one)
             if not outbox.notify(body=cut(alert.body, max(room, 20)), title=alert.title,
                                  notify_type=alert.kind, body_format="text"):  # fmt: skip

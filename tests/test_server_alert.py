@@ -396,6 +396,16 @@ def test_a_line_that_cannot_be_parsed_is_named_and_hides_no_other(box: AlertedBo
     assert "canary" not in said
 
 
+def test_an_address_that_has_moved_is_not_called_sent_to(
+    box: AlertedBox, receiver: Monitor
+) -> None:
+    """At the new address a GET without the text would arrive (Apprise 2.3.0)."""
+    box.send_to("/301/a")
+    assert "line 2 (json): " in (said := box.test(code=1))
+    assert ": sent" not in said
+    assert receiver.paths == ["/301/a"]
+
+
 @pytest.mark.parametrize("text", ["# none\n", "hello\n", ""])
 def test_where_no_address_can_be_used_nothing_is_called_sent(box: AlertedBox, text: str) -> None:
     box.addresses.write_text(text)
