@@ -188,3 +188,14 @@ def test_stranger_is_told_of_once_however_often_a_migration_is_waited_for(shop: 
         probes = len(shop.webkassa.calls)
         await_(lambda: len(shop.webkassa.calls) > probes + 3)
     assert shop.assert_renewed(run, logins=2).err.count("somebody else use this login") == 1
+
+
+def test_key_that_was_seen_is_as_old_as_that_whatever_touches_its_row(shop: Shop) -> None:
+    """Another has stored it; it is not as old as to be renewed."""
+    shop.age("1 hour")
+    assert shop.expect(0, 0, "update", "--if-needed")
+    shop.let_key_age("5 hours")
+    shop.age("1 minute")
+    (account,) = json.loads(shop.run("status", "--json").out)["accounts"]
+    assert account["age_from"] == "note"
+    assert 5 * 3600 <= account["age_seconds"] < 6 * 3600

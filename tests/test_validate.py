@@ -192,6 +192,14 @@ def test_probe_is_believed_again_once_it_has_called_a_key_alive(shop: Shop) -> N
     shop.renew("update", "--if-needed", logins=4)
 
 
+def test_who_tries_whether_a_doubt_can_be_noted_leaves_none(shop: Shop) -> None:
+    """Else the probe would not be believed when it calls the next key dead."""
+    shop.age("10 minutes")
+    for _ in range(2):
+        shop.webkassa.issue()  # somebody kills the young key
+        shop.renew("update", "--if-needed", logins=None)
+
+
 def test_without_a_memory_nobody_logs_in_on_the_word_of_such_a_probe(shop: Shop) -> None:
     """Each --if-needed would kill a young key that works."""
     shop.webkassa.probe_script.extend([REFUSES_ALL] * 100)
