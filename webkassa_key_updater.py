@@ -1136,10 +1136,11 @@ class KeyStore:
         except (psycopg2.Error, UnicodeError, TimeoutError) as error:
             raise database_failure(error, self.table, self.account) from None
 
-    def find_table(self, begins: bool = True) -> None:
-        values = {"schema": self.account.schema or None, "name": self.account.table}
+    def find_table(self, begins: bool = True, wide: bool = False) -> Table:
+        values = {"schema": self.account.schema or None, "name": self.account.table, "wide": wide}
         ((clock, *found),), _ = self.run((BEGIN if begins else "") + FIND_TABLE, values)
         self.table, self.clock = Table(*found), clock - time.monotonic()
+        return self.table
 
     def read_row(self) -> KeyRow:
         """Return the row as it is now."""
@@ -1170,8 +1171,8 @@ class KeyStore:
     def find_row_elsewhere(self, row: KeyRow) -> str:
         """Return another table that consumers may read instead: one of this name and the search path
         that has such a row, too, or any that has one while ours has none. It waits for no lock."""
-        rivals = [names for *names, is_rival in self.table.others if is_rival or not row.exists]
-        found = (n for n in rivals if self.try_run(OTHER_TABLE, identify(*n)) == [(True,)])
+        table = self.table if row.exists else self.find_table(begins=False, wide=True)
+        found = (n for n in table.others if self.try_run(OTHER_TABLE, identify(*n)) == [(True,)])
         return ".".join(next(found, ()))
 
     def try_run(self, statements: str, table: sql.Identifier | None = None) -> list[Any]:
@@ -1305,8 +1306,7 @@ SEQUENCES_GO_ON = """
     EXCEPTION WHEN insufficient_privilege THEN NULL; -- who may not look goes on
     END $check$;
 """
-# All commits with NOTIFY wait for one lock, held by a stranger's while its standby is away (findings/)
-NOTIFY = "SET LOCAL lock_timeout = 1000; SELECT pg_notify('webkassa_key_updated', %(service)s);"
+NOTIFY = "SET LOCAL lock_timeout = 1000; SELECT pg_notify('webkassa_key_updated', %(service)s);"  # a stranger's is waited for (findings/)
 
 
 def create_missing_table(store: KeyStore, commit: bool = True, is_first: bool = True) -> None:
@@ -1418,11 +1418,11 @@ FIND_TABLE = """
     SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, current_user::text,
            oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text, coalesce(relname, %(name)s)::text,
            found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
-        SELECT coalesce(json_agg(json_build_array(nspname, relname, is_same AND nspname = ANY(current_schemas(false)))), '[]')
-        FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace, LATERAL (SELECT relname = t.relname AS is_same) AS name
-        WHERE relkind IN ('r', 'p', 'v') AND c.oid <> t.oid AND (is_same OR nspname = t.nspname OR pg_table_is_visible(c.oid))
-          AND c.oid IN (SELECT attrelid FROM pg_attribute WHERE attname IN ('service_name', 'api_key') GROUP BY 1 HAVING count(*) = 2)
-          AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT'))
+        SELECT coalesce(json_agg(json_build_array(nspname, relname)), '[]')
+        FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+        WHERE relkind IN ('r', 'p', 'v') AND c.oid <> t.oid AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT')
+          AND (nspname = ANY(current_schemas(false)) OR %(wide)s) AND (relname = t.relname OR %(wide)s AND (nspname = t.nspname OR pg_table_is_visible(c.oid)))
+          AND (c.oid IN (SELECT attrelid FROM pg_attribute WHERE attname IN ('service_name', 'api_key') GROUP BY 1 HAVING count(*) = 2)) IS TRUE)
     FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
                    THEN pg_table_is_visible(c.oid) ELSE nspname = %(schema)s END AS found,
@@ -1457,7 +1457,7 @@ class Table(NamedTuple):
     columns: dict[str, list[str]]  # the type of each, and the category of that
     constraints: list[str]
     is_unlogged: bool
-    others: list[tuple[str, str, bool]]  # schema and name; whether both hide or are hidden by ours
+    others: list[tuple[str, str]]  # schema and name of what consumers may read in its place
 
     @property
     def shown(self) -> str:
