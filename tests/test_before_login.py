@@ -10,7 +10,7 @@ import psycopg2.errors
 import pytest
 from world import pgbouncer
 from world.postgres import PASSWORD
-from world.shop import CONSUMERS_TABLE, UPDATERS, Shop, lock_number, trigger
+from world.shop import CONSUMERS_TABLE, LOCK_WAITERS, UPDATERS, Shop, lock_number, trigger
 from world.waiting import await_, within
 from world.webkassa_simulator import slow
 
@@ -286,16 +286,13 @@ def test_who_waits_holds_no_connection(shop: Shop, held: str) -> None:
     shop.assert_renewed(process)
 
 
-WAITERS = UPDATERS + " AND wait_event_type = 'Lock'"
-
-
 def test_row_that_was_put_anew_while_it_was_waited_for_is_not_called_hidden(shop: Shop) -> None:
     """Who waited for the old row, finds none; the new one was taken for one of row-level security."""
     with shop.transaction("DELETE FROM api_keys WHERE id = 1") as cursor:
         anew = "INSERT INTO api_keys SELECT 9, 'Webkassa', %s, 'user-1', now(), now()"
         cursor.execute(anew, (shop.old_key,))
         process = shop.start("-v")
-        await_(lambda: shop.sql(WAITERS))
+        await_(lambda: shop.sql(LOCK_WAITERS))
         cursor.execute("COMMIT")
     shop.assert_renewed(process)
 
@@ -305,7 +302,7 @@ def test_table_that_the_application_makes_meanwhile_is_used(shop: Shop) -> None:
     shop.sql("DROP TABLE api_keys")
     with shop.transaction(CONSUMERS_TABLE) as cursor:
         process = shop.start("-v")
-        await_(lambda: shop.sql(WAITERS))
+        await_(lambda: shop.sql(LOCK_WAITERS))
         cursor.execute("COMMIT")
     assert "made the missing table" not in shop.assert_renewed(process).err
 

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import pytest
-from world.shop import PROGRAM, UPDATERS, Shop, fingerprint, lock_number
+from world.shop import LOCK_WAITERS, PROGRAM, UPDATERS, Shop, fingerprint, lock_number
 from world.waiting import await_, within
 from world.webkassa_simulator import answer, drip, hang, slow
 
@@ -86,7 +86,7 @@ def test_thread_left_behind_by_an_earlier_probe_takes_no_signal(shop: Shop) -> N
     shop.webkassa.script.append(slow(1))
     with shop.transaction("UPDATE api_keys SET api_key = 'another' WHERE id = 1") as cursor:
         process = shop.start()
-        await_(lambda: shop.sql(UPDATERS + " AND wait_event_type = 'Lock'"))
+        await_(lambda: shop.sql(LOCK_WAITERS))
         cursor.execute("COMMIT")
     reach_authorize(shop)
     assert shop.webkassa.probes == 1
@@ -207,7 +207,7 @@ def test_signal_while_waiting_for_the_next_try_ends_it_and_says_so(shop: Shop, n
 def test_ctrl_c_ends_the_wait_for_the_lock(shop: Shop) -> None:
     with shop.transaction("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"):
         process = shop.start()
-        await_(lambda: shop.sql(UPDATERS + " AND wait_event_type = 'Lock'"))
+        await_(lambda: shop.sql(LOCK_WAITERS))
         process.send_signal(signal.SIGINT)
         assert shop.finish(process).code == -signal.SIGINT
     assert shop.webkassa.calls == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from world.nursery import Process
-from world.shop import UPDATERS, Shop, fingerprint
+from world.shop import LOCK_WAITERS, UPDATERS, Shop, fingerprint
 from world.waiting import await_
 from world.webkassa_simulator import ALIVE, UNCLEAR, Handler
 
@@ -104,14 +104,12 @@ def test_first_run_of_a_role_that_may_not_use_the_table_of_another_asks_for_noth
 
 # The row in somebody's open transaction ----------------------------------------------------------
 
-ROW_WAITER = UPDATERS + " AND wait_event_type = 'Lock'"
-
 
 def start_meanwhile(shop: Shop, statement: str, *wish: str) -> Process:
     """Start a run that finds a row which somebody has just written; then that is committed."""
     with shop.transaction(statement) as cursor:
         process = shop.start("update", *wish)
-        await_(lambda: shop.sql(ROW_WAITER))
+        await_(lambda: shop.sql(LOCK_WAITERS))
         cursor.execute("COMMIT")
     return process
 

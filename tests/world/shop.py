@@ -93,6 +93,7 @@ webkassa_key_updater.run_as_program()
 INHERITED = re.compile(r"LANG|LANGUAGE|LC_\w+|TZ|PYTHON\w+")
 
 UPDATERS = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'webkassa_key_updater'"
+LOCK_WAITERS = UPDATERS + " AND wait_event_type = 'Lock'"
 
 
 def lock_number(service: str = "Webkassa", table: str = "public.api_keys") -> int:
