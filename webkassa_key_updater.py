@@ -746,7 +746,7 @@ class Webkassa:
             return UNCLEAR
         if answer.codes & DEAD_CODES:
             return DOUBTED if self.is_doubted else DEAD
-        good = 200 <= answer.status < 300 and isinstance(answer.body, dict) and not answer.errors
+        good = 200 <= answer.status < 300 and answer.is_vendors and not answer.errors
         return ALIVE if good or answer.codes & ALIVE_CODES else UNCLEAR
 
     def post(
