@@ -232,7 +232,7 @@ def update(job: Job) -> Outcome:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
             logins.refusals.note.remove()
-    if done.code and done.verdict not in ("", ALIVE) and not logins.against_probe:
+    if done.code not in (0, SettingsFault.code) and done.verdict not in ("", ALIVE):
         logins.key_age.note.write(**logins.key_age.note.read() | {"at_risk": done.key.fingerprint})
     return done
 
