@@ -1243,11 +1243,11 @@ class KeyStore:
         if '"Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
-        length = max(32, len(row.key.value))
-        alike = os.urandom(length).hex()[:length]
+        alike = os.urandom(length := max(32, len(row.key.value))).hex()[:length]
         stand_in = stand_in or Secret(alike.upper() if row.key.value.isupper() else alike)
         after = SEQUENCES_GO_ON + NOTIFY + "ROLLBACK TO SAVEPOINT rehearsal"
-        self.write("SAVEPOINT rehearsal;", row, stand_in, after, self.deadline)
+        end = self.deadline.within(self.COMMIT_TIME / 2)  # of the time that the store will have
+        self.write("SAVEPOINT rehearsal;", row, stand_in, after, end)
 
     def store(self, row: KeyRow, token: Secret, deadline: Deadline, notify: bool) -> None:
         """Store the token and commit, in one message."""
