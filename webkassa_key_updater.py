@@ -1415,15 +1415,14 @@ PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
 
 FIND_TABLE = """
-    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, current_user::text,
-           oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text, coalesce(relname, %(name)s)::text,
-           found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
+    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, oid, schema, name,
+           ARRAY[quote_ident(current_user), quote_ident(schema), quote_ident(name)], found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
         SELECT coalesce(json_agg(json_build_array(nspname, relname)), '[]')
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE relkind IN ('r', 'p', 'v') AND c.oid <> t.oid AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT')
           AND (nspname = ANY(current_schemas(false)) OR %(wide)s) AND (relname = t.relname OR %(wide)s AND (nspname = t.nspname OR pg_table_is_visible(c.oid)))
           AND (c.oid IN (SELECT attrelid FROM pg_attribute WHERE attname IN ('service_name', 'api_key') GROUP BY 1 HAVING count(*) = 2)) IS TRUE)
-    FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
+    FROM (SELECT) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
                    THEN pg_table_is_visible(c.oid) ELSE nspname = %(schema)s END AS found,
                (SELECT json_object_agg(attname, ARRAY[format_type(atttypid, atttypmod), typcategory::text])
@@ -1433,7 +1432,8 @@ FIND_TABLE = """
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE nspname !~ '^(pg_|information_schema$)' AND lower(relname) = lower(%(name)s)
           AND (%(schema)s IS NULL OR lower(nspname) = lower(%(schema)s))
-        ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true
+        ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true,
+    LATERAL (SELECT coalesce(nspname, %(schema)s, current_schema(), 'public')::text AS schema, coalesce(relname, %(name)s)::text AS name) AS n
 """
 LOCK_HOLDER = """
     SELECT string_agg(format('PID %%s (%%s, %%s, %%s UTC)', pid, usename, application_name,
@@ -1449,10 +1449,10 @@ class Table(NamedTuple):
     """Where the keys are. `found`: False if it has only a like name, None if there is none."""
 
     database: str
-    role: str
     oid: int | None
     schema: str
     name: str
+    quoted: list[str]  # role, schema and name, as SQL wants them
     found: bool | None
     columns: dict[str, list[str]]  # the type of each, and the category of that
     constraints: list[str]
@@ -1484,7 +1484,7 @@ class Table(NamedTuple):
         return self.key_size if self.columns["api_key"][0].startswith("character(") else 0
 
 
-NO_TABLE = Table("", "", None, "", "", None, {}, [], False, [])
+NO_TABLE = Table("", None, "", "", [""] * 3, None, {}, [], False, [])
 
 
 def identify(schema: str, name: str) -> sql.Identifier:
@@ -2170,8 +2170,8 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
     if PASSING.match(state):
         return StoreUnavailable("PostgreSQL cannot serve now: {why}.", advice, why=why)
     grants = describe_grants(table)
-    what, role = "PostgreSQL refuses the write: {why}.", quote_name(table.role)
-    return WriteRefused(what, advice, why=why, grants=grants, role=role)
+    what = "PostgreSQL refuses the write: {why}."
+    return WriteRefused(what, advice, why=why, grants=grants, role=table.quoted[0])
 
 
 def shown_error(error: Any, state: str, table: Table) -> str:
@@ -2191,14 +2191,8 @@ def describe_grants(table: Table) -> Message:
             "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`")  # fmt: skip
     if table.found is None:
         what = "As its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nThen run: `check`"
-    role, schema, name = map(quote_name, (table.role, table.schema, table.name))
+    role, schema, name = table.quoted
     return Message(what, role=role, schema=schema, name=name)
-
-
-def quote_name(name: str) -> str:
-    """Return a name as SQL wants it."""
-    plain = "(?!(all|check|default|end|group|limit|order|primary|table|user)$)[a-z_][a-z0-9_]*"
-    return name if re.fullmatch(plain, name) else '"' + name.replace('"', '""') + '"'
 
 
 def table_fault(
