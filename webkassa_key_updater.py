@@ -2312,7 +2312,8 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
     similar = ", ".join(repr(name) for name, is_similar in store.try_run(OTHER_ROWS) if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
-    table, times = store.table, store.table.times
+    table, times, service = store.table, store.table.times, store.account.service
+    others = [] if service.startswith("Webkassa:") else [repr(name) for name, _ in row.others]
     left = ", ".join(name for name in table.columns if re.fullmatch(VALIDITY, name))
     for is_so, what in (
         *((True, what) for what in odd_for_consumers(table, row.key)),
@@ -2320,12 +2321,14 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
         (table.is_unlogged, "table: it is UNLOGGED; a crash of PostgreSQL empties it"),
         (times and table.columns[times[0]][0] == "date", "table: {times[0]} is a date, no time"),
         (not times, "table: no column updated_at or created_at, so no age is known"),
+        (others, "table: no row {service!r} yet, but {beside}; do consumers read one of these?"),
         (similar, "table: beside the row there is {similar}; do consumers read that one?"),
         (elsewhere, "table: {elsewhere} has such a row, too; do consumers read that one?"),
         (is_in_pgpools_cache(store), "table: Pgpool-II gives consumers the old key from its cache"),
     ):
         if is_so:
-            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times}
+            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times,
+                     "service": service, "beside": ", ".join(others)}  # fmt: skip
             yield Finding("WARN", Message(what, **facts))
     try:  # last, for a refusal ends the transaction
         store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
