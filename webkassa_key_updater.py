@@ -491,19 +491,18 @@ def reconcile_after_reconnect(
 def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
     """Steps 4 and 5. If they fail, store the token that is in hand, unless the row holds something
     better; raise the failure."""
-    failure: Failure
-    if logins.ended_by:
-        failure = logins.ended_by
-    elif logins.live_key_unknown and logins.extra_login_sent:
+    failure = logins.ended_by
+    if not failure and logins.live_key_unknown and logins.extra_login_sent:
         failure = NoLoginLeft("PostgreSQL was lost twice after a login.")
-    else:
+    if not failure:
         try:
             return log_in(job, logins, store, row)
         except WebkassaFailure as refusal:
             failure = refusal
+    is_kept = logins.token and is_worse(logins, row)
     if failure.code in (LOGIN_REFUSED, NONSENSE):
-        logins.refusals.remember(row, failure.code)
-    if logins.token and is_worse(logins, row):
+        logins.refusals.remember(logins.token if is_kept else row.key, failure.code)
+    if is_kept:
         logins.against_probe = logins.probe(logins.token) == DEAD
         logins.ended_by = failure  # step 7 goes on for the token in hand; then this is raised
         store_token(logins, store, row, Deadline(KeyStore.COMMIT_TIME))
@@ -1605,10 +1604,10 @@ class Refusals:
         since = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(moment))
         return WebkassaFailure(what, since=since, code=code)
 
-    def remember(self, row: KeyRow, code: int) -> None:
+    def remember(self, key: Secret, code: int) -> None:
         salt = os.urandom(16).hex()
         hashed = self.credential_hash(salt)
-        self.note.write(salt=salt, hash=hashed, key=row.key.fingerprint, code=code)
+        self.note.write(salt=salt, hash=hashed, key=key.fingerprint, code=code)
 
 
 class ProbeDoubt:
