@@ -745,7 +745,7 @@ class Webkassa:
             return UNCLEAR
         if answer.codes & DEAD_CODES:
             return DOUBTED if self.is_doubted else DEAD
-        good = 200 <= answer.status < 300 and isinstance(answer.body, dict) and not answer.errors
+        good = 200 <= answer.status < 300 and answer.is_vendors and not answer.errors
         return ALIVE if good or answer.codes & ALIVE_CODES else UNCLEAR
 
     def post(
@@ -1229,10 +1229,8 @@ class KeyStore:
 
     def in_transaction(self) -> bool:
         """Ask whether the transaction, and with it the lock, still stands."""
-        try:
+        with contextlib.suppress(Failure):
             self.run("SELECT 1", deadline=Deadline(self.ASK_TIME))
-        except Failure:
-            return False
         return bool(self.connection.info.transaction_status == self.IN_TRANSACTION)
 
     def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
@@ -1364,24 +1362,26 @@ class Connector:
         wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
         psycopg2.extensions.set_wait_callback(wait_for_server)
         options = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
-        for name, value in account.database.items():
-            if name not in ADDRESS:
-                options[name] = value.value if isinstance(value, Secret) else value
-        failures, slow = list[StoreUnavailable](), list[dict[str, str]]()
+        given = {n: v for n, v in account.database.items() if n not in ADDRESS}
+        options |= {n: v.value if isinstance(v, Secret) else v for n, v in given.items()}
+        failures, slow, spare = list[StoreUnavailable](), list[dict[str, str]](), list[Connection]()
         targets = connect_targets(account.database, deadline)
         for target in itertools.chain(self.known, targets, slow):
             short = min(CONNECT_TIME, deadline.left / 2)
-            end = deadline.within(self.LONG_TIME if target in slow else short)
+            end = deadline.within(self.LONG_TIME if target in slow and not spare else short)
             try:
                 dsn = psycopg2.extensions.make_dsn(**options | target)
-                connection = run_with_deadline(end, None, Connection, dsn, end)
-                self.known = [target]
-                return cast(Connection, connection)
+                connection: Connection = run_with_deadline(end, None, Connection, dsn, end)
+                if connection.info.parameter_status("in_hot_standby") != "on":
+                    self.known = [target]
+                    return connection
+                spare.append(connection)  # to a standby: perhaps another one is the primary
             except (psycopg2.Error, UnicodeError, OSError) as error:
                 failures.append(connect_failure(account, target, error))
                 is_slow = failures[-1].port_is_open and isinstance(error, TimeoutError)
-                if is_slow and target not in slow:
-                    slow.append(target)
+                slow += [target] if is_slow and target not in slow else []
+        if spare:
+            return spare[0]
         raise next((f for f in failures if f.port_is_open), failures[-1])
 
 
