@@ -322,6 +322,22 @@ def test_all_is_well_again_is_told_of_once(box: AlertedBox, receiver: Monitor) -
     box.serve(told=3)
 
 
+def test_an_account_that_fails_anew_is_news_though_another_never_was_well(
+    box: AlertedBox, receiver: Monitor
+) -> None:
+    """It was told of once in 20 hours, whatever had become of it in between."""
+    box.make_many("almaty", "astana")
+    for account, code in (("almaty", 69), ("astana", 77)):
+        box.note("daily", box.now - 10 * HOUR, code, account=account)
+    box.serve(told=1)
+    box.note("hand", box.now - 9 * HOUR, account="almaty", renewed=True)
+    box.serve(told=1)
+    box.note("net", box.now - HOUR, 69, account="almaty")
+    box.serve(told=2)
+    assert "almaty: code 69" in receiver.alerts("/a")[1]["message"]
+    box.serve(told=2)
+
+
 def test_it_is_not_well_as_long_as_nobody_knows(box: AlertedBox) -> None:
     box.fail()
     box.serve()
