@@ -502,14 +502,14 @@ def look_at_runs(
     name = ALERTED[kind][0]
     failed = failed_runs(kind, unit, notes)
     started = seconds(unit["ExecMainStartTimestamp"])
-    if unit["SubState"].startswith("start") and started:
+    if unit["SubState"].startswith("start") and started and not failed:
         yield Finding(OK, name, Message("at work since {moment}", moment=when(started)))
     elif failed:
         what, mend = describe_failure(server, failed)
         line = "{account}: code {code}, {outcome}"
         details = tuple(Message(line, account=run.account, code=run.code, outcome=run.outcome)
                         for run in failed if run.account)  # fmt: skip
-        if unit["SubState"].startswith("auto-restart"):
+        if unit["SubState"].startswith(("auto-restart", "start")):  # a retry, to come or at work
             what.append(Message("It is tried again by itself."))
             yield Finding(WARNING, name, Joined("\n", what), "", details)
         elif all(changed_since(run, report) for run in failed):

@@ -180,6 +180,10 @@ STORIES: dict[str, tuple[bool, Callable[[Box], object], str, str]] = {
     "a retry is to come": (
         True, lambda box: box.unit(UPDATE, SubState="auto-restart", ActiveState="activating"),
         "WARNING", r"failing since {3} (.|\n)*It is tried again by itself\."),
+    "a retry is at work": (
+        True, lambda box: box.unit(UPDATE, SubState="start", ExecMainStartTimestamp=f"@{box.now:.0f}",
+                                   ExecMainStatus="0", ExecMainCode="0", InvocationID="d4" * 16),
+        "WARNING", r"failing since {3} (.|\n)*It is tried again by itself\."),
     "the program noted since when": (
         False, lambda box: box.note("daily", box.now - 3 * HOUR, 75, "away", since=box.now - 51 * HOUR),
         "CRITICAL", "failing since {51} "),
