@@ -29,6 +29,7 @@ from urllib.parse import unquote
 from server_status import (
     ALERTED,
     EXIT_CODES,
+    NAMED,
     OK,
     WARNING,
     WORST_FIRST,
@@ -47,7 +48,6 @@ from server_words import Joined, Message, Words, weekday, when
 
 LIMIT = 3500  # characters of an alert: Telegram takes 4096, and counts what it escapes
 TITLE_LIMIT, ENTRY_LIMIT = 250, 700
-NAMED = 10  # accounts, in the answer
 DAY, TOLD_AGAIN = 86400, 20 * 3600  # seconds: retries end; a cause is told of anew
 SENDING_TIME = 600  # seconds: longer than all addresses take
 KEY_LIVES = 86400  # seconds: what Webkassa promises, "about a day"

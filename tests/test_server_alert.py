@@ -230,7 +230,10 @@ def test_of_many_accounts_the_worst_are_said_first(box: AlertedBox) -> None:
     assert unknown == "Not known: 2 of 15 accounts: till-0, till-1."
     first = f"the first until about {clock(box.now + 9 * HOUR)}"
     assert alive.startswith(f"Can sell for now: 11 of 15 accounts, {first}")
-    assert f"sudo nano {box.accounts}/till-3.env; then: sudo webkassa-key update --if" in what
+    assert (
+        f"sudo nano {box.accounts}/till-3.env; then: sudo webkassa-key update --account till-3; "
+        in what
+    )
     del rows[-1]
     for probe, short, first in (
         ("dead", "15 of 15 accounts cannot sell", " till-8, till-9 and 5 more."),
