@@ -57,8 +57,18 @@ def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
     if others := [path.name for path in files if path.suffix != ".env"]:
         what = "{folder}: no NAME.env, so no account: {names}"
         log.warning(updater.Message(what, folder=folder, names=", ".join(others)))
+    logins = {
+        p.account.login.value for p in plans.values() if isinstance(p.account, updater.Account)
+    }
     for name, faults in find_twins(plans).items():
         plans[name] = plans[name]._replace(account=updater.settings_fault(faults))
+    # The only account of before, whose key nobody would renew any more
+    if common_login(values.get("WEBKASSA_LOGIN", "")) not in {"", *map(common_login, logins)}:
+        name, service = "main-1" if "main" in plans else "main", values.get("WEBKASSA_SERVICE_NAME")
+        what = ("the login of the settings of all is no account's, and its key is not renewed: it, "
+                "its password and WEBKASSA_SERVICE_NAME={service} go into {name}.env")  # fmt: skip
+        fault = updater.Message(what, name=name, service=service or "Webkassa")
+        plans[name] = Plan(updater.settings_fault([fault]), updater.Secret(""))
     return plans
 
 
@@ -128,8 +138,11 @@ def identify_row_and_login(account: updater.Account) -> Iterator[tuple[Any, ...]
         yield ("row", common_name(host), ports[min(number, len(ports) - 1)], *where)
     url = urlsplit(account.auth_url)
     port = url.port or {"http": 80, "https": 443}[url.scheme]
-    login = unicodedata.normalize("NFKC", account.login.value).casefold()
-    yield "login", common_name(url.hostname or ""), port, login.rstrip(".")
+    yield "login", common_name(url.hostname or ""), port, common_login(account.login.value)
+
+
+def common_login(login: str) -> str:
+    return unicodedata.normalize("NFKC", login).casefold().rstrip(".")
 
 
 @functools.cache
