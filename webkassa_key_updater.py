@@ -491,19 +491,18 @@ def reconcile_after_reconnect(
 def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
     """Steps 4 and 5. If they fail, store the token that is in hand, unless the row holds something
     better; raise the failure."""
-    failure: Failure
-    if logins.ended_by:
-        failure = logins.ended_by
-    elif logins.live_key_unknown and logins.extra_login_sent:
+    failure = logins.ended_by
+    if not failure and logins.live_key_unknown and logins.extra_login_sent:
         failure = NoLoginLeft("PostgreSQL was lost twice after a login.")
-    else:
+    if not failure:
         try:
             return log_in(job, logins, store, row)
         except WebkassaFailure as refusal:
             failure = refusal
+    is_kept = logins.token and is_worse(logins, row)
     if failure.code in (LOGIN_REFUSED, NONSENSE):
-        logins.refusals.remember(row, failure.code)
-    if logins.token and is_worse(logins, row):
+        logins.refusals.remember(logins.token if is_kept else row.key, failure.code)
+    if is_kept:
         logins.against_probe = logins.probe(logins.token) == DEAD
         logins.ended_by = failure  # step 7 goes on for the token in hand; then this is raised
         store_token(logins, store, row, Deadline(KeyStore.COMMIT_TIME))
@@ -746,7 +745,7 @@ class Webkassa:
             return UNCLEAR
         if answer.codes & DEAD_CODES:
             return DOUBTED if self.is_doubted else DEAD
-        good = 200 <= answer.status < 300 and isinstance(answer.body, dict) and not answer.errors
+        good = 200 <= answer.status < 300 and answer.is_vendors and not answer.errors
         return ALIVE if good or answer.codes & ALIVE_CODES else UNCLEAR
 
     def post(
@@ -1230,10 +1229,8 @@ class KeyStore:
 
     def in_transaction(self) -> bool:
         """Ask whether the transaction, and with it the lock, still stands."""
-        try:
+        with contextlib.suppress(Failure):
             self.run("SELECT 1", deadline=Deadline(self.ASK_TIME))
-        except Failure:
-            return False
         return bool(self.connection.info.transaction_status == self.IN_TRANSACTION)
 
     def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
@@ -1365,24 +1362,26 @@ class Connector:
         wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
         psycopg2.extensions.set_wait_callback(wait_for_server)
         options = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
-        for name, value in account.database.items():
-            if name not in ADDRESS:
-                options[name] = value.value if isinstance(value, Secret) else value
-        failures, slow = list[StoreUnavailable](), list[dict[str, str]]()
+        given = {n: v for n, v in account.database.items() if n not in ADDRESS}
+        options |= {n: v.value if isinstance(v, Secret) else v for n, v in given.items()}
+        failures, slow, spare = list[StoreUnavailable](), list[dict[str, str]](), list[Connection]()
         targets = connect_targets(account.database, deadline)
         for target in itertools.chain(self.known, targets, slow):
             short = min(CONNECT_TIME, deadline.left / 2)
-            end = deadline.within(self.LONG_TIME if target in slow else short)
+            end = deadline.within(self.LONG_TIME if target in slow and not spare else short)
             try:
                 dsn = psycopg2.extensions.make_dsn(**options | target)
-                connection = run_with_deadline(end, None, Connection, dsn, end)
-                self.known = [target]
-                return cast(Connection, connection)
+                connection: Connection = run_with_deadline(end, None, Connection, dsn, end)
+                if connection.info.parameter_status("in_hot_standby") != "on":
+                    self.known = [target]
+                    return connection
+                spare.append(connection)  # to a standby: perhaps another one is the primary
             except (psycopg2.Error, UnicodeError, OSError) as error:
                 failures.append(connect_failure(account, target, error))
                 is_slow = failures[-1].port_is_open and isinstance(error, TimeoutError)
-                if is_slow and target not in slow:
-                    slow.append(target)
+                slow += [target] if is_slow and target not in slow else []
+        if spare:
+            return spare[0]
         raise next((f for f in failures if f.port_is_open), failures[-1])
 
 
@@ -1415,15 +1414,14 @@ PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
 
 FIND_TABLE = """
-    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, current_user::text,
-           oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text, coalesce(relname, %(name)s)::text,
-           found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
+    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, oid, schema, name,
+           ARRAY[quote_ident(current_user), quote_ident(schema), quote_ident(name)], found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
         SELECT coalesce(json_agg(json_build_array(nspname, relname)), '[]')
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE relkind IN ('r', 'p', 'v') AND c.oid <> t.oid AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT')
           AND (nspname = ANY(current_schemas(false)) OR %(wide)s) AND (relname = t.relname OR %(wide)s AND (nspname = t.nspname OR pg_table_is_visible(c.oid)))
           AND (c.oid IN (SELECT attrelid FROM pg_attribute WHERE attname IN ('service_name', 'api_key') GROUP BY 1 HAVING count(*) = 2)) IS TRUE)
-    FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
+    FROM (SELECT) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
                    THEN pg_table_is_visible(c.oid) ELSE nspname = %(schema)s END AS found,
                (SELECT json_object_agg(attname, ARRAY[format_type(atttypid, atttypmod), typcategory::text])
@@ -1433,7 +1431,8 @@ FIND_TABLE = """
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE nspname !~ '^(pg_|information_schema$)' AND lower(relname) = lower(%(name)s)
           AND (%(schema)s IS NULL OR lower(nspname) = lower(%(schema)s))
-        ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true
+        ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true,
+    LATERAL (SELECT coalesce(nspname, %(schema)s, current_schema(), 'public')::text AS schema, coalesce(relname, %(name)s)::text AS name) AS n
 """
 LOCK_HOLDER = """
     SELECT string_agg(format('PID %%s (%%s, %%s, %%s UTC)', pid, usename, application_name,
@@ -1449,10 +1448,10 @@ class Table(NamedTuple):
     """Where the keys are. `found`: False if it has only a like name, None if there is none."""
 
     database: str
-    role: str
     oid: int | None
     schema: str
     name: str
+    quoted: list[str]  # role, schema and name, as SQL wants them
     found: bool | None
     columns: dict[str, list[str]]  # the type of each, and the category of that
     constraints: list[str]
@@ -1484,7 +1483,7 @@ class Table(NamedTuple):
         return self.key_size if self.columns["api_key"][0].startswith("character(") else 0
 
 
-NO_TABLE = Table("", "", None, "", "", None, {}, [], False, [])
+NO_TABLE = Table("", None, "", "", [""] * 3, None, {}, [], False, [])
 
 
 def identify(schema: str, name: str) -> sql.Identifier:
@@ -1605,10 +1604,10 @@ class Refusals:
         since = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(moment))
         return WebkassaFailure(what, since=since, code=code)
 
-    def remember(self, row: KeyRow, code: int) -> None:
+    def remember(self, key: Secret, code: int) -> None:
         salt = os.urandom(16).hex()
         hashed = self.credential_hash(salt)
-        self.note.write(salt=salt, hash=hashed, key=row.key.fingerprint, code=code)
+        self.note.write(salt=salt, hash=hashed, key=key.fingerprint, code=code)
 
 
 class ProbeDoubt:
@@ -2169,8 +2168,8 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
     if PASSING.match(state):
         return StoreUnavailable("PostgreSQL cannot serve now: {why}.", advice, why=why)
     grants = describe_grants(table)
-    what, role = "PostgreSQL refuses the write: {why}.", quote_name(table.role)
-    return WriteRefused(what, advice, why=why, grants=grants, role=role)
+    what = "PostgreSQL refuses the write: {why}."
+    return WriteRefused(what, advice, why=why, grants=grants, role=table.quoted[0])
 
 
 def shown_error(error: Any, state: str, table: Table) -> str:
@@ -2190,14 +2189,8 @@ def describe_grants(table: Table) -> Message:
             "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`")  # fmt: skip
     if table.found is None:
         what = "As its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nThen run: `check`"
-    role, schema, name = map(quote_name, (table.role, table.schema, table.name))
+    role, schema, name = table.quoted
     return Message(what, role=role, schema=schema, name=name)
-
-
-def quote_name(name: str) -> str:
-    """Return a name as SQL wants it."""
-    plain = "(?!(all|check|default|end|group|limit|order|primary|table|user)$)[a-z_][a-z0-9_]*"
-    return name if re.fullmatch(plain, name) else '"' + name.replace('"', '""') + '"'
 
 
 def table_fault(
@@ -2317,7 +2310,8 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
     similar = ", ".join(repr(name) for name, is_similar in store.try_run(OTHER_ROWS) if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
-    table, times = store.table, store.table.times
+    table, times, service = store.table, store.table.times, store.account.service
+    others = [] if service.startswith("Webkassa:") else [repr(name) for name, _ in row.others]
     left = ", ".join(name for name in table.columns if re.fullmatch(VALIDITY, name))
     for is_so, what in (
         *((True, what) for what in odd_for_consumers(table, row.key)),
@@ -2325,12 +2319,14 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
         (table.is_unlogged, "table: it is UNLOGGED; a crash of PostgreSQL empties it"),
         (times and table.columns[times[0]][0] == "date", "table: {times[0]} is a date, no time"),
         (not times, "table: no column updated_at or created_at, so no age is known"),
+        (others, "table: no row {service!r} yet, but {beside}; do consumers read one of these?"),
         (similar, "table: beside the row there is {similar}; do consumers read that one?"),
         (elsewhere, "table: {elsewhere} has such a row, too; do consumers read that one?"),
         (is_in_pgpools_cache(store), "table: Pgpool-II gives consumers the old key from its cache"),
     ):
         if is_so:
-            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times}
+            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times,
+                     "service": service, "beside": ", ".join(others)}  # fmt: skip
             yield Finding("WARN", Message(what, **facts))
     try:  # last, for a refusal ends the transaction
         store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
