@@ -66,7 +66,8 @@ def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
     for name, faults in find_twins(plans).items():
         plans[name] = plans[name]._replace(account=updater.settings_fault(faults))
     # The only account of before, whose key nobody would renew any more
-    if common_login(values.get("WEBKASSA_LOGIN", "")) not in {"", *logins}:
+    left, example = values.get("WEBKASSA_LOGIN", ""), updater.SettingsParser.PLACEHOLDER
+    if not example.fullmatch(left) and common_login(left) not in {"", *logins}:
         name, service = "main-1" if "main" in plans else "main", values.get("WEBKASSA_SERVICE_NAME")
         what = ("the login of the settings of all is no account's, and its key is not renewed: it, "
                 "its password and WEBKASSA_SERVICE_NAME={service} go into {name}.env")  # fmt: skip

@@ -1849,8 +1849,7 @@ def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
 def read_secret_files(values: dict[str, str], faults: list[Message]) -> None:
     """Put into `values` what the files named by NAME_FILE hold, but for a newline at the end."""
     for name in sorted(IN_FILES):
-        file = values.get(f"{name}_FILE")
-        if file and name in values:
+        if (file := values.get(f"{name}_FILE")) and name in values:
             faults.append(Message("{name}_FILE: {name} is set, too: which counts?", name=name))
         if file:
             try:
@@ -2492,8 +2491,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for flag in (["--json"], ["--metrics"], ["--no-probe"], ["-v", "--verbose"]):
         parser.add_argument(*flag, action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
-    usage_code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
-    parser.set_defaults(usage_code=usage_code, usage_error=parser.error)
+    parser.set_defaults(usage_code=UNKNOWN if "status" in argv else 2, usage_error=parser.error)
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
@@ -2554,11 +2552,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_line() -> str:
-    """Return the first line of standard input, within 10 s: a socket's far end may be silent."""
+    """Return the first line of standard input: a far end may be silent, or write it in parts."""
+    line = b""
     with contextlib.suppress(OSError):
-        came, _, _ = select.select([0], [], [], CHECK_TIME)
-        return os.read(0, 100).decode("ascii", "replace").partition("\n")[0] if came else "nothing"
-    return ""
+        while len(line) < 100 and b"\n" not in line:
+            came, _, _ = select.select([0], [], [], 3 if line else CHECK_TIME)
+            line += (os.read(0, 100) or b"\n") if came else b"\n" if line else b"nothing\n"
+    return line.decode("ascii", "replace").partition("\n")[0]
 
 
 class Command:

@@ -364,6 +364,7 @@ def test_the_only_account_of_before_is_not_forgotten_silently(shop: Shop) -> Non
     assert shop.run("check", "--account", "main").code == 0  # as was printed
     assert shop.run("update", "--account", "main").code == 0
     assert shop.holds_the_live_key
+    assert shop.run("check", WEBKASSA_LOGIN="your_login").code == 0  # as .env.example has it
 
 
 def test_account_file_wins_over_the_environment_and_that_over_the_base(shop: Shop) -> None:
