@@ -2491,7 +2491,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for flag in (["--json"], ["--metrics"], ["--no-probe"], ["-v", "--verbose"]):
         parser.add_argument(*flag, action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
-    parser.set_defaults(usage_code=UNKNOWN if "status" in argv else 2, usage_error=parser.error)
+    code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
+    parser.set_defaults(usage_code=code, usage_error=parser.error)
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
@@ -2553,10 +2554,10 @@ class Parser(argparse.ArgumentParser):
 
 def read_line() -> str:
     """Return the first line of standard input: a far end may be silent, or write it in parts."""
-    line = b""
+    line, end = b"", Deadline(CHECK_TIME)
     with contextlib.suppress(OSError):
         while len(line) < 100 and b"\n" not in line:
-            came, _, _ = select.select([0], [], [], 3 if line else CHECK_TIME)
+            came, _, _ = select.select([0], [], [], min(end.left, 3) if line else end.left)
             line += (os.read(0, 100) or b"\n") if came else b"\n" if line else b"nothing\n"
     return line.decode("ascii", "replace").partition("\n")[0]
 
