@@ -494,19 +494,18 @@ def reconcile_after_reconnect(
 def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
     """Steps 4 and 5. If they fail, store the token that is in hand, unless the row holds something
     better; raise the failure."""
-    failure: Failure
-    if logins.ended_by:
-        failure = logins.ended_by
-    elif logins.live_key_unknown and logins.extra_login_sent:
+    failure = logins.ended_by
+    if not failure and logins.live_key_unknown and logins.extra_login_sent:
         failure = NoLoginLeft("PostgreSQL was lost twice after a login.")
-    else:
+    if not failure:
         try:
             return log_in(job, logins, store, row)
         except WebkassaFailure as refusal:
             failure = refusal
+    is_kept = logins.token and is_worse(logins, row)
     if failure.code in (LOGIN_REFUSED, NONSENSE):
-        logins.refusals.remember(row, failure.code)
-    if logins.token and is_worse(logins, row):
+        logins.refusals.remember(logins.token if is_kept else row.key, failure.code)
+    if is_kept:
         logins.against_probe = logins.probe(logins.token) == DEAD
         logins.ended_by = failure  # step 7 goes on for the token in hand; then this is raised
         store_token(logins, store, row, Deadline(KeyStore.COMMIT_TIME))
@@ -1417,15 +1416,14 @@ PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
 
 FIND_TABLE = """
-    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, current_user::text,
-           oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text, coalesce(relname, %(name)s)::text,
-           found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
+    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, oid, schema, name,
+           ARRAY[quote_ident(current_user), quote_ident(schema), quote_ident(name)], found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
         SELECT coalesce(json_agg(json_build_array(nspname, relname)), '[]')
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE relkind IN ('r', 'p', 'v') AND c.oid <> t.oid AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT')
           AND (nspname = ANY(current_schemas(false)) OR %(wide)s) AND (relname = t.relname OR %(wide)s AND (nspname = t.nspname OR pg_table_is_visible(c.oid)))
           AND (c.oid IN (SELECT attrelid FROM pg_attribute WHERE attname IN ('service_name', 'api_key') GROUP BY 1 HAVING count(*) = 2)) IS TRUE)
-    FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
+    FROM (SELECT) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
                    THEN pg_table_is_visible(c.oid) ELSE nspname = %(schema)s END AS found,
                (SELECT json_object_agg(attname, ARRAY[format_type(atttypid, atttypmod), typcategory::text])
@@ -1435,7 +1433,8 @@ FIND_TABLE = """
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE nspname !~ '^(pg_|information_schema$)' AND lower(relname) = lower(%(name)s)
           AND (%(schema)s IS NULL OR lower(nspname) = lower(%(schema)s))
-        ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true
+        ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true,
+    LATERAL (SELECT coalesce(nspname, %(schema)s, current_schema(), 'public')::text AS schema, coalesce(relname, %(name)s)::text AS name) AS n
 """
 LOCK_HOLDER = """
     SELECT string_agg(format('PID %%s (%%s, %%s, %%s UTC)', pid, usename, application_name,
@@ -1451,10 +1450,10 @@ class Table(NamedTuple):
     """Where the keys are. `found`: False if it has only a like name, None if there is none."""
 
     database: str
-    role: str
     oid: int | None
     schema: str
     name: str
+    quoted: list[str]  # role, schema and name, as SQL wants them
     found: bool | None
     columns: dict[str, list[str]]  # the type of each, and the category of that
     constraints: list[str]
@@ -1486,7 +1485,7 @@ class Table(NamedTuple):
         return self.key_size if self.columns["api_key"][0].startswith("character(") else 0
 
 
-NO_TABLE = Table("", "", None, "", "", None, {}, [], False, [])
+NO_TABLE = Table("", None, "", "", [""] * 3, None, {}, [], False, [])
 
 
 def identify(schema: str, name: str) -> sql.Identifier:
@@ -1605,9 +1604,10 @@ class Refusals:
         since = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(moment))
         return WebkassaFailure(what, since=since, code=code)
 
-    def remember(self, row: KeyRow, code: int) -> None:
-        salt, key = os.urandom(16).hex(), row.key.fingerprint
-        self.note.write(salt=salt, hash=self.credential_hash(salt), key=key, code=code)
+    def remember(self, key: Secret, code: int) -> None:
+        salt = os.urandom(16).hex()
+        hashed = self.credential_hash(salt)
+        self.note.write(salt=salt, hash=hashed, key=key.fingerprint, code=code)
 
 
 class ProbeDoubt:
@@ -1849,8 +1849,7 @@ def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
 def read_secret_files(values: dict[str, str], faults: list[Message]) -> None:
     """Put into `values` what the files named by NAME_FILE hold, but for a newline at the end."""
     for name in sorted(IN_FILES):
-        file = values.get(f"{name}_FILE")
-        if file and name in values:
+        if (file := values.get(f"{name}_FILE")) and name in values:
             faults.append(Message("{name}_FILE: {name} is set, too: which counts?", name=name))
         if file:
             try:
@@ -2168,8 +2167,8 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
     why = Message("{what} ({error})" if what else "{error}", what=Message(what, **facts), **facts)
     if PASSING.match(state):
         return StoreUnavailable("PostgreSQL cannot serve now: {why}.", advice, why=why)
-    what, role = "PostgreSQL refuses the write: {why}.", quote_name(table.role)
-    return WriteRefused(what, advice, why=why, grants=describe_grants(table), role=role)
+    what, grants = "PostgreSQL refuses the write: {why}.", describe_grants(table)
+    return WriteRefused(what, advice, why=why, grants=grants, role=table.quoted[0])
 
 
 def shown_error(error: Any, state: str, table: Table) -> str:
@@ -2189,14 +2188,8 @@ def describe_grants(table: Table) -> Message:
             "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`")  # fmt: skip
     if table.found is None:
         what = "As its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nThen run: `check`"
-    role, schema, name = map(quote_name, (table.role, table.schema, table.name))
+    role, schema, name = table.quoted
     return Message(what, role=role, schema=schema, name=name)
-
-
-def quote_name(name: str) -> str:
-    """Return a name as SQL wants it."""
-    plain = "(?!(all|check|default|end|group|limit|order|primary|table|user)$)[a-z_][a-z0-9_]*"
-    return name if re.fullmatch(plain, name) else '"' + name.replace('"', '""') + '"'
 
 
 def table_fault(
@@ -2316,7 +2309,8 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
     similar = ", ".join(repr(name) for name, is_similar in store.try_run(OTHER_ROWS) if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
-    table, times = store.table, store.table.times
+    table, times, service = store.table, store.table.times, store.account.service
+    others = [] if service.startswith("Webkassa:") else [repr(name) for name, _ in row.others]
     left = ", ".join(name for name in table.columns if re.fullmatch(VALIDITY, name))
     for is_so, what in (
         *((True, what) for what in odd_for_consumers(table, row.key)),
@@ -2324,12 +2318,14 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
         (table.is_unlogged, "table: it is UNLOGGED; a crash of PostgreSQL empties it"),
         (times and table.columns[times[0]][0] == "date", "table: {times[0]} is a date, no time"),
         (not times, "table: no column updated_at or created_at, so no age is known"),
+        (others, "table: no row {service!r} yet, but {beside}; do consumers read one of these?"),
         (similar, "table: beside the row there is {similar}; do consumers read that one?"),
         (elsewhere, "table: {elsewhere} has such a row, too; do consumers read that one?"),
         (is_in_pgpools_cache(store), "table: Pgpool-II gives consumers the old key from its cache"),
     ):
         if is_so:
-            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times}
+            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times,
+                     "service": service, "beside": ", ".join(others)}  # fmt: skip
             yield Finding("WARN", Message(what, **facts))
     try:  # last, for a refusal ends the transaction
         store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
@@ -2495,8 +2491,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for flag in (["--json"], ["--metrics"], ["--no-probe"], ["-v", "--verbose"]):
         parser.add_argument(*flag, action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
-    usage_code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
-    parser.set_defaults(usage_code=usage_code, usage_error=parser.error)
+    code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
+    parser.set_defaults(usage_code=code, usage_error=parser.error)
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
@@ -2557,11 +2553,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_line() -> str:
-    """Return the first line of standard input, within 10 s: a socket's far end may be silent."""
+    """Return the first line of standard input: a far end may be silent, or write it in parts."""
+    line, end = b"", Deadline(CHECK_TIME)
     with contextlib.suppress(OSError):
-        came, _, _ = select.select([0], [], [], CHECK_TIME)
-        return os.read(0, 100).decode("ascii", "replace").partition("\n")[0] if came else "nothing"
-    return ""
+        while len(line) < 100 and b"\n" not in line:
+            came, _, _ = select.select([0], [], [], min(end.left, 3) if line else end.left)
+            line += (os.read(0, 100) or b"\n") if came else b"\n" if line else b"nothing\n"
+    return line.decode("ascii", "replace").partition("\n")[0]
 
 
 class Command:

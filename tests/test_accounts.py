@@ -348,6 +348,25 @@ def test_login_password_and_row_are_never_inherited(shop: Shop) -> None:
     assert shop.webkassa.authorizations == 1
 
 
+def test_the_only_account_of_before_is_not_forgotten_silently(shop: Shop) -> None:
+    """All was OK, and its shop could sell no more after a day."""
+    alone = shop.env.copy()
+    accounts = Accounts(shop, "a", "b")
+    shop.env = alone
+    for command, code in (("check", 78), ("update", 78), ("status", 3)):
+        result = shop.run(command)
+        assert result.code == code
+        assert "WEBKASSA_SERVICE_NAME=Webkassa go into main.env" in result.out + result.err
+        assert re.search("Correct them, then run: .+ check --account main", result.out + result.err)
+    assert (accounts.renewed, shop.is_untouched) == ({"a", "b"}, True)
+    own = {name: alone[name] for name in ("WEBKASSA_LOGIN", "WEBKASSA_PASSWORD")}
+    accounts.write("main", WEBKASSA_SERVICE_NAME="Webkassa", **own)
+    assert shop.run("check", "--account", "main").code == 0  # as was printed
+    assert shop.run("update", "--account", "main").code == 0
+    assert shop.holds_the_live_key
+    assert shop.run("check", WEBKASSA_LOGIN="your_login").code == 0  # as .env.example has it
+
+
 def test_account_file_wins_over_the_environment_and_that_over_the_base(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     base = shop.home / "base.env"
@@ -1006,11 +1025,12 @@ def test_status_of_many_has_the_time_of_one_whatever_the_vendor_does(shop: Shop)
 
 
 def test_status_without_a_probe_asks_the_database_alone(shop: Shop) -> None:
+    alone = shop.env.copy()
     accounts = Accounts(shop, "a", "b")
     accounts.write("b", WEBKASSA_PROBE_URL=f"{shop.webkassa.origin}/api/references/RefUnits")
     shop.webkassa.issue(login=login("a"))  # whoever asked would hear that the key is dead
-    for how in (shop.options, ()):  # of many, of one
-        shop.options = how
+    for how, env in ((shop.options, shop.env), ((), alone)):  # of many, of one
+        shop.options, shop.env = how, env
         result = shop.run("status", "--no-probe")
         assert (result.code, "the probe says off" in result.out) == (1, True)
     assert shop.webkassa.calls == []
@@ -1176,11 +1196,10 @@ def test_folder_may_be_named_by_a_relative_path(shop: Shop) -> None:
 def test_the_one_file_alone_serves_one_account_and_says_what_many_need(
     shop: Shop, monitor: Monitor, command: str
 ) -> None:
-    accounts = Accounts(shop, "a", "b")
     alone = Path(shutil.copy(PROGRAM, shop.home))
-    shop.program, many, shop.options = [str(alone)], shop.options, ()
+    shop.program = [str(alone)]
     shop.renew("update")
-    asked, shop.options = len(shop.webkassa.calls), many
+    accounts, asked = Accounts(shop, "a", "b"), len(shop.webkassa.calls)
     result = shop.run(command, HEALTHCHECK_URL=f"{monitor.origin}/all")
     assert result.code == (3 if command == "status" else 78)
     missing = alone.with_name("webkassa_key_accounts.py")

@@ -70,6 +70,8 @@ WARNED = {
     "JSON": ("""UPDATE api_keys SET api_key = '{"Token":"0123456789abcdef"}'""", "table", "looks like no key"),
     "header": ("UPDATE api_keys SET api_key = 'Bearer ' || api_key", "table", "looks like no key"),
     "ciphertext": ("UPDATE api_keys SET api_key = repeat('gAAAAAB', 20)", "table", "looks like no key"),
+    "misspelt name": ("UPDATE api_keys SET service_name = 'Webkasa' WHERE id = 1", "table",
+                      "no row 'Webkassa' yet, but .*'Webkasa'"),
     "look-alike": ("UPDATE api_keys SET service_name = 'webkassa ' WHERE id = 2", "table", "'webkassa '"),
 }  # fmt: skip
 
