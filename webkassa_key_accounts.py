@@ -543,7 +543,7 @@ def shard_of(name: str, shards: int) -> int:
 
 
 def sum_up(command: updater.Command, pool: ProcessPool) -> int:
-    """Say which accounts are not done, and why; return their common code, or 71."""
+    """Say which accounts are not done, and why; return their common code, or 71, or 78."""
     bad, lines = {name: code for name, code in sorted(pool.codes.items()) if code}, ""
     for name, code in bad.items():
         reason = pool.reasons[name]
@@ -564,7 +564,10 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
         return 0
     what = "{good} of {count} accounts: done; not done:{lines}"
     log.error(updater.Message(what, **counts, lines=lines))
-    return 71 if len(set(bad.values())) > 1 else bad.popitem()[1]
+    codes = {*bad.values()}
+    if len(codes) > 1:  # 71 is tried again; what heals of no account by itself must not be
+        codes = {78} if codes <= {2, 73, 77, 78} else {71}
+    return codes.pop()
 
 
 def do_child(command: updater.Command, places: Places, name: str, plan: Plan) -> int:

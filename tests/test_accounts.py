@@ -107,6 +107,16 @@ def test_failures_of_one_kind_give_its_exit_code(shop: Shop) -> None:
     assert (result.code, accounts.renewed, set(summary(result.err))) == (69, {"c"}, {"a", "b"})
 
 
+def test_what_heals_of_no_account_by_itself_is_not_tried_again(shop: Shop) -> None:
+    """71 is, by units and clusters: with a refused password each time, or an alert two hours late."""
+    accounts = Accounts(shop, "a", "b", "c", "d")
+    accounts.script("a").append(answer(200, errors(1)))
+    accounts.write("b", WEBKASSA_PASSWORD="changeme")
+    assert shop.run("update").code == 78
+    accounts.script("c").append(DOWN)
+    assert shop.run("update").code == 71
+
+
 def test_a_repetition_logs_in_only_for_those_that_failed(shop: Shop) -> None:
     names = HUNDRED[:8]
     accounts = Accounts(shop, *names)
@@ -936,7 +946,7 @@ def test_check_says_a_line_per_account_and_finding(shop: Shop) -> None:
     accounts.write("b", API_KEYS_TABLE="nowhere.api_keys")
     accounts.write("c", WEBKASSA_PASSWORD="changeme")
     result = shop.run("check")
-    assert result.code == 71
+    assert result.code == 78
     assert codes(result.err) == {"b": 73, "c": 78}
     lines = result.out.splitlines()
     assert all(re.match(r"(ok|WARN|FAIL) +Webkassa:[ab]: ", line) for line in lines)
