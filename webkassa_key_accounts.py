@@ -53,7 +53,13 @@ def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
     """Return the accounts of a folder by their names, given the settings of all. What is wrong with
     a file stops its account alone, one login or row in two files these two."""
     base = {name: value for name, value in values.items() if name not in updater.OWN}
-    files = sorted(Path(folder).glob("[!.]*"))  # an editor's own files are hidden
+    try:  # an editor's own files are hidden
+        files = sorted(path for path in Path(folder).iterdir() if path.name[0] != ".")
+    except OSError as error:
+        why = updater.Message("cannot be read ({why})", why=error.strerror)
+        raise updater.settings_fault(
+            [updater.Message("{file}: {why}", file=folder, why=why)]
+        ) from None
     plans = {path.stem: read_plan(path, base) for path in files if path.suffix == ".env"}
     if not plans:
         what = "{folder} holds no account, that is no file NAME.env"

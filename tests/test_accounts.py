@@ -248,6 +248,16 @@ def test_without_an_account_or_settings_for_all_nothing_is_contacted(
     assert "Nothing was asked of Webkassa" in result.err
 
 
+def test_a_folder_that_cannot_be_read_is_not_called_empty(shop: Shop) -> None:
+    """As one of root's alone was (chmod 700): its files are there, and nothing is wrong with them."""
+    accounts = Accounts(shop, "a")
+    accounts.folder.rename(accounts.folder.with_name("elsewhere"))
+    accounts.folder.touch()  # of a folder's rights root takes no notice
+    for command in ("update", "check", "status"):
+        said = shop.run(command)
+        assert f"{accounts.folder}: cannot be read (Not a directory)\n" in said.out + said.err
+
+
 def test_what_is_wrong_with_many_files_is_said_at_once(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b", "c", "d", "e")
     accounts.write("b", WEBKASSA_LOGIN=login("a"))
