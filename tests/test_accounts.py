@@ -941,6 +941,18 @@ def test_a_consumer_that_names_its_key_alone_waits_for_no_other_account(shop: Sh
     assert shop.webkassa.authorizations == 2
 
 
+def test_a_consumer_whose_row_nobody_renews_is_not_told_that_it_holds_another_key(
+    shop: Shop,
+) -> None:
+    """Its account's file had been given another name, say; it was told 0, and read the dead key anew."""
+    accounts = Accounts(shop, "a", "gone")
+    accounts.file("gone").unlink()
+    result = ask(shop, f"{fingerprint(accounts.old['gone'])}\n")
+    assert (result.code, shop.webkassa.calls) == (78, [])
+    assert "Webkassa:gone: no file in the folder is for this row" in result.err
+    assert ask(shop, "0badc0de\n").code == 0  # all rows hold other keys
+
+
 def test_a_consumer_that_reads_a_padded_key_may_name_it_so(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     shop.sql("ALTER TABLE api_keys ALTER api_key TYPE char(40)")
