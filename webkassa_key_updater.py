@@ -167,9 +167,8 @@ class LockBusy(StoreUnavailable):
 
 
 class WebkassaFailure(Failure):
-    """`may_have_logged_in`: the login may have reached Webkassa, and may yet take effect;
-    `invalid_token_reply`: the answer may have been a login's, without a usable token; `wait`:
-    seconds that it asks for; `alternative_hosts`: that it names, None: it names none."""
+    """`may_have_logged_in`: the login may yet take effect; `invalid_token_reply`: the answer may have
+    been a login's, without a usable token; `alternative_hosts`: that it names, None: it names none."""
 
     code, retry, wait, may_have_logged_in, invalid_token_reply = 69, True, 0.0, False, False
     alternative_hosts = cast("list[str] | None", None)
@@ -199,6 +198,7 @@ class KeyRow(NamedTuple):
     age: float | None = None  # seconds; None: not known
     age_from: str = "row"  # or "note": see `KeyAge`
     row_age: float | None = None  # what its columns say
+    at_risk: bool = False  # a failed update sent a login, which may have ended the key
     changed: str | None = None  # UTC
     others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
     padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
@@ -232,6 +232,8 @@ def update(job: Job) -> Outcome:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
             logins.refusals.note.remove()
+    if done.code and done.verdict not in ("", ALIVE) and not logins.against_probe:
+        logins.key_age.note.write(**logins.key_age.note.read() | {"at_risk": done.key.fingerprint})
     return done
 
 
@@ -302,8 +304,7 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
         logins.store_deadline = logins.lock_deadline = Deadline(KeyStore.COMMIT_TIME)
     if not busy:
         pause = logins.pause
-        if logins.asked:
-            logins.pause = min(logins.pause * 2, 2.0)
+        logins.pause = min(pause * 2, 2.0) if logins.asked else pause
         why = failure.message if isinstance(failure, Failure) else type(failure).__name__
         log.debug(Message("Not stored yet: {why}", why=why))
     else:  # never growing: pauses that grow starve
@@ -409,7 +410,7 @@ def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> O
         reason = reason_if_not_this_key(job.mode, row, logins)
     if reason:
         return Outcome(0, reason, key)
-    waiting_since = logins.started if logins.has_waited else None
+    waiting_since = logins.started if logins.has_waited else float("inf")
     if refusal := logins.refusals.find(row, waiting_since, job.mode == ALWAYS):
         raise refusal
     return None
@@ -449,6 +450,8 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
         if row.age is not None and row.age < 3600 and not logins.probe_doubt.can_remember(row):
             what = "The probe calls the young key {key} dead, and no note of it can be kept."
             raise WebkassaFailure(what, key=row.key.fingerprint)
+        return None
+    if row.at_risk and verdict in (UNCLEAR, OFF):
         return None
     if verdict == DOUBTED or (row.age is None and verdict != ALIVE):
         raise key_unproven(row, verdict, logins.webkassa)
@@ -1263,8 +1266,7 @@ class KeyStore:
         else:
             names, now = "".join(f", {name}" for name in times), ", clock_timestamp()" * len(times)
             write = INSERT_ROW.replace("{times}", names).replace("{now}", now)
-        statements = before + write + READ_BACK + after
-        return self.run_locking(statements, {"token": token.value}, end)[1]
+        return self.run_locking(before + write + READ_BACK + after, {"token": token.value}, end)[1]
 
 
 # Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
@@ -1541,6 +1543,7 @@ class KeyAge:
     def correct(self, row: KeyRow) -> KeyRow:
         """Return the row with the age of its key, as far as it was noted."""
         note = self.note.read()
+        row = row._replace(at_risk=note.get("at_risk") == row.key.fingerprint)
         with contextlib.suppress(KeyError, TypeError):  # one that is not whole counts as none
             age = row.clock + time.monotonic() - note["moment"]
             by_row = self.max_age if row.age is None else row.age
@@ -1565,8 +1568,7 @@ class KeyAge:
 
     def remember(self, row: KeyRow, **facts: bool) -> None:
         """Note the key of this row, and the database's time."""
-        moment = row.clock + time.monotonic()
-        self.note.write(key=row.key.fingerprint, moment=moment, **facts)
+        self.note.write(key=row.key.fingerprint, moment=row.clock + time.monotonic(), **facts)
 
 
 class Refusals:
@@ -1584,7 +1586,7 @@ class Refusals:
         return hashlib.pbkdf2_hmac("sha256", text.encode(), salt.encode(), 200_000).hex()
 
     def find(
-        self, row: KeyRow, waiting_since: float | None = None, always: bool = False
+        self, row: KeyRow, waiting_since: float = float("inf"), always: bool = False
     ) -> WebkassaFailure | None:
         """Return the failure of this very login within a day, for the same stored key. `always`, and
         an answer without a token: only where it failed while somebody waits for the lock."""
@@ -1592,10 +1594,8 @@ class Refusals:
         if not note or note.get("key") != row.key.fingerprint:
             return None
         code, moment = note.get("code"), note["time"]
-        is_waiters = waiting_since is not None and moment >= waiting_since
-        is_waiters = is_waiters and moment > time.time() - self.SHORT_LIFE
-        counts = code == LOGIN_REFUSED and not always
-        counts = counts or (is_waiters and code in (LOGIN_REFUSED, NONSENSE))
+        is_waiters = moment >= max(waiting_since, time.time() - self.SHORT_LIFE)
+        counts = is_waiters or (code == LOGIN_REFUSED and not always)
         if not counts or note.get("hash") != self.credential_hash(str(note.get("salt"))):
             return None
         what = "Webkassa refused this login at {since}; it was not sent again."
@@ -2167,8 +2167,7 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
     why = Message("{what} ({error})" if what else "{error}", what=Message(what, **facts), **facts)
     if PASSING.match(state):
         return StoreUnavailable("PostgreSQL cannot serve now: {why}.", advice, why=why)
-    grants = describe_grants(table)
-    what = "PostgreSQL refuses the write: {why}."
+    what, grants = "PostgreSQL refuses the write: {why}.", describe_grants(table)
     return WriteRefused(what, advice, why=why, grants=grants, role=table.quoted[0])
 
 
@@ -2414,6 +2413,8 @@ def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
         (refusal and verdict == ALIVE and row.age is not None, "CRITICAL",
          "{why} The key {key}, works; Webkassa promises about a day, until {end}", correct),
         (refusal, "CRITICAL", "{why} Stored is the key {key}; the probe says {verdict}", correct),
+        (row.at_risk and verdict in (UNCLEAR, OFF), "CRITICAL",
+         "key {key}: it may be dead since the last login; the probe says {verdict}", NOW),
         (row.age is None and row_age < 0, "UNKNOWN",
          "key {key}; the probe says {verdict}; its row's time is {hours:.1f} h in the future",
          Message("Does something write local time there? It has to be UTC.")),
@@ -2490,7 +2491,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for flag in (["--json"], ["--metrics"], ["--no-probe"], ["-v", "--verbose"]):
         parser.add_argument(*flag, action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
-    parser.set_defaults(usage_code=UNKNOWN if "status" in argv else 2, usage_error=parser.error)
+    code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
+    parser.set_defaults(usage_code=code, usage_error=parser.error)
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
@@ -2552,10 +2554,10 @@ class Parser(argparse.ArgumentParser):
 
 def read_line() -> str:
     """Return the first line of standard input: a far end may be silent, or write it in parts."""
-    line = b""
+    line, end = b"", Deadline(CHECK_TIME)
     with contextlib.suppress(OSError):
         while len(line) < 100 and b"\n" not in line:
-            came, _, _ = select.select([0], [], [], 3 if line else CHECK_TIME)
+            came, _, _ = select.select([0], [], [], min(end.left, 3) if line else end.left)
             line += (os.read(0, 100) or b"\n") if came else b"\n" if line else b"nothing\n"
     return line.decode("ascii", "replace").partition("\n")[0]
 
