@@ -57,9 +57,8 @@ def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
         files = sorted(path for path in Path(folder).iterdir() if path.name[0] != ".")
     except OSError as error:
         why = updater.Message("cannot be read ({why})", why=error.strerror)
-        raise updater.settings_fault(
-            [updater.Message("{file}: {why}", file=folder, why=why)]
-        ) from None
+        fault = updater.Message("{file}: {why}", file=folder, why=why)
+        raise updater.settings_fault([fault]) from None
     plans = {path.stem: read_plan(path, base) for path in files if path.suffix == ".env"}
     if not plans:
         what = "{folder} holds no account, that is no file NAME.env"
@@ -426,10 +425,8 @@ def find_holders(key: str, accounts: Accounts, is_whole: bool) -> Accounts:
             is_meant = isinstance(found[table], updater.Failure) or (table, service) in holders
         chosen += [(name, plan)] if is_meant else []
     if services and not chosen and is_whole:
-        why = updater.Message(NO_FILE)
-        raise updater.settings_fault(
-            [updater.Message("{file}: {why}", file=min(services), why=why)]
-        )
+        why = updater.Message("{file}: {why}", file=min(services), why=updater.Message(NO_FILE))
+        raise updater.settings_fault([why])
     return chosen
 
 
