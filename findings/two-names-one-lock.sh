@@ -3,14 +3,14 @@
 #
 # Behaviour: the postgresql driver makes two numbers of a name, for pg_advisory_lock(int, int). But
 # each of them is one byte of a hash, so there are 65,536 locks in all. Among 302 names two share a
-# lock in one case of two; among 1,000 in all but one of 2,000. PostgreSQL offers 64 bits, and
-# PALs, sqlalchemy-dlock and django-pglock take 32 or 64 (their sources).
-# Seen with PostgreSQL 18.6: names account-1 to account-1000: seven pairs or more in which whoever
+# lock in one case of two; among 1,000 in all but one of 2,000. PostgreSQL has 64 bits for it, and
+# PALs 0.4.0, say, takes all of them.
+# Seen with PostgreSQL 18.6: names account-1 to account-1000: eight pairs in which whoever
 # has the one is refused the other, and nobody has that.
 # Why it matters: a renewal that finds its lock taken thinks that another one is at work, and leaves
-# in peace. So an account goes without a new key, always the same, whenever its stranger is at work
-# at that time; who waits for both at once may wait for ever, as they are two sessions of one
-# process. Make the number yourself, pg_advisory_lock(hashtextextended(name, 0)), or lock a row.
+# in peace. So an account goes without a new key whenever its stranger is at work at that time: the
+# same one each day, where all begin at the same hour. Make the number yourself,
+# pg_advisory_lock(hashtextextended(name, 0)), or lock a row.
 
 # shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
