@@ -115,7 +115,8 @@ async function main() {
         const get = make();
         let good = 0;
         await Promise.all(ended.map(async ({resolve}, number) => {
-            good += (await get(String(number))).status === 200;
+            const {status} = await get(String(number));
+            good += status === 200;
             resolve();
         }));
         console.log(`${name}: ${good} of ${REQUESTS} requests succeed, after ${logins} logins`);
