@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Apprise 2.3.0: DingTalk, WeCom and Synology Chat refuse an alert, and it counts as sent
 #
-# Behaviour: these services answer 200 to everything, and say in the text whether they took it: an
-# errcode that is not 0, or "success": false. Apprise looks at the status alone for these three, and
-# reads the text for their neighbours: for Feishu and Lark a "code" that is not 0 is a failure.
+# Behaviour: these services refuse with status 200, and say so in the text: an errcode that is not
+# 0, or "success": false. Apprise looks at the status alone for these three, and reads the text for
+# their neighbours: for Feishu and Lark a "code" that is not 0 is a failure.
 # Seen: one server in the place of all five refuses in each service's own words: a robot whose
 # keyword is missing, a webhook that was deleted, a NAS that misses something. Five alerts, of
 # which three count as sent; `apprise` ends with 0 for them.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# axios-auth-refresh 5.0.2, refresh-fetch 0.9.0, google-auth-library 10.9.1: five refusals, five logins
+# axios-auth-refresh 5.0.2, refresh-fetch 0.9.0, google-auth-library 10.9.1: each late 401 logs in
 #
-# Behaviour: at a 401 they log in and send the request once more; who is refused while that runs
-# waits for it ("deduplicate"). But a refusal that arrives after it begins another login, although
-# the key that was refused is not the one that they hold by now. Nobody compares the two.
+# Behaviour: at a 401 they log in and send the request once more; one login at a time. But a refusal
+# that arrives after it begins another login, although the key that was refused is not the one that
+# they hold by now. Nobody compares the two.
 # Seen with Node 20: five requests are under way when their key dies, and the server refuses one
 # after another, each when the one before has succeeded with a new key: five logins. With the two
 # keys compared, as in the last line below: one.

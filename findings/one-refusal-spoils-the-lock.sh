@@ -5,6 +5,7 @@
 # last and released, the database lets go of it, but the object goes on to say locked. From then on
 # acquire() raises ("already held by this session scope"), and release(), which the manual calls
 # safe at any time, raises, too ("was not held by this session scope").
+# (0.2.2, which needs Python 3.12, has the same lines.)
 # Seen with psycopg 3.3.9 and PostgreSQL 18.6: refused on the first day, got on the second; an error
 # on the third and each day after, with nobody holding the lock. The same without the refusal, and
 # with a new Lock each time: got every day.

@@ -27,13 +27,14 @@ main() {
     start_bouncer auth_type=scram-sha-256 auth_user=postgres \
         "auth_query=SELECT usename, passwd FROM pg_shadow WHERE usename = \$1"
     "$PYTHON" - "$BOUNCER" "$TMP/bouncer/log" << 'PYTHON' || changed 'see above'
+import pathlib
 import sys
 import threading
 import time
 
 import psycopg2
 
-BOUNCER, LOG = sys.argv[1:]
+BOUNCER, log = sys.argv[1], pathlib.Path(sys.argv[2])
 SESSIONS = "FROM pg_stat_activity WHERE usename = 'shop'"
 admin = psycopg2.connect()
 admin.autocommit = True
@@ -56,7 +57,7 @@ def ask(connection):
 
 def wait_for(text, since):
     """Wait until PgBouncer has said it in its log."""
-    while text not in open(LOG).read()[since:]:
+    while text not in log.read_text()[since:]:
         time.sleep(0.1)
 
 
@@ -66,7 +67,7 @@ def change_password(old_first):
     before = connect("old")
     assert ask(before) == "served"
     admin.execute("ALTER ROLE shop PASSWORD 'new'")
-    said = len(open(LOG).read())
+    said = len(log.read_text())
     admin.execute(f"SELECT pg_terminate_backend(pid, 9000) {SESSIONS}")
     wait_for("server conn crashed", said)
     if old_first:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# cronitor 4.9.0, healthchecks-decorator 0.5.0, cronalive 0.4.1: well, they say, before the job begins
+# cronitor 4.9.0, healthchecks-decorator 0.5.0, cronalive 0.4.1: all is well before the job begins
 #
 # Behaviour: under their decorators an `async def` counts as done when it has been called, which is
 # before its first line runs. They tell the monitor so, and never that it failed. No error, no
@@ -24,6 +24,7 @@ main() {
         -addext subjectAltName=DNS:cronitor.link -out certificate.pem 2> openssl.log
     REQUESTS_CA_BUNDLE=certificate.pem "$PYTHON" - << 'PYTHON' || changed 'see above'
 import asyncio
+import contextlib
 import gzip
 import http.server
 import json
@@ -95,12 +96,12 @@ async def fail():
     raise OSError("no answer")
 
 
-def what_is_told(job):
+def what_is_told(job, *arguments):
     told.clear()
-    try:
-        job()
-    except (OSError, SystemExit):
-        pass
+    with contextlib.suppress(OSError, SystemExit):
+        end = job(*arguments)
+        if asyncio.iscoroutine(end):
+            asyncio.run(end)
     sentry_sdk.flush()
     return " ".join(told)
 
@@ -108,9 +109,9 @@ def what_is_told(job):
 seen = []
 for name, monitor in MONITORS.items():
     ends = [
-        what_is_told(lambda: asyncio.run(monitor(fail)())),
-        what_is_told(lambda: monitor(sys.exit)(1)),
-        what_is_told(lambda: monitor(sys.exit)(0)),
+        what_is_told(monitor(fail)),
+        what_is_told(monitor(sys.exit), 1),
+        what_is_told(monitor(sys.exit), 0),
     ]
     seen.append(ends)
     print(f"{name}: an async job that fails: {ends[0]}; exit(1): {ends[1]}; exit(0): {ends[2]}")
