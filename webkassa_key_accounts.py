@@ -45,11 +45,21 @@ class Plan(NamedTuple):
     monitor: updater.Secret
 
 
+Accounts = list[tuple[str, Plan]]  # by their names
+Report = dict[str, Any]  # what `status --json` says of one
+
+
 def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
     """Return the accounts of a folder by their names, given the settings of all. What is wrong with
     a file stops its account alone, one login or row in two files these two."""
     base = {name: value for name, value in values.items() if name not in updater.OWN}
-    files = sorted(Path(folder).glob("[!.]*"))  # an editor's own files are hidden
+    try:  # an editor's own files are hidden
+        files = sorted(path for path in Path(folder).iterdir() if path.name[0] != ".")
+    except OSError as error:
+        why = updater.Message("cannot be read ({why})", why=error.strerror)
+        raise updater.settings_fault(
+            [updater.Message("{file}: {why}", file=folder, why=why)]
+        ) from None
     plans = {path.stem: read_plan(path, base) for path in files if path.suffix == ".env"}
     if not plans:
         what = "{folder} holds no account, that is no file NAME.env"
@@ -57,8 +67,18 @@ def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
     if others := [path.name for path in files if path.suffix != ".env"]:
         what = "{folder}: no NAME.env, so no account: {names}"
         log.warning(updater.Message(what, folder=folder, names=", ".join(others)))
+    good = [plan.account for plan in plans.values() if isinstance(plan.account, updater.Account)]
+    logins = {common_login(account.login.value) for account in good}
     for name, faults in find_twins(plans).items():
         plans[name] = plans[name]._replace(account=updater.settings_fault(faults))
+    # The only account of before, whose key nobody would renew any more
+    left, example = values.get("WEBKASSA_LOGIN", ""), updater.SettingsParser.PLACEHOLDER
+    if not example.fullmatch(left) and common_login(left) not in {"", *logins}:
+        name, service = "main-1" if "main" in plans else "main", values.get("WEBKASSA_SERVICE_NAME")
+        what = ("the login of the settings of all is no account's, and its key is not renewed: it, "
+                "its password and WEBKASSA_SERVICE_NAME={service} go into {name}.env")  # fmt: skip
+        fault = updater.Message(what, name=name, service=service or "Webkassa")
+        plans[name] = Plan(updater.settings_fault([fault]), updater.Secret(""))
     return plans
 
 
@@ -128,8 +148,11 @@ def identify_row_and_login(account: updater.Account) -> Iterator[tuple[Any, ...]
         yield ("row", common_name(host), ports[min(number, len(ports) - 1)], *where)
     url = urlsplit(account.auth_url)
     port = url.port or {"http": 80, "https": 443}[url.scheme]
-    login = unicodedata.normalize("NFKC", account.login.value).casefold()
-    yield "login", common_name(url.hostname or ""), port, login.rstrip(".")
+    yield "login", common_name(url.hostname or ""), port, common_login(account.login.value)
+
+
+def common_login(login: str) -> str:
+    return unicodedata.normalize("NFKC", login).casefold().rstrip(".")
 
 
 @functools.cache
@@ -159,12 +182,9 @@ class ProcessPool:
     `reasons` tell why, where a child could not. `on_stop` is called at the first signal to stop."""
 
     def __init__(
-        self,
-        accounts: list[tuple[str, Any]],
-        jobs: int,
-        bound: Callable[[Any], float],
+        self, accounts: list[tuple[str, Any]], jobs: int, bound: Callable[[Any], float],
         on_stop: Callable[[], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.waiting, self.jobs, self.bound, self.on_stop = accounts, jobs, bound, on_stop
         self.running: dict[int, Child] = {}
         self.codes: dict[str, int] = {}
@@ -201,11 +221,8 @@ class ProcessPool:
             if self.running:
                 self.waiting.insert(0, (name, account))
             else:
-                self.note(
-                    name,
-                    updater.StoreUnavailable.code,
-                    updater.Message("not tried: {error}", error=error),
-                )
+                reason = updater.Message("not tried: {error}", error=error)
+                self.note(name, updater.StoreUnavailable.code, reason)
             return not self.running
         if pid:
             self.running[pid] = Child(name, updater.Deadline(self.bound(account)))
@@ -237,11 +254,8 @@ class ProcessPool:
             if not child.end.left:
                 os.kill(pid, signal.SIGKILL)
                 del self.running[pid]
-                self.note(
-                    child.name,
-                    updater.Failure.code,
-                    updater.Message("killed: it did not end in time"),
-                )
+                reason = updater.Message("killed: it did not end in time")
+                self.note(child.name, updater.Failure.code, reason)
                 yield child.name
 
     def note_end(self, name: str, code: int) -> None:
@@ -276,7 +290,7 @@ class Places:
     OUT, TRYING, WAITING, IN, LEFT = range(5)
     PAUSE, LEAVING = 0.1, 5.0  # seconds between two tries; that a server may take to free a place
 
-    def __init__(self, accounts: list[tuple[str, Plan]]) -> None:
+    def __init__(self, accounts: Accounts) -> None:
         self.connector = updater.Connector()
         self.states = mmap.mmap(-1, len(accounts) + 1)
         self.numbers = {name: number for number, (name, _) in enumerate(accounts)}
@@ -288,9 +302,8 @@ class Places:
 
     def others(self, me: int, end: int) -> set[int]:
         """Return how others of the same server stand, up to a number."""
-        return {
-            self.states[n] for n in range(end) if n != me and self.servers[n] == self.servers[me]
-        }
+        others = (n for n in range(end) if n != me and self.servers[n] == self.servers[me])
+        return {self.states[n] for n in others}
 
     def connect(
         self, name: str, account: updater.Account, deadline: updater.Deadline
@@ -349,9 +362,7 @@ READING = 3.0  # seconds, of the time that a status has
 PROBES = 32  # at a time
 
 
-def report_all(
-    command: updater.Command, accounts: list[tuple[str, Plan]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Report], list[Report]]:
     """Return how all accounts stand within the time that one has, their rows by one SELECT for each
     table, then the probes side by side; and what rows look like ours and are none of theirs."""
     end, tables = updater.Deadline(updater.STATUS_TIME), group_by_table(accounts)
@@ -361,7 +372,7 @@ def report_all(
     found = dict(zip(tables, rows, strict=True))
     report = functools.partial(report_one, command, found, end)
     why = updater.in_readers_language(updater.Message("no time was left to look"))
-    lost: dict[str, Any] = {"status": "UNKNOWN", "message": why}
+    lost: Report = {"status": "UNKNOWN", "message": why}
     workers = 1 if command.options.no_probe else PROBES
     # Whoever is left then is not probed, which a busy machine does in a moment, too
     reports = side_by_side(workers, report, accounts, lost, end.left + 2)
@@ -369,8 +380,7 @@ def report_all(
     known = {account.service for group in tables.values() for account in group}
     faulty = {f"Webkassa:{n}" for n, plan in accounts if isinstance(plan.account, updater.Failure)}
     seen = {row for rows in found.values() if isinstance(rows, dict) for row in rows}
-    said = updater.Message("no file in the folder is for this row: it is not renewed from here")
-    stranger = {"status": "OK", "message": updater.in_readers_language(said)}
+    stranger = {"status": "OK", "message": updater.in_readers_language(updater.Message(NO_FILE))}
     strangers = [{"account": row} | stranger for row in sorted(seen - known - faulty)]
     return reports, strangers
 
@@ -386,7 +396,7 @@ def side_by_side(
     return [f.result() if f.done() and not f.cancelled() else late for f in futures]
 
 
-def group_by_table(accounts: list[tuple[str, Plan]]) -> dict[tuple[Any, ...], list[Any]]:
+def group_by_table(accounts: Accounts) -> dict[tuple[Any, ...], list[Any]]:
     """Return the accounts whose files are good, by the table that their rows are in."""
     tables: dict[tuple[Any, ...], list[updater.Account]] = {}
     for _, plan in accounts:
@@ -395,9 +405,10 @@ def group_by_table(accounts: list[tuple[str, Plan]]) -> dict[tuple[Any, ...], li
     return tables
 
 
-def find_holders(key: str, accounts: list[tuple[str, Plan]]) -> Iterator[tuple[str, Plan]]:
-    """Yield the accounts whose row holds the key of this fingerprint, and those of which nobody can
-    tell. A consumer that has named none waits for them alone."""
+def find_holders(key: str, accounts: Accounts, is_whole: bool) -> Accounts:
+    """Return the accounts whose row holds the key of this fingerprint, and those of which nobody can
+    tell: a consumer that has named none waits for them alone. Raise SettingsFault where a row holds
+    it that is no account's, though these are all."""
     end, tables = updater.Deadline(READING), group_by_table(accounts)
     found = {table: read_rows(end, group) for table, group in tables.items()}
     holders = {
@@ -406,14 +417,23 @@ def find_holders(key: str, accounts: list[tuple[str, Plan]]) -> Iterator[tuple[s
         for service, mine in (rows.items() if isinstance(rows, dict) else ())
         if any(key in (row.key.fingerprint, row.padded.fingerprint) for row in mine)
     }
+    services, chosen = {service for _, service in holders}, Accounts()
     for name, plan in accounts:
         if isinstance(plan.account, updater.SettingsFault):
-            if f"Webkassa:{name}" in {service for _, service in holders}:
-                yield name, plan
-        elif isinstance(found[table := table_of(plan.account)], updater.Failure) or (
-            (table, plan.account.service) in holders
-        ):
-            yield name, plan
+            is_meant = f"Webkassa:{name}" in services
+        else:
+            table, service = table_of(plan.account), plan.account.service
+            is_meant = isinstance(found[table], updater.Failure) or (table, service) in holders
+        chosen += [(name, plan)] if is_meant else []
+    if services and not chosen and is_whole:
+        why = updater.Message(NO_FILE)
+        raise updater.settings_fault(
+            [updater.Message("{file}: {why}", file=min(services), why=why)]
+        )
+    return chosen
+
+
+NO_FILE = "no file in the folder is for this row: it is not renewed from here"
 
 
 def table_of(account: updater.Account) -> tuple[Any, ...]:
@@ -435,10 +455,8 @@ def read_rows(
                 return rows
             if fault := updater.table_fault(store.table):
                 raise fault
-            services = [account.service for account in accounts]
-            for service, row in store.select_rows(
-                OURS, {"services": services, "limit": 1000}
-            ):  # ms
+            facts = {"services": [account.service for account in accounts], "limit": 1000}  # ms
+            for service, row in store.select_rows(OURS, facts):
                 rows.setdefault(service, []).append(row)
     except Exception as error:
         return updater.as_failure(error)
@@ -446,11 +464,9 @@ def read_rows(
 
 
 def report_one(
-    command: updater.Command,
-    found: Mapping[tuple[Any, ...], Any],
-    end: updater.Deadline,
+    command: updater.Command, found: Mapping[tuple[Any, ...], Any], end: updater.Deadline,
     one: tuple[str, Plan],
-) -> dict[str, Any]:
+) -> Report:  # fmt: skip
     """Return how an account stands, given the rows of each table."""
     name, plan = one
     typed, account = copy.copy(command), plan.account
@@ -465,9 +481,7 @@ def report_one(
 
 
 def pick_row(
-    found: Mapping[tuple[Any, ...], Any],
-    account: updater.Account,
-    deadline: updater.Deadline,
+    found: Mapping[tuple[Any, ...], Any], account: updater.Account, _: updater.Deadline
 ) -> updater.KeyRow:
     rows = found[table_of(account)]
     if isinstance(rows, updater.Failure):
@@ -490,15 +504,15 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
         raise updater.settings_fault(faults)
     everyone = read_accounts(command.folder, values)
     accounts = select_accounts(command, list(everyone.items()))
+    is_whole = len(accounts) == len(everyone)
     if command.is_update and command.options.mode not in (updater.ALWAYS, updater.IF_NEEDED):
         if not command.options.account:
-            accounts = [*find_holders(command.options.mode, accounts)]
+            accounts = find_holders(command.options.mode, accounts, is_whole)
     elif command.options.is_asked:
         command.options.usage_error("with many accounts the line is NAME FINGERPRINT")
     if not command.options.no_probe:  # each child would read the certificates anew, for 20 ms
         updater.tls_context(values.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
     if command.options.command == "status":
-        is_whole = len(accounts) == len(everyone)
         return print_reports(command, *report_all(command, accounts), is_whole)
     pool = ProcessPool(accounts.copy(), command.options.jobs, longest_run, tell_of_stop)
     places = Places(accounts)
@@ -513,9 +527,7 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
     return code
 
 
-def select_accounts(
-    command: updater.Command, everyone: list[tuple[str, Plan]]
-) -> list[tuple[str, Plan]]:
+def select_accounts(command: updater.Command, everyone: Accounts) -> Accounts:
     """Return the accounts that --account and --shard leave; exit as wrongly used where --account
     names none."""
     names = [name for name, _ in everyone]
@@ -546,7 +558,7 @@ def shard_of(name: str, shards: int) -> int:
 
 
 def sum_up(command: updater.Command, pool: ProcessPool) -> int:
-    """Say which accounts are not done, and why; return their common code, or 71."""
+    """Say which accounts are not done, and why; return their common code, or 71, or 78."""
     bad, lines = {name: code for name, code in sorted(pool.codes.items()) if code}, ""
     for name, code in bad.items():
         reason = pool.reasons[name]
@@ -556,12 +568,8 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
         what = "{name}: {code}, {reason}"
         if command.is_update and reason and code == updater.Failure.code:
             what = "{name}: {code}, {reason}. Its stored key may be dead. {advice}"
-        facts = {
-            "name": name,
-            "code": code,
-            "reason": reason or updater.Message(updater.CODES[code][0]),
-        }
-        line = updater.Message(what, **facts, advice=updater.NOW)
+        shown = reason or updater.Message(updater.CODES[code][0])
+        line = updater.Message(what, name=name, code=code, reason=shown, advice=updater.NOW)
         one = copy.copy(command)
         one.name = name
         lines += "\n  " + one.as_typed(line)
@@ -571,7 +579,10 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
         return 0
     what = "{good} of {count} accounts: done; not done:{lines}"
     log.error(updater.Message(what, **counts, lines=lines))
-    return 71 if len(set(bad.values())) > 1 else bad.popitem()[1]
+    codes = {*bad.values()}
+    if len(codes) > 1:  # 71 is tried again; what heals of no account by itself must not be
+        codes = {78} if codes <= {2, 73, 77, 78} else {71}
+    return codes.pop()
 
 
 def do_child(command: updater.Command, places: Places, name: str, plan: Plan) -> int:
@@ -597,10 +608,7 @@ def check_shortly(job: updater.Job) -> Iterator[updater.Finding]:
 
 
 def print_reports(
-    command: updater.Command,
-    reports: list[dict[str, Any]],
-    strangers: list[dict[str, Any]],
-    is_whole: bool,
+    command: updater.Command, reports: list[Report], strangers: list[Report], is_whole: bool
 ) -> int:
     """Print how all accounts stand, the worst first, then the rows of none of them; return the worst
     level."""

@@ -167,9 +167,8 @@ class LockBusy(StoreUnavailable):
 
 
 class WebkassaFailure(Failure):
-    """`may_have_logged_in`: the login may have reached Webkassa, and may yet take effect;
-    `invalid_token_reply`: the answer may have been a login's, without a usable token; `wait`:
-    seconds that it asks for; `alternative_hosts`: that it names, None: it names none."""
+    """`may_have_logged_in`: the login may yet take effect; `invalid_token_reply`: the answer may have
+    been a login's, without a usable token; `alternative_hosts`: that it names, None: it names none."""
 
     code, retry, wait, may_have_logged_in, invalid_token_reply = 69, True, 0.0, False, False
     alternative_hosts = cast("list[str] | None", None)
@@ -199,6 +198,7 @@ class KeyRow(NamedTuple):
     age: float | None = None  # seconds; None: not known
     age_from: str = "row"  # or "note": see `KeyAge`
     row_age: float | None = None  # what its columns say
+    at_risk: bool = False  # a failed update sent a login, which may have ended the key
     changed: str | None = None  # UTC
     others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
     padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
@@ -232,6 +232,8 @@ def update(job: Job) -> Outcome:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
             logins.refusals.note.remove()
+    if done.code not in (0, SettingsFault.code) and done.verdict not in ("", ALIVE):
+        logins.key_age.note.write(**logins.key_age.note.read() | {"at_risk": done.key.fingerprint})
     return done
 
 
@@ -302,8 +304,7 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
         logins.store_deadline = logins.lock_deadline = Deadline(KeyStore.COMMIT_TIME)
     if not busy:
         pause = logins.pause
-        if logins.asked:
-            logins.pause = min(logins.pause * 2, 2.0)
+        logins.pause = min(pause * 2, 2.0) if logins.asked else pause
         why = failure.message if isinstance(failure, Failure) else type(failure).__name__
         log.debug(Message("Not stored yet: {why}", why=why))
     else:  # never growing: pauses that grow starve
@@ -409,7 +410,7 @@ def reason_to_stop(job: Job, logins: LoginState, row: KeyRow, table: Table) -> O
         reason = reason_if_not_this_key(job.mode, row, logins)
     if reason:
         return Outcome(0, reason, key)
-    waiting_since = logins.started if logins.has_waited else None
+    waiting_since = logins.started if logins.has_waited else float("inf")
     if refusal := logins.refusals.find(row, waiting_since, job.mode == ALWAYS):
         raise refusal
     return None
@@ -449,6 +450,8 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
         if row.age is not None and row.age < 3600 and not logins.probe_doubt.can_remember(row):
             what = "The probe calls the young key {key} dead, and no note of it can be kept."
             raise WebkassaFailure(what, key=row.key.fingerprint)
+        return None
+    if row.at_risk and verdict in (UNCLEAR, OFF):
         return None
     if verdict == DOUBTED or (row.age is None and verdict != ALIVE):
         raise key_unproven(row, verdict, logins.webkassa)
@@ -491,19 +494,18 @@ def reconcile_after_reconnect(
 def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
     """Steps 4 and 5. If they fail, store the token that is in hand, unless the row holds something
     better; raise the failure."""
-    failure: Failure
-    if logins.ended_by:
-        failure = logins.ended_by
-    elif logins.live_key_unknown and logins.extra_login_sent:
+    failure = logins.ended_by
+    if not failure and logins.live_key_unknown and logins.extra_login_sent:
         failure = NoLoginLeft("PostgreSQL was lost twice after a login.")
-    else:
+    if not failure:
         try:
             return log_in(job, logins, store, row)
         except WebkassaFailure as refusal:
             failure = refusal
+    is_kept = logins.token and is_worse(logins, row)
     if failure.code in (LOGIN_REFUSED, NONSENSE):
-        logins.refusals.remember(row, failure.code)
-    if logins.token and is_worse(logins, row):
+        logins.refusals.remember(logins.token if is_kept else row.key, failure.code)
+    if is_kept:
         logins.against_probe = logins.probe(logins.token) == DEAD
         logins.ended_by = failure  # step 7 goes on for the token in hand; then this is raised
         store_token(logins, store, row, Deadline(KeyStore.COMMIT_TIME))
@@ -746,7 +748,7 @@ class Webkassa:
             return UNCLEAR
         if answer.codes & DEAD_CODES:
             return DOUBTED if self.is_doubted else DEAD
-        good = 200 <= answer.status < 300 and isinstance(answer.body, dict) and not answer.errors
+        good = 200 <= answer.status < 300 and answer.is_vendors and not answer.errors
         return ALIVE if good or answer.codes & ALIVE_CODES else UNCLEAR
 
     def post(
@@ -1230,23 +1232,21 @@ class KeyStore:
 
     def in_transaction(self) -> bool:
         """Ask whether the transaction, and with it the lock, still stands."""
-        try:
+        with contextlib.suppress(Failure):
             self.run("SELECT 1", deadline=Deadline(self.ASK_TIME))
-        except Failure:
-            return False
         return bool(self.connection.info.transaction_status == self.IN_TRANSACTION)
 
     def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
         plan, _ = self.run_locking(KEEP_TABLE_LOCK, {"limit": 1000})
-        if '"Foreign' in json.dumps(plan):
+        if '"Node Type": "Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
-        length = max(32, len(row.key.value))
-        alike = os.urandom(length).hex()[:length]
+        alike = os.urandom(length := max(32, len(row.key.value))).hex()[:length]
         stand_in = stand_in or Secret(alike.upper() if row.key.value.isupper() else alike)
         after = SEQUENCES_GO_ON + NOTIFY + "ROLLBACK TO SAVEPOINT rehearsal"
-        self.write("SAVEPOINT rehearsal;", row, stand_in, after, self.deadline)
+        end = self.deadline.within(self.COMMIT_TIME / 2)  # of the time that the store will have
+        self.write("SAVEPOINT rehearsal;", row, stand_in, after, end)
 
     def store(self, row: KeyRow, token: Secret, deadline: Deadline, notify: bool) -> None:
         """Store the token and commit, in one message."""
@@ -1266,8 +1266,7 @@ class KeyStore:
         else:
             names, now = "".join(f", {name}" for name in times), ", clock_timestamp()" * len(times)
             write = INSERT_ROW.replace("{times}", names).replace("{now}", now)
-        statements = before + write + READ_BACK + after
-        return self.run_locking(statements, {"token": token.value}, end)[1]
+        return self.run_locking(before + write + READ_BACK + after, {"token": token.value}, end)[1]
 
 
 # Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
@@ -1321,8 +1320,8 @@ def create_missing_table(store: KeyStore, commit: bool = True, is_first: bool = 
         store.reject_other_rows(KeyRow())
     if commit:
         store.run("COMMIT")
-        what = "{service}: made the missing table {table}."
-        log.info(Message(what, service=store.account.service, table=store.table.shown))
+        what = "{service}: made the missing table {table}. Do consumers read this database?"
+        log.warning(Message(what, service=store.account.service, table=store.table.shown))
         store.find_table()
 
 
@@ -1365,24 +1364,26 @@ class Connector:
         wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
         psycopg2.extensions.set_wait_callback(wait_for_server)
         options = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
-        for name, value in account.database.items():
-            if name not in ADDRESS:
-                options[name] = value.value if isinstance(value, Secret) else value
-        failures, slow = list[StoreUnavailable](), list[dict[str, str]]()
+        given = {n: v for n, v in account.database.items() if n not in ADDRESS}
+        options |= {n: v.value if isinstance(v, Secret) else v for n, v in given.items()}
+        failures, slow, spare = list[StoreUnavailable](), list[dict[str, str]](), list[Connection]()
         targets = connect_targets(account.database, deadline)
         for target in itertools.chain(self.known, targets, slow):
             short = min(CONNECT_TIME, deadline.left / 2)
-            end = deadline.within(self.LONG_TIME if target in slow else short)
+            end = deadline.within(self.LONG_TIME if target in slow and not spare else short)
             try:
                 dsn = psycopg2.extensions.make_dsn(**options | target)
-                connection = run_with_deadline(end, None, Connection, dsn, end)
-                self.known = [target]
-                return cast(Connection, connection)
+                connection: Connection = run_with_deadline(end, None, Connection, dsn, end)
+                if connection.info.parameter_status("in_hot_standby") != "on":
+                    self.known = [target]
+                    return connection
+                spare.append(connection)  # to a standby: perhaps another one is the primary
             except (psycopg2.Error, UnicodeError, OSError) as error:
                 failures.append(connect_failure(account, target, error))
                 is_slow = failures[-1].port_is_open and isinstance(error, TimeoutError)
-                if is_slow and target not in slow:
-                    slow.append(target)
+                slow += [target] if is_slow and target not in slow else []
+        if spare:
+            return spare[0]
         raise next((f for f in failures if f.port_is_open), failures[-1])
 
 
@@ -1415,15 +1416,14 @@ PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
 
 FIND_TABLE = """
-    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, current_user::text,
-           oid, coalesce(nspname, %(schema)s, current_schema(), 'public')::text, coalesce(relname, %(name)s)::text,
-           found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
+    SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, oid, schema, name,
+           ARRAY[quote_ident(current_user), quote_ident(schema), quote_ident(name)], found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
         SELECT coalesce(json_agg(json_build_array(nspname, relname)), '[]')
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE relkind IN ('r', 'p', 'v') AND c.oid <> t.oid AND nspname !~ '^pg_' AND has_table_privilege(c.oid, 'SELECT')
           AND (nspname = ANY(current_schemas(false)) OR %(wide)s) AND (relname = t.relname OR %(wide)s AND (nspname = t.nspname OR pg_table_is_visible(c.oid)))
           AND (c.oid IN (SELECT attrelid FROM pg_attribute WHERE attname IN ('service_name', 'api_key') GROUP BY 1 HAVING count(*) = 2)) IS TRUE)
-    FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
+    FROM (SELECT) AS one LEFT JOIN LATERAL (
         SELECT c.oid, nspname, relname, relpersistence, relname = %(name)s AND CASE WHEN %(schema)s IS NULL
                    THEN pg_table_is_visible(c.oid) ELSE nspname = %(schema)s END AS found,
                (SELECT json_object_agg(attname, ARRAY[format_type(atttypid, atttypmod), typcategory::text])
@@ -1433,7 +1433,8 @@ FIND_TABLE = """
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
         WHERE nspname !~ '^(pg_|information_schema$)' AND lower(relname) = lower(%(name)s)
           AND (%(schema)s IS NULL OR lower(nspname) = lower(%(schema)s))
-        ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true
+        ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true,
+    LATERAL (SELECT coalesce(nspname, %(schema)s, current_schema(), 'public')::text AS schema, coalesce(relname, %(name)s)::text AS name) AS n
 """
 LOCK_HOLDER = """
     SELECT string_agg(format('PID %%s (%%s, %%s, %%s UTC)', pid, usename, application_name,
@@ -1449,10 +1450,10 @@ class Table(NamedTuple):
     """Where the keys are. `found`: False if it has only a like name, None if there is none."""
 
     database: str
-    role: str
     oid: int | None
     schema: str
     name: str
+    quoted: list[str]  # role, schema and name, as SQL wants them
     found: bool | None
     columns: dict[str, list[str]]  # the type of each, and the category of that
     constraints: list[str]
@@ -1484,7 +1485,7 @@ class Table(NamedTuple):
         return self.key_size if self.columns["api_key"][0].startswith("character(") else 0
 
 
-NO_TABLE = Table("", "", None, "", "", None, {}, [], False, [])
+NO_TABLE = Table("", None, "", "", [""] * 3, None, {}, [], False, [])
 
 
 def identify(schema: str, name: str) -> sql.Identifier:
@@ -1542,6 +1543,7 @@ class KeyAge:
     def correct(self, row: KeyRow) -> KeyRow:
         """Return the row with the age of its key, as far as it was noted."""
         note = self.note.read()
+        row = row._replace(at_risk=note.get("at_risk") == row.key.fingerprint)
         with contextlib.suppress(KeyError, TypeError):  # one that is not whole counts as none
             age = row.clock + time.monotonic() - note["moment"]
             by_row = self.max_age if row.age is None else row.age
@@ -1566,8 +1568,7 @@ class KeyAge:
 
     def remember(self, row: KeyRow, **facts: bool) -> None:
         """Note the key of this row, and the database's time."""
-        moment = row.clock + time.monotonic()
-        self.note.write(key=row.key.fingerprint, moment=moment, **facts)
+        self.note.write(key=row.key.fingerprint, moment=row.clock + time.monotonic(), **facts)
 
 
 class Refusals:
@@ -1585,7 +1586,7 @@ class Refusals:
         return hashlib.pbkdf2_hmac("sha256", text.encode(), salt.encode(), 200_000).hex()
 
     def find(
-        self, row: KeyRow, waiting_since: float | None = None, always: bool = False
+        self, row: KeyRow, waiting_since: float = float("inf"), always: bool = False
     ) -> WebkassaFailure | None:
         """Return the failure of this very login within a day, for the same stored key. `always`, and
         an answer without a token: only where it failed while somebody waits for the lock."""
@@ -1593,10 +1594,8 @@ class Refusals:
         if not note or note.get("key") != row.key.fingerprint:
             return None
         code, moment = note.get("code"), note["time"]
-        is_waiters = waiting_since is not None and moment >= waiting_since
-        is_waiters = is_waiters and moment > time.time() - self.SHORT_LIFE
-        counts = code == LOGIN_REFUSED and not always
-        counts = counts or (is_waiters and code in (LOGIN_REFUSED, NONSENSE))
+        is_waiters = moment >= max(waiting_since, time.time() - self.SHORT_LIFE)
+        counts = is_waiters or (code == LOGIN_REFUSED and not always)
         if not counts or note.get("hash") != self.credential_hash(str(note.get("salt"))):
             return None
         what = "Webkassa refused this login at {since}; it was not sent again."
@@ -1605,10 +1604,10 @@ class Refusals:
         since = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(moment))
         return WebkassaFailure(what, since=since, code=code)
 
-    def remember(self, row: KeyRow, code: int) -> None:
+    def remember(self, key: Secret, code: int) -> None:
         salt = os.urandom(16).hex()
         hashed = self.credential_hash(salt)
-        self.note.write(salt=salt, hash=hashed, key=row.key.fingerprint, code=code)
+        self.note.write(salt=salt, hash=hashed, key=key.fingerprint, code=code)
 
 
 class ProbeDoubt:
@@ -1850,8 +1849,7 @@ def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
 def read_secret_files(values: dict[str, str], faults: list[Message]) -> None:
     """Put into `values` what the files named by NAME_FILE hold, but for a newline at the end."""
     for name in sorted(IN_FILES):
-        file = values.get(f"{name}_FILE")
-        if file and name in values:
+        if (file := values.get(f"{name}_FILE")) and name in values:
             faults.append(Message("{name}_FILE: {name} is set, too: which counts?", name=name))
         if file:
             try:
@@ -2169,9 +2167,8 @@ def database_failure(error: Any, table: Table, account: Account) -> Failure:
     why = Message("{what} ({error})" if what else "{error}", what=Message(what, **facts), **facts)
     if PASSING.match(state):
         return StoreUnavailable("PostgreSQL cannot serve now: {why}.", advice, why=why)
-    grants = describe_grants(table)
-    what, role = "PostgreSQL refuses the write: {why}.", quote_name(table.role)
-    return WriteRefused(what, advice, why=why, grants=grants, role=role)
+    what, grants = "PostgreSQL refuses the write: {why}.", describe_grants(table)
+    return WriteRefused(what, advice, why=why, grants=grants, role=table.quoted[0])
 
 
 def shown_error(error: Any, state: str, table: Table) -> str:
@@ -2191,14 +2188,8 @@ def describe_grants(table: Table) -> Message:
             "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`")  # fmt: skip
     if table.found is None:
         what = "As its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nThen run: `check`"
-    role, schema, name = map(quote_name, (table.role, table.schema, table.name))
+    role, schema, name = table.quoted
     return Message(what, role=role, schema=schema, name=name)
-
-
-def quote_name(name: str) -> str:
-    """Return a name as SQL wants it."""
-    plain = "(?!(all|check|default|end|group|limit|order|primary|table|user)$)[a-z_][a-z0-9_]*"
-    return name if re.fullmatch(plain, name) else '"' + name.replace('"', '""') + '"'
 
 
 def table_fault(
@@ -2298,9 +2289,9 @@ def check_store(job: Job, deadline: Deadline) -> tuple[list[Finding], KeyRow | N
             what = first_that_holds(
                 (row.exists, "write: rehearsed and taken back (row)"),
                 (table.found is not None, "write: rehearsed and taken back (table, no row yet)"),
-                (True, "write: rehearsed and taken back (no table yet)"),
-            )
-            return [*findings, Finding("ok", Message(what)), *table_warnings(store, row)], row
+                (True, "write: rehearsed and taken back (no table; do consumers read this database?)"))  # fmt: skip
+            found = Finding("WARN" if table.found is None else "ok", Message(what))
+            return [*findings, found, *table_warnings(store, row)], row
     except Failure as failure:
         if isinstance(failure, LockBusy) and deadline.left > 1:  # left for the last look
             held = Message("the lock held by {holder}", holder=failure.holder)
@@ -2318,7 +2309,8 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
     """Yield what an update gets along with, but a person should know of the table."""
     similar = ", ".join(repr(name) for name, is_similar in store.try_run(OTHER_ROWS) if is_similar)
     elsewhere = store.find_row_elsewhere(row) if store.account.schema else None
-    table, times = store.table, store.table.times
+    table, times, service = store.table, store.table.times, store.account.service
+    others = [] if service.startswith("Webkassa:") else [repr(name) for name, _ in row.others]
     left = ", ".join(name for name in table.columns if re.fullmatch(VALIDITY, name))
     for is_so, what in (
         *((True, what) for what in odd_for_consumers(table, row.key)),
@@ -2326,12 +2318,14 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
         (table.is_unlogged, "table: it is UNLOGGED; a crash of PostgreSQL empties it"),
         (times and table.columns[times[0]][0] == "date", "table: {times[0]} is a date, no time"),
         (not times, "table: no column updated_at or created_at, so no age is known"),
+        (others, "table: no row {service!r} yet, but {beside}; do consumers read one of these?"),
         (similar, "table: beside the row there is {similar}; do consumers read that one?"),
         (elsewhere, "table: {elsewhere} has such a row, too; do consumers read that one?"),
         (is_in_pgpools_cache(store), "table: Pgpool-II gives consumers the old key from its cache"),
     ):
         if is_so:
-            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times}
+            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times,
+                     "service": service, "beside": ", ".join(others)}  # fmt: skip
             yield Finding("WARN", Message(what, **facts))
     try:  # last, for a refusal ends the transaction
         store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
@@ -2419,6 +2413,8 @@ def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
         (refusal and verdict == ALIVE and row.age is not None, "CRITICAL",
          "{why} The key {key}, works; Webkassa promises about a day, until {end}", correct),
         (refusal, "CRITICAL", "{why} Stored is the key {key}; the probe says {verdict}", correct),
+        (row.at_risk and verdict in (UNCLEAR, OFF), "CRITICAL",
+         "key {key}: it may be dead since the last login; the probe says {verdict}", NOW),
         (row.age is None and row_age < 0, "UNKNOWN",
          "key {key}; the probe says {verdict}; its row's time is {hours:.1f} h in the future",
          Message("Does something write local time there? It has to be UTC.")),
@@ -2495,8 +2491,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for flag in (["--json"], ["--metrics"], ["--no-probe"], ["-v", "--verbose"]):
         parser.add_argument(*flag, action="store_true")
     parser.add_argument("--version", action="version", version=__version__)
-    usage_code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
-    parser.set_defaults(usage_code=usage_code, usage_error=parser.error)
+    code = UNKNOWN if "status" in argv else 2  # for a monitor, 2 would be CRITICAL
+    parser.set_defaults(usage_code=code, usage_error=parser.error)
     options = parser.parse_args(argv)
     if options.mode is not None and options.command != "update":
         parser.error("--if-needed and --if-key go with update")
@@ -2557,11 +2553,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_line() -> str:
-    """Return the first line of standard input, within 10 s: a socket's far end may be silent."""
+    """Return the first line of standard input: a far end may be silent, or write it in parts."""
+    line, end = b"", Deadline(CHECK_TIME)
     with contextlib.suppress(OSError):
-        came, _, _ = select.select([0], [], [], CHECK_TIME)
-        return os.read(0, 100).decode("ascii", "replace").partition("\n")[0] if came else "nothing"
-    return ""
+        while len(line) < 100 and b"\n" not in line:
+            came, _, _ = select.select([0], [], [], min(end.left, 3) if line else end.left)
+            line += (os.read(0, 100) or b"\n") if came else b"\n" if line else b"nothing\n"
+    return line.decode("ascii", "replace").partition("\n")[0]
 
 
 class Command:

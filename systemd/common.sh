@@ -167,12 +167,13 @@ kill_unit() { # unit, signal
     systemctl kill --kill-who=main --signal="$2" "$1" 2> /dev/null
 }
 
-# After a good run: a failed or waiting one of the services would only log in once more
-settle() {
+# After a good run: a failed one of the services is over, and a waiting one would only log in once
+# more, where all keys are new. (--if-needed may have found nothing to do)
+settle() { # yes: all keys are new
     local unit
     for unit in "$UPDATE" "$BOOT" "$NET"; do
         case $(show "$unit" SubState) in
-            auto-restart*) systemctl stop "$unit" ;;
+            auto-restart*) [[ ! ${1-} ]] || systemctl stop "$unit" ;;
             failed) systemctl reset-failed "$unit" ;;
         esac
     done

@@ -29,6 +29,7 @@ from urllib.parse import unquote
 from server_status import (
     ALERTED,
     EXIT_CODES,
+    NAMED,
     OK,
     WARNING,
     WORST_FIRST,
@@ -47,7 +48,6 @@ from server_words import Joined, Message, Words, weekday, when
 
 LIMIT = 3500  # characters of an alert: Telegram takes 4096, and counts what it escapes
 TITLE_LIMIT, ENTRY_LIMIT = 250, 700
-NAMED = 10  # accounts, in the answer
 DAY, TOLD_AGAIN = 86400, 20 * 3600  # seconds: retries end; a cause is told of anew
 SENDING_TIME = 600  # seconds: longer than all addresses take
 KEY_LIVES = 86400  # seconds: what Webkassa promises, "about a day"
@@ -472,9 +472,9 @@ def serve(server: Server) -> int:
         failed += failed_runs(kind, units[unit], notes)
     # systemd 254 and newer come on every retry
     at_work = any(unit["SubState"].startswith(("auto-restart", "start")) for unit in units.values())
-    told = {cause: moment for cause, moment in (memory.get("told") or {}).items()
-            if abs(now - moment) < TOLD_AGAIN}  # fmt: skip
     causes = {f"{run.account} {run.code}" for run in failed}
+    told = {cause: moment for cause, moment in (memory.get("told") or {}).items()
+            if cause in causes and abs(now - moment) < TOLD_AGAIN}  # fmt: skip
     if not at_work and causes - told.keys():
         report = make_report(server)
         alert = alarm(report)
@@ -490,6 +490,8 @@ def serve(server: Server) -> int:
                 alert = all_is_well(report, f"{since[1]}")
                 pending = {"message": alert, "time": now, "reached": [], "reasons": {}}
                 memory.put(pending=pending, open=None)
+    elif not at_work:  # an account that is well again, beside others, is told of if it fails anew
+        memory.put(told=told)
     return deliver(server, memory, now) if memory.get("pending") else 0
 
 

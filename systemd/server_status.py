@@ -48,6 +48,7 @@ WORST_FIRST = (CRITICAL, WARNING, UNKNOWN, OK, OFF, UNSEEN)
 EXIT_CODES = {OK: 0, OFF: 0, UNSEEN: 0, WARNING: 1, CRITICAL: 2, UNKNOWN: 3}
 AGES = "90000;176400"  # seconds, from which WARNING and CRITICAL begin, for a monitor's graphs
 SHOWN = 20  # accounts on the screen
+NAMED = 10  # accounts in a command, and in what an alert says first
 
 UPDATE, BOOT = "webkassa-key-update.service", "webkassa-key-boot.service"
 TIMER, BOOT_TIMER = "webkassa-key-update.timer", "webkassa-key-boot.timer"
@@ -204,7 +205,16 @@ class Server:
         name = "".join(names) if len(names) == 1 else ""
         file = self.accounts / f"{name or 'NAME'}.env" if self.many else self.settings
         text = "put in the right login and password: sudo nano {file}; then: {renew}"
-        return Message(text, file=file, renew=self.renew)
+        return Message(text, file=file, renew=self.renew_again(refused))
+
+    def renew_again(self, failed: Sequence[Note | Failed]) -> str:
+        """The command that renews what failed. Of many accounts it names them: --if-needed alone
+        would leave a key that works and is not a day old, and the failure would stay."""
+        names = sorted({run.account for run in failed})
+        if "" in names or len(names) > NAMED:
+            return self.renew
+        named = "".join(f" --account {name}" for name in names)
+        return f"sudo webkassa-key update{named}; {self.renew}"
 
 
 def in_fresh_copy(command: str) -> Message:
@@ -502,14 +512,14 @@ def look_at_runs(
     name = ALERTED[kind][0]
     failed = failed_runs(kind, unit, notes)
     started = seconds(unit["ExecMainStartTimestamp"])
-    if unit["SubState"].startswith("start") and started:
+    if unit["SubState"].startswith("start") and started and not failed:
         yield Finding(OK, name, Message("at work since {moment}", moment=when(started)))
     elif failed:
         what, mend = describe_failure(server, failed)
         line = "{account}: code {code}, {outcome}"
         details = tuple(Message(line, account=run.account, code=run.code, outcome=run.outcome)
                         for run in failed if run.account)  # fmt: skip
-        if unit["SubState"].startswith("auto-restart"):
+        if unit["SubState"].startswith(("auto-restart", "start")):  # a retry, to come or at work
             what.append(Message("It is tried again by itself."))
             yield Finding(WARNING, name, Joined("\n", what), "", details)
         elif all(changed_since(run, report) for run in failed):
@@ -552,7 +562,7 @@ def mend_for(server: Server, failed: list[Failed]) -> Words:
         return Message("systemctl cat {unit}, and put the file back", unit=UPDATE)
     if 77 in codes:
         return server.correct_login(failed)
-    return "sudo webkassa-key check" if {2, 73, 78} & codes else server.renew
+    return "sudo webkassa-key check" if {2, 73, 78} & codes else server.renew_again(failed)
 
 
 def look_at_login(server: Server, notes: list[Note]) -> Finding | None:

@@ -210,7 +210,8 @@ class Connection:
         if "pg_attribute" in text:
             names = ("service_name", "api_key", "updated_at")
             columns = {name: ["", "D" if name == "updated_at" else "S"] for name in names}
-            where = ("db", "role", 1, "public", "api_keys", True, columns, [], False, [])
+            quoted = ["role", "public", "api_keys"]
+            where = ("db", 1, *quoted[1:], quoted, True, columns, [], False, [])
             self.rows = [(Run.current.now, *where)]
         elif "SAVEPOINT rehearsal" in text:
             self.ask("rehearse")

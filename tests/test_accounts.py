@@ -107,6 +107,16 @@ def test_failures_of_one_kind_give_its_exit_code(shop: Shop) -> None:
     assert (result.code, accounts.renewed, set(summary(result.err))) == (69, {"c"}, {"a", "b"})
 
 
+def test_what_heals_of_no_account_by_itself_is_not_tried_again(shop: Shop) -> None:
+    """71 is, by units and clusters: with a refused password each time, or an alert two hours late."""
+    accounts = Accounts(shop, "a", "b", "c", "d")
+    accounts.script("a").append(answer(200, errors(1)))
+    accounts.write("b", WEBKASSA_PASSWORD="changeme")
+    assert shop.run("update").code == 78
+    accounts.script("c").append(DOWN)
+    assert shop.run("update").code == 71
+
+
 def test_a_repetition_logs_in_only_for_those_that_failed(shop: Shop) -> None:
     names = HUNDRED[:8]
     accounts = Accounts(shop, *names)
@@ -238,6 +248,16 @@ def test_without_an_account_or_settings_for_all_nothing_is_contacted(
     assert "Nothing was asked of Webkassa" in result.err
 
 
+def test_a_folder_that_cannot_be_read_is_not_called_empty(shop: Shop) -> None:
+    """As one of root's alone was (chmod 700): its files are there, and nothing is wrong with them."""
+    accounts = Accounts(shop, "a")
+    accounts.folder.rename(accounts.folder.with_name("elsewhere"))
+    accounts.folder.touch()  # of a folder's rights root takes no notice
+    for command in ("update", "check", "status"):
+        said = shop.run(command)
+        assert f"{accounts.folder}: cannot be read (Not a directory)\n" in said.out + said.err
+
+
 def test_what_is_wrong_with_many_files_is_said_at_once(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b", "c", "d", "e")
     accounts.write("b", WEBKASSA_LOGIN=login("a"))
@@ -346,6 +366,25 @@ def test_login_password_and_row_are_never_inherited(shop: Shop) -> None:
     assert "WEBKASSA_PASSWORD: is not set" in result.err
     assert shop.is_untouched  # the row of the base settings
     assert shop.webkassa.authorizations == 1
+
+
+def test_the_only_account_of_before_is_not_forgotten_silently(shop: Shop) -> None:
+    """All was OK, and its shop could sell no more after a day."""
+    alone = shop.env.copy()
+    accounts = Accounts(shop, "a", "b")
+    shop.env = alone
+    for command, code in (("check", 78), ("update", 78), ("status", 3)):
+        result = shop.run(command)
+        assert result.code == code
+        assert "WEBKASSA_SERVICE_NAME=Webkassa go into main.env" in result.out + result.err
+        assert re.search("Correct them, then run: .+ check --account main", result.out + result.err)
+    assert (accounts.renewed, shop.is_untouched) == ({"a", "b"}, True)
+    own = {name: alone[name] for name in ("WEBKASSA_LOGIN", "WEBKASSA_PASSWORD")}
+    accounts.write("main", WEBKASSA_SERVICE_NAME="Webkassa", **own)
+    assert shop.run("check", "--account", "main").code == 0  # as was printed
+    assert shop.run("update", "--account", "main").code == 0
+    assert shop.holds_the_live_key
+    assert shop.run("check", WEBKASSA_LOGIN="your_login").code == 0  # as .env.example has it
 
 
 def test_account_file_wins_over_the_environment_and_that_over_the_base(shop: Shop) -> None:
@@ -902,6 +941,18 @@ def test_a_consumer_that_names_its_key_alone_waits_for_no_other_account(shop: Sh
     assert shop.webkassa.authorizations == 2
 
 
+def test_a_consumer_whose_row_nobody_renews_is_not_told_that_it_holds_another_key(
+    shop: Shop,
+) -> None:
+    """Its account's file had been given another name, say; it was told 0, and read the dead key anew."""
+    accounts = Accounts(shop, "a", "gone")
+    accounts.file("gone").unlink()
+    result = ask(shop, f"{fingerprint(accounts.old['gone'])}\n")
+    assert (result.code, shop.webkassa.calls) == (78, [])
+    assert "Webkassa:gone: no file in the folder is for this row" in result.err
+    assert ask(shop, "0badc0de\n").code == 0  # all rows hold other keys
+
+
 def test_a_consumer_that_reads_a_padded_key_may_name_it_so(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     shop.sql("ALTER TABLE api_keys ALTER api_key TYPE char(40)")
@@ -917,7 +968,7 @@ def test_check_says_a_line_per_account_and_finding(shop: Shop) -> None:
     accounts.write("b", API_KEYS_TABLE="nowhere.api_keys")
     accounts.write("c", WEBKASSA_PASSWORD="changeme")
     result = shop.run("check")
-    assert result.code == 71
+    assert result.code == 78
     assert codes(result.err) == {"b": 73, "c": 78}
     lines = result.out.splitlines()
     assert all(re.match(r"(ok|WARN|FAIL) +Webkassa:[ab]: ", line) for line in lines)
@@ -1006,11 +1057,12 @@ def test_status_of_many_has_the_time_of_one_whatever_the_vendor_does(shop: Shop)
 
 
 def test_status_without_a_probe_asks_the_database_alone(shop: Shop) -> None:
+    alone = shop.env.copy()
     accounts = Accounts(shop, "a", "b")
     accounts.write("b", WEBKASSA_PROBE_URL=f"{shop.webkassa.origin}/api/references/RefUnits")
     shop.webkassa.issue(login=login("a"))  # whoever asked would hear that the key is dead
-    for how in (shop.options, ()):  # of many, of one
-        shop.options = how
+    for how, env in ((shop.options, shop.env), ((), alone)):  # of many, of one
+        shop.options, shop.env = how, env
         result = shop.run("status", "--no-probe")
         assert (result.code, "the probe says off" in result.out) == (1, True)
     assert shop.webkassa.calls == []
@@ -1176,11 +1228,10 @@ def test_folder_may_be_named_by_a_relative_path(shop: Shop) -> None:
 def test_the_one_file_alone_serves_one_account_and_says_what_many_need(
     shop: Shop, monitor: Monitor, command: str
 ) -> None:
-    accounts = Accounts(shop, "a", "b")
     alone = Path(shutil.copy(PROGRAM, shop.home))
-    shop.program, many, shop.options = [str(alone)], shop.options, ()
+    shop.program = [str(alone)]
     shop.renew("update")
-    asked, shop.options = len(shop.webkassa.calls), many
+    accounts, asked = Accounts(shop, "a", "b"), len(shop.webkassa.calls)
     result = shop.run(command, HEALTHCHECK_URL=f"{monitor.origin}/all")
     assert result.code == (3 if command == "status" else 78)
     missing = alone.with_name("webkassa_key_accounts.py")

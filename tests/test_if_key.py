@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import termios
 
 import pytest
 from world.shop import PROGRAM, Result, Shop, fingerprint
@@ -133,6 +135,26 @@ def test_line_is_read_before_its_end_comes(dead: Shop) -> None:
     process.stdin.flush()
     assert process.wait(20) == 0
     process.communicate()
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_line_that_comes_in_parts_is_one(dead: Shop, end: bytes) -> None:
+    """Its first part was taken for the whole: 2, wrong usage, at which a consumer gives up. Who sends
+    no end of the line, and waits, is heard as well."""
+    key = fingerprint(dead.old_key).encode()
+    reading, writing = os.pipe()
+    process = dead.start_with({"stdin": reading}, *BY_INPUT)
+    for part in (key[:3], key[3:5], key[5:] + end):
+        os.write(writing, part)
+        await_(lambda: not unread(reading))
+    dead.assert_renewed(dead.finish(process))
+    os.close(reading)
+    os.close(writing)
+
+
+def unread(pipe: int) -> int:
+    """Return how many bytes nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"1234"), sys.byteorder)
 
 
 @pytest.mark.parametrize("text", ["xyz", "0badc0de0", "٠" * 8, "if needed"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from world.shop import Shop
-from world.webkassa_simulator import ALIVE, answer, errors
+from world.webkassa_simulator import ALIVE, UNCLEAR, answer, errors, respelled
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,21 @@ def test_key_of_unknown_age_is_judged_by_the_probe_alone(
         assert "no usable time of change" in result.err
     if code == 78:
         assert "WEBKASSA_PROBE_URL" in result.err
+
+
+@pytest.mark.parametrize("probe", ["off", "fails, too"])
+def test_key_that_a_failed_login_may_have_ended_counts_as_no_young_one(
+    shop: Shop, probe: str
+) -> None:
+    """Its failure was forgotten: with nobody to say "dead", `--if-needed` had nothing to do for a
+    day, and status said OK."""
+    shop.age("2 hours")
+    shop.env |= {"WEBKASSA_PROBE_URL": "off"} if probe == "off" else {}
+    shop.webkassa.verdict = lambda token: UNCLEAR
+    shop.webkassa.script.extend([respelled()] * 3)
+    assert "may be dead" in shop.expect(76, 3).err
+    status = shop.run("status")
+    assert (status.code, "may be dead" in status.out) == (2, True)
+    shop.renew("update", "--if-needed", logins=4)
+    assert shop.run("status").code == (0 if probe == "off" else 1)
+    shop.expect(0, 4, "update", "--if-needed")

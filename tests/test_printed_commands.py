@@ -195,7 +195,7 @@ NO_GRANTS = {
     "no privilege, no row": ("updater", NO_ROW, "", "api_keys"),
     "no privilege of a role of odd name": ('a"b', "", "", "api_keys"),
     "of names that are words of SQL": (
-        "user", 'CREATE SCHEMA "order"; ALTER TABLE api_keys SET SCHEMA "order"', "order.api_keys", '"order".api_keys'),
+        "user", 'CREATE SCHEMA "lateral"; ALTER TABLE api_keys SET SCHEMA "lateral"', "lateral.api_keys", '"lateral".api_keys'),
     "in another schema": ("updater", OTHER_SCHEMA, "Our Shop.api_keys", '"Our Shop".api_keys'),
     "in another schema, no row": ('a"b', NO_ROW + OTHER_SCHEMA, "Our Shop.api_keys", '"Our Shop".api_keys'),
     "on a table of odd name": (

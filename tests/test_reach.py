@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from world.relay import Link
+from world.relay import Link, Relay
 from world.shop import ROOT, Shop, fingerprint
 
 # The program on a machine whose name server says what a file says; it knows nothing else
@@ -104,6 +104,31 @@ def test_name_that_is_known_no_more_after_a_login_costs_no_key(shop: Shop) -> No
 
     shop.webkassa.on_issue = forget
     shop.renew(POSTGRES_HOST="db.example.kz")
+
+
+@pytest.mark.begins_first
+def test_primary_is_found_though_the_old_one_lets_in_as_a_standby(shop: Shop) -> None:
+    """After a failover in the middle of a login, the address that let us in was tried again and
+    again, or the first of two hosts: it only reads, and the key was lost."""
+    old, new = (Relay(("127.0.0.1", shop.server.port)) for _ in range(2))
+    new.listener.close()
+    new.listener = socket.create_server(("127.0.0.2", old.port))
+    file = name_server(shop)
+    shop.env |= {"POSTGRES_PORT": str(old.port)}
+
+    def fail_over(token: str) -> None:
+        old.target = ("127.0.0.2", shop.server.port)
+        file.write_text("127.0.0.2")
+        old.cut()
+
+    shop.webkassa.on_issue = fail_over
+    with shop.server.standby("127.0.0.2"), old, new:
+        for logins, host in enumerate(("db.example.kz", "127.0.0.1,127.0.0.2"), 1):
+            file.write_text("127.0.0.1")
+            old.target = ("127.0.0.1", shop.server.port)
+            shop.renew(POSTGRES_HOST=host, logins=logins)
+        shop.renew(POSTGRES_HOST=host, logins=3)  # long after
+        assert shop.run("status", POSTGRES_HOST="127.0.0.1").code == 0  # a standby is read, too
 
 
 @pytest.mark.parametrize("place", ["settings", "service file"])

@@ -125,6 +125,18 @@ def test_memory_is_void_after_a_success(refusing: Shop) -> None:
     refused(refusing, 3)
 
 
+def test_refusal_counts_for_the_token_that_was_stored_all_the_same(refusing: Shop) -> None:
+    """Webkassa fails, and gives a token that cannot be probed at once; the next login is refused."""
+    refusing.webkassa.probe_script.append(webkassa_simulator.answer(500))
+    good = {"Data": {"Token": refusing.webkassa.issue()}}
+    refusing.webkassa.script.append(webkassa_simulator.answer(500, good))
+    refused(refusing, 2)
+    assert refusing.holds_the_live_key
+    assert refusing.main("status").code == 2
+    refusing.let_key_age("30 hours")
+    refused(refusing, 2)
+
+
 def test_memory_is_void_when_the_stored_key_has_changed(refusing: Shop) -> None:
     assert refusing.main(*IF_NEEDED).code == 77
     refusing.sql("UPDATE api_keys SET api_key = repeat('f', 32) WHERE id = 1")

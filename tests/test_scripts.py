@@ -304,6 +304,22 @@ def test_command_passes_on_what_is_meant(typed: str, installed: Path, run: Run, 
     assert result.stdout.endswith(f"webkassa.env {typed}\n")
 
 
+@pytest.mark.parametrize(
+    ("typed", "ends"),
+    [("update", True), ("update --json", True), ("update --if-needed", False),
+     ("update --if-key a1b2c3d4", False), ("update --account a", False)],
+)  # fmt: skip
+def test_a_retry_to_come_is_called_off_by_a_run_that_renewed_all_alone(
+    typed: str, ends: bool, installed: Path, run: Run, stub: Stub
+) -> None:
+    """Where there was "nothing to do", the daily run that had failed was tried again no more."""
+    stub("systemd-run")
+    stub("systemctl", '[ "$1" != show ] && echo "$*" || echo auto-restart')
+    result = run(f"{installed}/systemd/webkassa-key.sh", *typed.split())
+    stopped = "".join(f"stop webkassa-key-{name}.service\n" for name in ("update", "boot", "net"))
+    assert (result.returncode, result.stdout) == (0, stopped if ends else "")
+
+
 @pytest.mark.parametrize("typed", ["", "--json", "--no-probe", "--no-probe --json"])
 def test_command_has_the_whole_server_looked_at(typed: str, installed: Path, run: Run) -> None:
     (installed / "check-status.sh").write_text('#!/bin/sh\necho "looks: $*"\n')

@@ -230,7 +230,10 @@ def test_of_many_accounts_the_worst_are_said_first(box: AlertedBox) -> None:
     assert unknown == "Not known: 2 of 15 accounts: till-0, till-1."
     first = f"the first until about {clock(box.now + 9 * HOUR)}"
     assert alive.startswith(f"Can sell for now: 11 of 15 accounts, {first}")
-    assert f"sudo nano {box.accounts}/till-3.env; then: sudo webkassa-key update --if" in what
+    assert (
+        f"sudo nano {box.accounts}/till-3.env; then: sudo webkassa-key update --account till-3; "
+        in what
+    )
     del rows[-1]
     for probe, short, first in (
         ("dead", "15 of 15 accounts cannot sell", " till-8, till-9 and 5 more."),
@@ -320,6 +323,22 @@ def test_all_is_well_again_is_told_of_once(box: AlertedBox, receiver: Monitor) -
     assert again["type"] == "success"
     box.fail(hours=-1)  # the next failure is news, though it is the same
     box.serve(told=3)
+
+
+def test_an_account_that_fails_anew_is_news_though_another_never_was_well(
+    box: AlertedBox, receiver: Monitor
+) -> None:
+    """It was told of once in 20 hours, whatever had become of it in between."""
+    box.make_many("almaty", "astana")
+    for account, code in (("almaty", 69), ("astana", 77)):
+        box.note("daily", box.now - 10 * HOUR, code, account=account)
+    box.serve(told=1)
+    box.note("hand", box.now - 9 * HOUR, account="almaty", renewed=True)
+    box.serve(told=1)
+    box.note("net", box.now - HOUR, 69, account="almaty")
+    box.serve(told=2)
+    assert "almaty: code 69" in receiver.alerts("/a")[1]["message"]
+    box.serve(told=2)
 
 
 def test_it_is_not_well_as_long_as_nobody_knows(box: AlertedBox) -> None:

@@ -180,6 +180,10 @@ STORIES: dict[str, tuple[bool, Callable[[Box], object], str, str]] = {
     "a retry is to come": (
         True, lambda box: box.unit(UPDATE, SubState="auto-restart", ActiveState="activating"),
         "WARNING", r"failing since {3} (.|\n)*It is tried again by itself\."),
+    "a retry is at work": (
+        True, lambda box: box.unit(UPDATE, SubState="start", ExecMainStartTimestamp=f"@{box.now:.0f}",
+                                   ExecMainStatus="0", ExecMainCode="0", InvocationID="d4" * 16),
+        "WARNING", r"failing since {3} (.|\n)*It is tried again by itself\."),
     "the program noted since when": (
         False, lambda box: box.note("daily", box.now - 3 * HOUR, 75, "away", since=box.now - 51 * HOUR),
         "CRITICAL", "failing since {51} "),
@@ -344,12 +348,28 @@ def test_the_accounts_that_failed_are_named(many: ShownBox) -> None:
     since = f"CRITICAL last run failing since {when(many.now - 3 * HOUR)}"
     assert f"{since} (code 77: Webkassa refuses" in screen.line("last run")
     assert "): 1 of 3 accounts: north\n north: code 77, refused\n" in screen.line("last run")
-    assert f"nano {many.accounts}/north.env; then: sudo webkassa-key update --if-needed" in screen
+    again = "sudo webkassa-key update --account north; sudo webkassa-key update --if-needed\n"
+    assert f"nano {many.accounts}/north.env; then: {again}" in screen
     assert ", by the timer, code 77: 2 of 3 accounts: done; not done: north 77" in screen
     many.note("hand", many.now - HOUR, account="south", renewed=True)
     assert many.show().code == 2
     many.note("hand", many.now - HOUR, account="north", renewed=True)
     assert many.show().code == 0
+
+
+def test_what_failed_is_renewed_by_the_printed_command_however_young_the_key(
+    many: ShownBox,
+) -> None:
+    """--if-needed said "nothing to do" of a key of 20 h, and the failure stayed CRITICAL."""
+    for account, code in (("south", 69), ("north", 75)):
+        many.note("daily", many.now - 3 * HOUR, code, account=account)
+    named = "sudo webkassa-key update --account north --account south"
+    line = many.show().line("last run")
+    assert line.endswith(f"-> {named}; sudo webkassa-key update --if-needed")
+    for number in range(9):  # a command that nobody would type
+        (many.accounts / f"s{number}.env").touch()
+        many.note("daily", many.now - 3 * HOUR, 69, account=f"s{number}")
+    assert many.show().line("last run").endswith("-> sudo webkassa-key update --if-needed")
 
 
 def test_an_account_whose_file_is_gone_counts_no_more(many: ShownBox) -> None:

@@ -136,8 +136,8 @@ def test_module_has_at_most_2830_lines() -> None:
     assert len(LINES) <= 2830
 
 
-def test_module_for_many_accounts_has_at_most_640_lines() -> None:
-    assert len((ROOT / "webkassa_key_accounts.py").read_text(encoding="utf-8").splitlines()) <= 640
+def test_module_for_many_accounts_has_at_most_625_lines() -> None:
+    assert len((ROOT / "webkassa_key_accounts.py").read_text(encoding="utf-8").splitlines()) <= 625
 
 
 @of_each_file
@@ -179,10 +179,10 @@ def test_environment_and_terminal_belong_to_the_command_line(file: str) -> None:
 
 @of_each_file
 def test_names_of_the_module_get_their_value_once(file: str) -> None:
-    """They are constants, `log` and `__version__`, and nothing says `global`."""
+    """They are constants, names of types, `log` and `__version__`, and nothing says `global`."""
     nodes, names = ast.walk(TREES[file]), global_names(file)
     assert [n.lineno for n in nodes if isinstance(n, (ast.Global, ast.Nonlocal))] == []
-    constant = re.compile("_?[A-Z][A-Z0-9_]*|log|__version__")
+    constant = re.compile("_?[A-Z][A-Z0-9_]*|([A-Z][a-z]+)+|log|__version__")
     assert [name for name in names if not constant.fullmatch(name)] == []
     assert {name for name in names if names.count(name) > 1} == set()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from machine import await_
-from shop_server import CONFIG, SETTINGS, SOURCE, UNITS, UPDATE, Site, env_file
+from shop_server import CONFIG, CURRENT, SETTINGS, SOURCE, UNITS, UPDATE, Site, env_file
 from shown import snippet
 from world import webkassa_simulator
 
@@ -76,3 +76,16 @@ def test_one_of_another_machine_is_tried_once_and_named(typed: Site) -> None:
     assert "code 243" in typed.status().stdout
     assert typed.webkassa.authorizations == 0
     assert typed.machine.show(UPDATE, "Result") == "exit-code"
+
+
+def test_no_account_is_added_in_the_place_of_theirs(typed: Site) -> None:
+    """The one in the credential would be renewed no more, and all would be OK."""
+    other = {"WEBKASSA_LOGIN": "north@example.kz", "WEBKASSA_PASSWORD": "north"}
+    typed.machine.write("/root/north.env", env_file(other))
+    result = typed.run(f"{CURRENT}/install.sh", "--account", "north", "--env-file",
+                       "/root/north.env", check=False)  # fmt: skip
+    assert result.returncode == 78, result.stdout
+    assert "WEBKASSA_SERVICE_NAME=Webkassa go into main.env" in result.stdout
+    assert typed.run("ls", CONFIG).stdout.split() == ["webkassa.cred", "webkassa.env"]
+    assert typed.run("webkassa-key", "update").returncode == 0
+    assert typed.holds_a_new_key

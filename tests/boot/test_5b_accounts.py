@@ -147,11 +147,12 @@ def test_a_repetition_logs_in_for_those_that_failed_only(site: Site, north: Simu
     assert site.webkassa.authorizations == good + 1
     assert rows(site) == {"Webkassa": site.webkassa.live, "Webkassa:north": old}
     status = site.status()
-    assert "-> sudo webkassa-key update --if-needed\n" in status.stdout
+    again = "webkassa-key update --account north; sudo webkassa-key update --if-needed"
+    assert f"-> sudo {again}\n" in status.stdout
     assert "-> sudo webkassa-key update\n" not in status.stdout
     print(status.stdout)
     north.script.clear()
-    assert site.run("webkassa-key", "update", "--if-needed").returncode == 0
+    assert site.run("sh", "-ec", again.replace("sudo ", "")).returncode == 0
     assert rows(site)["Webkassa:north"] == north.live
     assert site.webkassa.authorizations == good + 1
     assert site.status().returncode == 0
@@ -197,7 +198,7 @@ def test_one_alert_names_the_accounts_that_failed_and_those_alone(
         "Can sell for now: 2 of 2 accounts; the promised day of 1 is over."
     )
     assert (
-        f"sudo nano {ACCOUNTS}/north.env; then: sudo webkassa-key update --if-needed\n"
+        f"sudo nano {ACCOUNTS}/north.env; then: sudo webkassa-key update --account north; "
         in alert["message"]
     )
     assert f"1 of 2 accounts are well; {refused}" in alert["message"]

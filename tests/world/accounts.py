@@ -23,6 +23,8 @@ class Accounts:
         self.folder = shop.home / "accounts.d"
         self.folder.mkdir()
         self.old = {name: self.webkassa.enroll(login(name), password(name)) for name in names}
+        for name in ("WEBKASSA_LOGIN", "WEBKASSA_PASSWORD"):  # of the shop's only account
+            shop.env.pop(name, None)
         shop.sql(OLD_ROWS, [row(name) for name in names], list(self.old.values()))
         for name in names:
             self.write(name)

@@ -94,8 +94,9 @@ class Postgres:
         self.run("pg_ctl", "-w", "-D", self.data, "-m", mode, "stop")
 
     @contextlib.contextmanager
-    def standby(self) -> Iterator[Path]:
-        """Run a server in recovery beside this one; give the folder of its socket."""
+    def standby(self, listen: str = "") -> Iterator[Path]:
+        """Run a server in recovery beside this one, which may also listen on an address, at the same
+        port; give the folder of its socket."""
         folder = self.folder / "standby"
         password = PASSWORD.replace("\\", "\\\\").replace(":", "\\:")
         passfile = self.folder / "pgpass"
@@ -105,7 +106,7 @@ class Postgres:
             os.chown(passfile, pwd.getpwnam(self.user).pw_uid, -1)
         primary = f"host={self.folder} port={self.port} user=postgres passfile={passfile}"
         self.run("pg_basebackup", "-D", folder, "-c", "fast", "-X", "stream", "-R", "-d", primary)
-        settings = (f"port={self.port}", "max_connections=200", "listen_addresses=",
+        settings = (f"port={self.port}", "max_connections=200", f"listen_addresses={listen}",
                     f"unix_socket_directories={folder}")  # fmt: skip
         options = " ".join(f"-c {setting}" for setting in settings)
         log = self.folder / "standby.log"
