@@ -1321,8 +1321,8 @@ def create_missing_table(store: KeyStore, commit: bool = True, is_first: bool = 
         store.reject_other_rows(KeyRow())
     if commit:
         store.run("COMMIT")
-        what = "{service}: made the missing table {table}."
-        log.info(Message(what, service=store.account.service, table=store.table.shown))
+        what = "{service}: made the missing table {table}. Do consumers read this database?"
+        log.warning(Message(what, service=store.account.service, table=store.table.shown))
         store.find_table()
 
 
@@ -2290,9 +2290,9 @@ def check_store(job: Job, deadline: Deadline) -> tuple[list[Finding], KeyRow | N
             what = first_that_holds(
                 (row.exists, "write: rehearsed and taken back (row)"),
                 (table.found is not None, "write: rehearsed and taken back (table, no row yet)"),
-                (True, "write: rehearsed and taken back (no table yet)"),
-            )
-            return [*findings, Finding("ok", Message(what)), *table_warnings(store, row)], row
+                (True, "write: rehearsed and taken back (no table; do consumers read this database?)"))  # fmt: skip
+            found = Finding("WARN" if table.found is None else "ok", Message(what))
+            return [*findings, found, *table_warnings(store, row)], row
     except Failure as failure:
         if isinstance(failure, LockBusy) and deadline.left > 1:  # left for the last look
             held = Message("the lock held by {holder}", holder=failure.holder)
