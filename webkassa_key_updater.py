@@ -241,7 +241,7 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
     """Go through steps 2 to 6 on one connection; return what was done, None: once more."""
     if not logins.has_waited:
         job.report_wait(Message("PostgreSQL"), logins.current_deadline.left)
-    with KeyStore(job, logins.current_deadline) as store:
+    with KeyStore(job, logins.current_deadline, logins.schema) as store:
         # 2. Lock, then look: all that is decided is decided on the row as it is under the lock
         create_missing_table(store, is_first=not logins.asked)
         seen = store.read_row()
@@ -267,7 +267,7 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
             # 4. Authorize, which kills the key in use, and 5. validate the token
             if not logins.asked:
                 shield.enter_context(hold_back_signals_and_log())
-            logins.start_asking()
+            logins.start_asking(store.table.schema)
             log_in_or_keep(job, logins, store, row)
 
         # 6. Store: write, deferred checks, read-back, NOTIFY and COMMIT in one message
@@ -620,7 +620,7 @@ class LoginState:
         self.refusals, self.probe_doubt = Refusals(account), ProbeDoubt(account)
         self.key_age, self.started = KeyAge(account), time.time()
         self.lock_deadline = Deadline(self.longest_hold(account))
-        self.asked, self.login_deadline = False, Deadline(0)  # for all that is asked of Webkassa
+        self.asked, self.schema, self.login_deadline = False, "", Deadline(0)
         self.store_deadline = Deadline(0)
         self.row = KeyRow()  # under the lock
         self.row_before_lock: KeyRow | None = None  # as our first connection found it
@@ -663,11 +663,11 @@ class LoginState:
             self.probe_doubt.note.remove()
         return verdict
 
-    def start_asking(self) -> None:
-        """Begin the time for all that is asked of Webkassa, unless it has begun."""
+    def start_asking(self, schema: str) -> None:
+        """Begin, once, the time for all that is asked of Webkassa; keep to this schema's table."""
         if not self.asked:
-            self.asked, self.login_deadline = True, Deadline(self.account.deadline)
-            self.store_deadline = Deadline(self.login_deadline.left + self.STORING_TIME)
+            self.asked, self.schema, end = True, schema, Deadline(self.account.deadline)
+            self.login_deadline, self.store_deadline = end, Deadline(end.left + self.STORING_TIME)
 
     def start_login(self, row: KeyRow) -> None:
         """Note that a login is sent now, which kills the key in this row."""
@@ -1104,8 +1104,9 @@ class KeyStore:
     CLOCK_SLACK = 300.0  # seconds that a stored time may lie in the future and still count as now
     IN_TRANSACTION = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
 
-    def __init__(self, job: Job, deadline: Deadline) -> None:
+    def __init__(self, job: Job, deadline: Deadline, schema: str = "") -> None:
         self.job, self.account, self.deadline, self.table = job, job.account, deadline, NO_TABLE
+        self.schema = schema or job.account.schema  # a pooler's session may have another's path
 
     def __enter__(self) -> KeyStore:
         self.connection = self.job.connect(self.account, self.deadline)
@@ -1139,7 +1140,7 @@ class KeyStore:
             raise database_failure(error, self.table, self.account) from None
 
     def find_table(self, begins: bool = True, wide: bool = False) -> Table:
-        values = {"schema": self.account.schema or None, "name": self.account.table, "wide": wide}
+        values = {"schema": self.schema or None, "name": self.account.table, "wide": wide}
         ((clock, *found),), _ = self.run((BEGIN if begins else "") + FIND_TABLE, values)
         self.table, self.clock = Table(*found), clock - time.monotonic()
         return self.table

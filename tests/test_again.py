@@ -361,3 +361,12 @@ def test_write_that_is_changed_at_the_commit_alone_is_noticed(shop: Shop) -> Non
         trigger(body=body, kind="CONSTRAINT", when="AFTER UPDATE", deferred="INITIALLY DEFERRED")
     )
     shop.renew()
+
+
+def test_other_search_path_after_a_lost_connection_leads_to_no_other_table(shop: Shop) -> None:
+    """A session of PgBouncer's has the path that its last client set: the key went to a tenant's
+    table, with exit code 0, and the row that consumers read held a dead one."""
+    shop.sql("CREATE SCHEMA tenant; CREATE TABLE tenant.api_keys (LIKE api_keys INCLUDING ALL)")
+    shop.lose_connection(lambda: shop.sql("ALTER DATABASE shop SET search_path = tenant, public"))
+    shop.renew()
+    assert shop.row(table="tenant.api_keys") is None
