@@ -533,7 +533,7 @@ NEWS = {
     "a good run": News("Stored the new key {new} from {host} in {table} in place of {old}, 30.0 h old"),
     "the first key": News("Stored the new key {new} from {host} in {table} where none was", sql=NO_ROW),
     "a new row beside others": News("(beside|other row)", sql=NO_ROW),
-    "no table yet": News("(made.* table {table}|table {table}.* made)", sql="DROP TABLE api_keys"),
+    "no table yet": News("WARNING: .*made the missing table {table}. Do consumers read this database", sql="DROP TABLE api_keys"),
     "young": News("Nothing to do: .*{old}, 1.0 h old; .*says alive", ("update", "--if-needed"), sql=OLD.format("1 h")),
     "young, and dead for all we know": News(
         "Nothing to do: .*{old}, 1.0 h old; .*says unclear", ("update", "--if-needed"),
@@ -551,7 +551,7 @@ NEWS = {
     "check: good": News("ok +stored key: .*{old}", ("check",), sql=OLD.format("1 h")),
     "check: dead": News("WARN +stored key: .*{old}.* is dead", ("check",), live=False),
     "check: none": News("(?s)^(?!.*new row).*WARN +stored key: no key is stored", ("check",), sql=NO_ROW),
-    "check: no table": News("(?s)^(?!.*made).*write: .*no table yet", ("check",), sql="DROP TABLE api_keys"),
+    "check: no table": News("(?s)^(?!.*made).*WARN +write: .*no table; do consumers read this database", ("check",), sql="DROP TABLE api_keys"),
     "status: good": News("^WEBKASSA OK - .*{old}.*[|]age=", ("status",), sql=OLD.format("1 h")),
     "status: old": News("^WEBKASSA WARNING - .*30.0 h old", ("status",), code=1),
     "status: very old": News("^WEBKASSA CRITICAL - .*50.0 h old", ("status",), sql=OLD.format("50 h"), code=2),
