@@ -1239,7 +1239,7 @@ class KeyStore:
     def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
         plan, _ = self.run_locking(KEEP_TABLE_LOCK, {"limit": 1000})
-        if '"Node Type": "Foreign' in json.dumps(plan):
+        if 'Type": "Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
         alike = os.urandom(length := max(32, len(row.key.value))).hex()[:length]
