@@ -56,9 +56,7 @@ def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
     try:  # an editor's own files are hidden
         files = sorted(path for path in Path(folder).iterdir() if path.name[0] != ".")
     except OSError as error:
-        why = updater.Message("cannot be read ({why})", why=error.strerror)
-        fault = updater.Message("{file}: {why}", file=folder, why=why)
-        raise updater.settings_fault([fault]) from None
+        raise fault_at(folder, "cannot be read ({why})", why=error.strerror) from None
     plans = {path.stem: read_plan(path, base) for path in files if path.suffix == ".env"}
     if not plans:
         what = "{folder} holds no account, that is no file NAME.env"
@@ -79,6 +77,11 @@ def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
         fault = updater.Message(what, name=name, service=service or "Webkassa")
         plans[name] = Plan(updater.settings_fault([fault]), updater.Secret(""))
     return plans
+
+
+def fault_at(place: str, what: str, **facts: object) -> updater.SettingsFault:
+    why = updater.Message(what, **facts)
+    return updater.settings_fault([updater.Message("{file}: {why}", file=place, why=why)])
 
 
 def find_twins(plans: Mapping[str, Plan]) -> dict[str, list[updater.Message]]:
@@ -347,10 +350,8 @@ def server_of(account: updater.Account | updater.SettingsFault) -> list[str]:
 def longest_run(plan: Plan) -> float:
     """Return seconds, with some to spare: an update waits for as long as a healthy one may take,
     and then takes as long itself. All its waits have bounds, so one that takes longer hangs."""
-    spare = 60.0
-    if isinstance(plan.account, updater.SettingsFault):
-        return spare
-    return 2 * updater.LoginState.longest_hold(plan.account) + spare
+    longest = updater.LoginState.longest_hold
+    return 60 if isinstance(plan.account, updater.SettingsFault) else 60 + 2 * longest(plan.account)
 
 
 # ---- Status: one process for all, since it changes nothing
@@ -405,9 +406,8 @@ def group_by_table(accounts: Accounts) -> dict[tuple[Any, ...], list[Any]]:
 
 
 def find_holders(key: str, accounts: Accounts, is_whole: bool) -> Accounts:
-    """Return the accounts whose row holds the key of this fingerprint, and those of which nobody can
-    tell: a consumer that has named none waits for them alone. Raise SettingsFault where a row holds
-    it that is no account's, though these are all."""
+    """Return the accounts whose row holds a consumer's key, and those of which nobody can tell. Raise
+    SettingsFault where a row holds it that is no account's, though these are all."""
     end, tables = updater.Deadline(READING), group_by_table(accounts)
     found = {table: read_rows(end, group) for table, group in tables.items()}
     holders = {
@@ -425,8 +425,7 @@ def find_holders(key: str, accounts: Accounts, is_whole: bool) -> Accounts:
             is_meant = isinstance(found[table], updater.Failure) or (table, service) in holders
         chosen += [(name, plan)] if is_meant else []
     if services and not chosen and is_whole:
-        why = updater.Message("{file}: {why}", file=min(services), why=updater.Message(NO_FILE))
-        raise updater.settings_fault([why])
+        raise fault_at(min(services), NO_FILE)
     return chosen
 
 
@@ -530,15 +529,13 @@ def select_accounts(command: updater.Command, everyone: Accounts) -> Accounts:
     names = [name for name, _ in everyone]
     named = set(() if command.options.account else names)
     for pattern in command.options.account:
-        found = fnmatch.filter(names, pattern)
-        if not found:
+        if not (found := fnmatch.filter(names, pattern)):
             near = difflib.get_close_matches(pattern, names, 1, 0.5)
             what = "--account {name}: there is no such account in {folder}"
             if near:
                 what = "--account {name}: there is no such account in {folder}; is {near} meant?"
             facts = {"name": pattern, "folder": command.folder, "near": "".join(near)}
-            said = updater.in_readers_language(updater.Message(what, **facts))
-            command.options.usage_error(said)
+            command.options.usage_error(updater.in_readers_language(updater.Message(what, **facts)))
         named.update(found)
     number, shards = command.options.share
     chosen = [one for one in everyone if one[0] in named and shard_of(one[0], shards) == number]
@@ -576,10 +573,8 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
         return 0
     what = "{good} of {count} accounts: done; not done:{lines}"
     log.error(updater.Message(what, **counts, lines=lines))
-    codes = {*bad.values()}
-    if len(codes) > 1:  # 71 is tried again; what heals of no account by itself must not be
-        codes = {78} if codes <= {2, 73, 77, 78} else {71}
-    return codes.pop()
+    codes = {*bad.values()}  # 71 is tried again: so one of them must be of those that may heal
+    return codes.pop() if len(codes) == 1 else 78 if codes <= {2, 73, 77, 78} else 71
 
 
 def do_child(command: updater.Command, places: Places, name: str, plan: Plan) -> int:
@@ -607,8 +602,7 @@ def check_shortly(job: updater.Job) -> Iterator[updater.Finding]:
 def print_reports(
     command: updater.Command, reports: list[Report], strangers: list[Report], is_whole: bool
 ) -> int:
-    """Print how all accounts stand, the worst first, then the rows of none of them; return the worst
-    level."""
+    """Print how all accounts stand, the worst first, then the rows of none; return the worst level."""
     worst_first = ("CRITICAL", "WARNING", "UNKNOWN", "OK")
     reports.sort(key=lambda report: worst_first.index(report["status"]))
     said = updater.Message("nothing to do")
