@@ -143,6 +143,9 @@ KEYS: dict[str, tuple[dict[str, Any], str, str]] = {
         {"probe": "unclear"}, "whether the shop can sell is not known",
         "Whether the shop can sell is not known: Webkassa could not be asked about the key."
         " If no other login has ended it, the key lasts until about {end}."),
+    "the key is of the test system": (
+        {"probe": "alive, but of Webkassa's TEST system"}, "the shop cannot sell",
+        "The shop cannot sell: the stored key is of Webkassa's TEST system."),
     "it was not asked": (
         {"probe": "off", "age_seconds": None}, "whether the shop can sell is not known",
         "Whether the shop can sell is not known: the probe is switched off. Try to sell."),
