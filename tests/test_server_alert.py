@@ -206,6 +206,7 @@ def test_where_nobody_looked_at_the_key_nothing_is_claimed_of_it(
     ("code", "command"),
     [(69, "sudo webkassa-key update"), (75, "sudo webkassa-key update"), (73, "sudo webkassa-key check"),
      (77, "put in the right login and password: sudo nano {settings}; then: sudo webkassa-key update"),
+     (78, "correct the settings: sudo nano {settings}; then: sudo webkassa-key check"),
      (203, "sudo {current}/install.sh")],
 )  # fmt: skip
 def test_what_to_type_is_said_third_and_once(box: AlertedBox, code: int, command: str) -> None:
