@@ -53,7 +53,12 @@ def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
     """Return the accounts of a folder by their names, given the settings of all. What is wrong with
     a file stops its account alone, one login or row in two files these two."""
     base = {name: value for name, value in values.items() if name not in updater.OWN}
-    files = sorted(Path(folder).glob("[!.]*"))  # an editor's own files are hidden
+    try:  # an editor's own files are hidden
+        files = sorted(path for path in Path(folder).iterdir() if path.name[0] != ".")
+    except OSError as error:
+        why = updater.Message("cannot be read ({why})", why=error.strerror)
+        fault = updater.Message("{file}: {why}", file=folder, why=why)
+        raise updater.settings_fault([fault]) from None
     plans = {path.stem: read_plan(path, base) for path in files if path.suffix == ".env"}
     if not plans:
         what = "{folder} holds no account, that is no file NAME.env"
@@ -374,8 +379,7 @@ def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Repor
     known = {account.service for group in tables.values() for account in group}
     faulty = {f"Webkassa:{n}" for n, plan in accounts if isinstance(plan.account, updater.Failure)}
     seen = {row for rows in found.values() if isinstance(rows, dict) for row in rows}
-    said = updater.Message("no file in the folder is for this row: it is not renewed from here")
-    stranger = {"status": "OK", "message": updater.in_readers_language(said)}
+    stranger = {"status": "OK", "message": updater.in_readers_language(updater.Message(NO_FILE))}
     strangers = [{"account": row} | stranger for row in sorted(seen - known - faulty)]
     return reports, strangers
 
@@ -400,9 +404,10 @@ def group_by_table(accounts: Accounts) -> dict[tuple[Any, ...], list[Any]]:
     return tables
 
 
-def find_holders(key: str, accounts: Accounts) -> Iterator[tuple[str, Plan]]:
-    """Yield the accounts whose row holds the key of this fingerprint, and those of which nobody can
-    tell. A consumer that has named none waits for them alone."""
+def find_holders(key: str, accounts: Accounts, is_whole: bool) -> Accounts:
+    """Return the accounts whose row holds the key of this fingerprint, and those of which nobody can
+    tell: a consumer that has named none waits for them alone. Raise SettingsFault where a row holds
+    it that is no account's, though these are all."""
     end, tables = updater.Deadline(READING), group_by_table(accounts)
     found = {table: read_rows(end, group) for table, group in tables.items()}
     holders = {
@@ -411,14 +416,21 @@ def find_holders(key: str, accounts: Accounts) -> Iterator[tuple[str, Plan]]:
         for service, mine in (rows.items() if isinstance(rows, dict) else ())
         if any(key in (row.key.fingerprint, row.padded.fingerprint) for row in mine)
     }
+    services, chosen = {service for _, service in holders}, Accounts()
     for name, plan in accounts:
         if isinstance(plan.account, updater.SettingsFault):
-            if f"Webkassa:{name}" in {service for _, service in holders}:
-                yield name, plan
-        elif isinstance(found[table := table_of(plan.account)], updater.Failure) or (
-            (table, plan.account.service) in holders
-        ):
-            yield name, plan
+            is_meant = f"Webkassa:{name}" in services
+        else:
+            table, service = table_of(plan.account), plan.account.service
+            is_meant = isinstance(found[table], updater.Failure) or (table, service) in holders
+        chosen += [(name, plan)] if is_meant else []
+    if services and not chosen and is_whole:
+        why = updater.Message("{file}: {why}", file=min(services), why=updater.Message(NO_FILE))
+        raise updater.settings_fault([why])
+    return chosen
+
+
+NO_FILE = "no file in the folder is for this row: it is not renewed from here"
 
 
 def table_of(account: updater.Account) -> tuple[Any, ...]:
@@ -489,15 +501,15 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
         raise updater.settings_fault(faults)
     everyone = read_accounts(command.folder, values)
     accounts = select_accounts(command, list(everyone.items()))
+    is_whole = len(accounts) == len(everyone)
     if command.is_update and command.options.mode not in (updater.ALWAYS, updater.IF_NEEDED):
         if not command.options.account:
-            accounts = [*find_holders(command.options.mode, accounts)]
+            accounts = find_holders(command.options.mode, accounts, is_whole)
     elif command.options.is_asked:
         command.options.usage_error("with many accounts the line is NAME FINGERPRINT")
     if not command.options.no_probe:  # each child would read the certificates anew, for 20 ms
         updater.tls_context(values.get("REQUESTS_CA_BUNDLE") or DEFAULT_CA_BUNDLE_PATH)
     if command.options.command == "status":
-        is_whole = len(accounts) == len(everyone)
         return print_reports(command, *report_all(command, accounts), is_whole)
     pool = ProcessPool(accounts.copy(), command.options.jobs, longest_run, tell_of_stop)
     places = Places(accounts)
@@ -543,7 +555,7 @@ def shard_of(name: str, shards: int) -> int:
 
 
 def sum_up(command: updater.Command, pool: ProcessPool) -> int:
-    """Say which accounts are not done, and why; return their common code, or 71."""
+    """Say which accounts are not done, and why; return their common code, or 71, or 78."""
     bad, lines = {name: code for name, code in sorted(pool.codes.items()) if code}, ""
     for name, code in bad.items():
         reason = pool.reasons[name]
@@ -564,7 +576,10 @@ def sum_up(command: updater.Command, pool: ProcessPool) -> int:
         return 0
     what = "{good} of {count} accounts: done; not done:{lines}"
     log.error(updater.Message(what, **counts, lines=lines))
-    return 71 if len(set(bad.values())) > 1 else bad.popitem()[1]
+    codes = {*bad.values()}
+    if len(codes) > 1:  # 71 is tried again; what heals of no account by itself must not be
+        codes = {78} if codes <= {2, 73, 77, 78} else {71}
+    return codes.pop()
 
 
 def do_child(command: updater.Command, places: Places, name: str, plan: Plan) -> int:

@@ -232,7 +232,7 @@ def update(job: Job) -> Outcome:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
             logins.refusals.note.remove()
-    if done.code and done.verdict not in ("", ALIVE) and not logins.against_probe:
+    if done.code not in (0, SettingsFault.code) and done.verdict not in ("", ALIVE):
         logins.key_age.note.write(**logins.key_age.note.read() | {"at_risk": done.key.fingerprint})
     return done
 
@@ -1239,14 +1239,14 @@ class KeyStore:
     def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
         plan, _ = self.run_locking(KEEP_TABLE_LOCK, {"limit": 1000})
-        if '"Foreign' in json.dumps(plan):
+        if 'Type": "Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
-        length = max(32, len(row.key.value))
-        alike = os.urandom(length).hex()[:length]
+        alike = os.urandom(length := max(32, len(row.key.value))).hex()[:length]
         stand_in = stand_in or Secret(alike.upper() if row.key.value.isupper() else alike)
         after = SEQUENCES_GO_ON + NOTIFY + "ROLLBACK TO SAVEPOINT rehearsal"
-        self.write("SAVEPOINT rehearsal;", row, stand_in, after, self.deadline)
+        end = self.deadline.within(self.COMMIT_TIME / 2)  # of the time that the store will have
+        self.write("SAVEPOINT rehearsal;", row, stand_in, after, end)
 
     def store(self, row: KeyRow, token: Secret, deadline: Deadline, notify: bool) -> None:
         """Store the token and commit, in one message."""

@@ -105,7 +105,7 @@ class Server(socketserver.ThreadingUnixStreamServer):
 
     def run(self, kind: str, *mode: str, stdin: Any = subprocess.DEVNULL, **settings: str) -> int:
         """Update; return the exit code, of a run that a signal ended as a shell has it."""
-        command, env = ["webkassa-key-updater", "update", *mode], {"WEBKASSA_RUN_KIND": kind}
+        command, env = ["webkassa-key", "update", *mode], {"WEBKASSA_RUN_KIND": kind}
         try:
             process = subprocess.Popen(command, env={**os.environ, **env, **settings}, stdin=stdin)
         except OSError as error:  # no memory, no free process: it may heal

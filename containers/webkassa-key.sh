@@ -11,9 +11,14 @@
 # each time. Options of the last three, and exit codes: IMAGE --help
 set -euo pipefail
 
+readonly SETTINGS=/opt/webkassa-key-updater/.env
+
 main() {
     local word
     [[ $* != serve ]] || exec webkassa-key-serve
+    # What was put in the place of a mounted file is not seen in here: the file of before goes on
+    [[ $(stat -L --format=%h "$SETTINGS" 2> /dev/null) != 0 ]] || echo "webkassa-key: the settings file was replaced \
+outside: what counts here is the old one. Restart this container to take the new one (docker restart NAME)." >&2
     for word; do
         case $word in
             update | check | status | -h | --help | --version) exec webkassa-key-updater "$@" ;;

@@ -76,6 +76,29 @@ start_postgres() { # or: restart, stop
         -o "-p $PGPORT -k $TMP/server -c listen_addresses=127.0.0.1" > "$TMP/pg_ctl.log"
 }
 
+# Start the PgBouncer of Debian that was unpacked, at $BOUNCER, before the PostgreSQL.
+start_bouncer() { # NAME=VALUE of its settings
+    local program=$TMP/debian/usr/sbin/pgbouncer
+    "$program" --version | head -n 1 || cannot 'PgBouncer needs libevent-2.1-7 and libc-ares2'
+    BOUNCER=$(free_port)
+    server_folder bouncer
+    cat > bouncer.ini << INI
+[databases]
+postgres = host=127.0.0.1 port=$PGPORT
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = $BOUNCER
+unix_socket_dir =
+auth_file = users
+pool_mode = transaction
+logfile = $TMP/bouncer/log
+pidfile = $TMP/bouncer/pid
+$(printf '%s\n' "$@")
+INI
+    echo '"postgres" ""' > users
+    as_server "$program" --quiet --daemon bouncer.ini
+}
+
 still_so() { # what holds
     printf 'It is still so: %s\n' "$1"
 }

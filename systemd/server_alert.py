@@ -52,6 +52,8 @@ DAY, TOLD_AGAIN = 86400, 20 * 3600  # seconds: retries end; a cause is told of a
 SENDING_TIME = 600  # seconds: longer than all addresses take
 OF_TEST = "alive, but of Webkassa's TEST system"  # status says so of a probe
 KEY_LIVES = 86400  # seconds: what Webkassa promises, "about a day"
+# They refuse an alert with 200, which counts as sent (Apprise 2.3.0, findings/)
+DEAF = re.compile("(dingtalk|wecombot|synologys?)://")
 
 
 class Address(NamedTuple):
@@ -388,8 +390,10 @@ def send_test(server: Server) -> int:
         say(Message("Apprise does not start. Run: {mend}", mend=server.reinstall("--with-alerts")))
         return 1
     reasons = [(one.label, problem_of(one) or send(one, alert)) for one in addresses]
+    deaf = [one.label for one in addresses if is_deaf(one)]
     for label, reason in reasons:
-        say(Joined(": ", [label, reason or Message("sent")]))
+        sent = "sent; a refusal of this service would not be seen: has it come?"
+        say(Joined(": ", [label, reason or Message(sent if label in deaf else "sent")]))
     if not addresses:
         say(Message("{file} holds no address.", file=server.addresses))
     failed = not addresses or any(reason for _, reason in reasons)
@@ -404,6 +408,10 @@ def problem_of(address: Address) -> Words:
     return Message("Apprise does not understand this address; it is told nothing")
 
 
+def is_deaf(address: Address) -> bool:
+    return any(DEAF.match(one.url()) for one in address.servers)
+
+
 def look(server: Server) -> list[str]:
     """Return what is wrong with the addresses, and with the last alert."""
     memory = Memory(server)
@@ -415,6 +423,8 @@ def look(server: Server) -> list[str]:
         ]
         if not addresses:
             found = [Message("{file} holds no address: nobody is told", file=server.addresses)]
+        elif all(map(is_deaf, addresses)):
+            found.append(Message("a refusal of these services would not be seen: add another kind"))
     except ImportError:
         found = [Message("cannot be sent: Apprise does not start")]
     except OSError:

@@ -107,6 +107,16 @@ def test_failures_of_one_kind_give_its_exit_code(shop: Shop) -> None:
     assert (result.code, accounts.renewed, set(summary(result.err))) == (69, {"c"}, {"a", "b"})
 
 
+def test_what_heals_of_no_account_by_itself_is_not_tried_again(shop: Shop) -> None:
+    """71 is, by units and clusters: with a refused password each time, or an alert two hours late."""
+    accounts = Accounts(shop, "a", "b", "c", "d")
+    accounts.script("a").append(answer(200, errors(1)))
+    accounts.write("b", WEBKASSA_PASSWORD="changeme")
+    assert shop.run("update").code == 78
+    accounts.script("c").append(DOWN)
+    assert shop.run("update").code == 71
+
+
 def test_a_repetition_logs_in_only_for_those_that_failed(shop: Shop) -> None:
     names = HUNDRED[:8]
     accounts = Accounts(shop, *names)
@@ -236,6 +246,16 @@ def test_without_an_account_or_settings_for_all_nothing_is_contacted(
         assert relay.links == []
     assert (result.code, shop.webkassa.calls) == (78, [])
     assert "Nothing was asked of Webkassa" in result.err
+
+
+def test_a_folder_that_cannot_be_read_is_not_called_empty(shop: Shop) -> None:
+    """As one of root's alone was (chmod 700): its files are there, and nothing is wrong with them."""
+    accounts = Accounts(shop, "a")
+    accounts.folder.rename(accounts.folder.with_name("elsewhere"))
+    accounts.folder.touch()  # of a folder's rights root takes no notice
+    for command in ("update", "check", "status"):
+        said = shop.run(command)
+        assert f"{accounts.folder}: cannot be read (Not a directory)\n" in said.out + said.err
 
 
 def test_what_is_wrong_with_many_files_is_said_at_once(shop: Shop) -> None:
@@ -921,6 +941,18 @@ def test_a_consumer_that_names_its_key_alone_waits_for_no_other_account(shop: Sh
     assert shop.webkassa.authorizations == 2
 
 
+def test_a_consumer_whose_row_nobody_renews_is_not_told_that_it_holds_another_key(
+    shop: Shop,
+) -> None:
+    """Its account's file had been given another name, say; it was told 0, and read the dead key anew."""
+    accounts = Accounts(shop, "a", "gone")
+    accounts.file("gone").unlink()
+    result = ask(shop, f"{fingerprint(accounts.old['gone'])}\n")
+    assert (result.code, shop.webkassa.calls) == (78, [])
+    assert "Webkassa:gone: no file in the folder is for this row" in result.err
+    assert ask(shop, "0badc0de\n").code == 0  # all rows hold other keys
+
+
 def test_a_consumer_that_reads_a_padded_key_may_name_it_so(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     shop.sql("ALTER TABLE api_keys ALTER api_key TYPE char(40)")
@@ -936,7 +968,7 @@ def test_check_says_a_line_per_account_and_finding(shop: Shop) -> None:
     accounts.write("b", API_KEYS_TABLE="nowhere.api_keys")
     accounts.write("c", WEBKASSA_PASSWORD="changeme")
     result = shop.run("check")
-    assert result.code == 71
+    assert result.code == 78
     assert codes(result.err) == {"b": 73, "c": 78}
     lines = result.out.splitlines()
     assert all(re.match(r"(ok|WARN|FAIL) +Webkassa:[ab]: ", line) for line in lines)

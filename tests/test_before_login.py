@@ -429,6 +429,13 @@ def test_servers_own_timeouts_do_not_break_the_lock(shop: Shop) -> None:
     assert "broke" not in shop.renew().err
 
 
+def test_write_that_takes_longer_than_the_store_may_asks_webkassa_for_nothing(shop: Shop) -> None:
+    """A trigger that took 16 s passed the rehearsal, and then no store: each time a key was lost."""
+    shop.hurry(KeyStore__COMMIT_TIME=4)
+    shop.sql(trigger("PERFORM pg_sleep(3); RETURN NEW;"))
+    shop.run_in_vain(75)
+
+
 def test_lock_of_a_host_that_lost_its_power_is_bounded(shop: Shop) -> None:
     """The server itself ends a transaction of ours that falls silent; it is asked inside it."""
     shop.sql("ALTER DATABASE shop SET idle_in_transaction_session_timeout = '0'")

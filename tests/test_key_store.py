@@ -74,6 +74,12 @@ def test_unique_index_of_another_kind_serves_as_well(shop: Shop, index: str) -> 
     shop.renew()
 
 
+def test_index_with_the_name_of_a_foreign_thing_is_not_taken_for_one(shop: Shop) -> None:
+    shop.sql('ALTER INDEX api_keys_service_name_key RENAME TO "Foreign name of a service"')
+    shop.sql("ALTER DATABASE shop SET enable_seqscan = off")  # so that the plan names it
+    shop.renew()
+
+
 def test_existing_row_is_updated_whatever_other_columns_want(shop: Shop) -> None:
     shop.sql(
         "ALTER TABLE api_keys ALTER user_id SET NOT NULL, ADD note text NOT NULL DEFAULT 'ours'"

@@ -100,7 +100,7 @@ def test_metrics_of_many_are_told_by_account_and_service(shop: Shop) -> None:
     accounts.write("b", WEBKASSA_PASSWORD="")
     accounts.script("c").append(answer(200, errors(1)))
     accounts.file("d").unlink()
-    assert shop.run("update").code == 71
+    assert shop.run("update").code == 78
     found = metrics(shop)
     assert found.keys() == {("a", row("a")), ("b",), ("c", row("c"))}  # d has no file
     assert found["b",] == {"status": 3}

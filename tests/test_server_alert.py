@@ -429,6 +429,18 @@ def test_an_address_that_has_moved_is_not_called_sent_to(
     assert receiver.paths == ["/301/a"]
 
 
+def test_what_a_service_that_refuses_with_200_was_sent_is_not_known(
+    box: AlertedBox, receiver: Monitor
+) -> None:
+    """Apprise 2.3.0 calls sent what Synology Chat, DingTalk and WeCom refuse (findings/)."""
+    deaf = f"synology://127.0.0.1:{receiver.server_port}/{'a' * 32}\n"
+    box.addresses.write_text(deaf)
+    assert "line 1 (synology): sent; a refusal of this service would not be seen" in box.test()
+    assert "add another kind" in box.looked()
+    box.send_to("/a", more=deaf)
+    assert box.looked() == ""
+
+
 @pytest.mark.parametrize("text", ["# none\n", "hello\n", ""])
 def test_where_no_address_can_be_used_nothing_is_called_sent(box: AlertedBox, text: str) -> None:
     box.addresses.write_text(text)

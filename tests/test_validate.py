@@ -57,6 +57,7 @@ def test_probe_that_refuses_every_new_key_takes_no_shop_down(
     daily = shop.run()
     assert (daily.code, shop.webkassa.authorizations) == (78, 3)
     assert shop.holds_the_live_key
+    assert shop.run("status", WEBKASSA_PROBE_URL="off").code == 0  # what was advised is no risk
 
     shop.webkassa.probe_script.clear()  # somebody settled it
     assert shop.run().code == 0

@@ -47,6 +47,7 @@ class Salon:
         shop.env["PATH"] = f"{self.home}/bin:{os.environ['PATH']}"
         shop.env["STATE_DIRECTORY"] = str(self.home / "state")
         self.program(f'exec {sys.executable} {PROGRAM} "$@"')
+        self.command("webkassa-key", f'exec {FOLDER}/webkassa-key.sh "$@"')
 
     def command(self, name: str, does: str) -> None:
         """Put a command into the image: lines of shell."""
@@ -153,6 +154,24 @@ def test_a_command_goes_to_the_program_as_it_is(salon: Salon) -> None:
     assert salon.image("status").out.startswith("WEBKASSA OK")
     salon.webkassa.password = "another"
     assert salon.image("update").code == 77
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_settings_that_were_replaced_outside_are_told_of(
+    salon: Salon, tmp_path: Path, is_replaced: bool
+) -> None:
+    """By `install`, as the manual has it, or by an editor: the mount keeps the file of before, with
+    the password that was refused."""
+    with open(tmp_path / "mounted", "x") as mounted:
+        if is_replaced:
+            (tmp_path / "mounted").unlink()
+        text = (FOLDER / "webkassa-key.sh").read_text(encoding="utf-8")
+        file = f"/proc/{os.getpid()}/fd/{mounted.fileno()}"
+        text = text.replace("/opt/webkassa-key-updater/.env", file)
+        (salon.home / "bin/webkassa-key").write_text(text, encoding="utf-8")
+        result = salon.shop.finish(salon.start("webkassa-key", "update"))
+    assert ("Restart this container" in result.err) == is_replaced
+    assert (result.code, salon.shop.holds_the_live_key) == (0, True)
 
 
 def test_serve_goes_to_the_program_that_serves(salon: Salon) -> None:
