@@ -2352,10 +2352,9 @@ def check_host(ca_file: str, url: str, name: str) -> Finding:
     except Failure as failure:
         again = failure.advice or Message("Try again later: `check`")
         return failed_step(name, failure)._replace(advice=again)
-    level, what = "ok", "{name}: {host} answers"
     if host_of(url) in TEST_HOSTS:
-        level, what = "WARN", "{name}: {host} answers; it is Webkassa's TEST system"
-    return Finding(level, Message(what, **facts))
+        return Finding("WARN", Message("{name}: {host} answers: Webkassa's TEST system", **facts))
+    return Finding("ok", Message("{name}: {host} answers", **facts))
 
 
 def failed_step(name: str, failure: Failure) -> Finding:
@@ -2396,7 +2395,8 @@ def look_at_key(account: Account, row: KeyRow, seconds: float) -> tuple[str, Fai
         return OFF, refusal
     webkassa = Webkassa(account)
     webkassa.is_doubted = ProbeDoubt(account).is_valid(row)
-    return webkassa.probe(row.key, seconds), refusal
+    verdict = webkassa.probe(row.key, seconds)
+    return TEST if verdict == ALIVE and webkassa.host in TEST_HOSTS else verdict, refusal
 
 
 def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
@@ -2426,6 +2426,7 @@ def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
         (age > CRITICAL_AGE, "CRITICAL", old, NOW),
         (age > WARNING_AGE, "WARNING", old, NOW),
         (verdict == DOUBTED, "WARNING", good, settle),
+        (verdict == TEST, "WARNING", good, Message("Remove WEBKASSA_AUTH_URL, then run: `update`")),
         (verdict == UNCLEAR, "WARNING", good, Message("Look again in a minute: `status`")),
         (touched, "OK", "key {key}, its row {hours:.1f} h; the probe says {verdict}", None),
         (True, "OK", good, None))  # fmt: skip
@@ -2456,6 +2457,7 @@ class Finding(NamedTuple):
 
 NOW = Message("Run again now: `update`")
 DOUBT = "Set WEBKASSA_PROBE_URL=off or ask Webkassa why RefUnits refuses it. Then run: `check`"
+TEST = "alive, but of Webkassa's TEST system"
 TEST_HOSTS = {"devkkm.webkassa.kz", "127.0.0.1:1332"}  # vendor's test system; its local module's
 
 

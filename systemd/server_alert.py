@@ -50,6 +50,7 @@ LIMIT = 3500  # characters of an alert: Telegram takes 4096, and counts what it 
 TITLE_LIMIT, ENTRY_LIMIT = 250, 700
 DAY, TOLD_AGAIN = 86400, 20 * 3600  # seconds: retries end; a cause is told of anew
 SENDING_TIME = 600  # seconds: longer than all addresses take
+OF_TEST = "alive, but of Webkassa's TEST system"  # status says so of a probe
 KEY_LIVES = 86400  # seconds: what Webkassa promises, "about a day"
 # They refuse an alert with 200, which counts as sent (Apprise 2.3.0, findings/)
 DEAF = re.compile("(dingtalk|wecombot|synologys?)://")
@@ -212,7 +213,7 @@ class Sells(NamedTuple):
         # A row without a file of settings is none of ours
         rows = [row for row in rows if row.get("status") != OK or "probe" in row]
         dead = [row for row in rows
-                if row.get("probe") == "dead" or row.get("fingerprint") == "none"]  # fmt: skip
+                if row.get("probe") in ("dead", OF_TEST) or row.get("fingerprint") == "none"]  # fmt: skip
         alive = [row for row in rows if row.get("probe") == "alive" and row not in dead]
         return cls(rows, alive, dead, [row for row in rows if row not in dead + alive])
 
@@ -237,6 +238,8 @@ def can_sell(report: Report) -> list[Words]:
         return [Message("The shop can sell for now.")]
     if row.get("fingerprint") == "none":
         return [Message("The shop cannot sell: no key is stored.")]
+    if row.get("probe") == OF_TEST:
+        return [Message("The shop cannot sell: the stored key is of Webkassa's TEST system.")]
     if sells.dead:
         return [Message("The shop cannot sell: the stored key is dead.")]
     said: list[Words] = [Message(UNKNOWN_BY_PROBE.get(row.get("probe", ""), UNSEEN_KEY))]

@@ -201,11 +201,17 @@ class Server:
         return " ".join(filter(None, ["sudo systemctl enable", option, unit]))
 
     def correct_login(self, refused: Sequence[Note | Failed]) -> Message:
-        names = {run.account for run in refused if run.code == 77}
-        name = "".join(names) if len(names) == 1 else ""
-        file = self.accounts / f"{name or 'NAME'}.env" if self.many else self.settings
-        text = "put in the right login and password: sudo nano {file}; then: {renew}"
-        return Message(text, file=file, renew=self.renew_again(refused))
+        facts = {"file": self.file_of(refused, 77), "renew": self.renew_again(refused)}
+        return Message(
+            "put in the right login and password: sudo nano {file}; then: {renew}", **facts
+        )
+
+    def file_of(self, failed: Sequence[Note | Failed], code: int) -> Path:
+        """Return the settings of what failed with this code; of several accounts any."""
+        names = {run.account for run in failed if run.code == code}
+        if not self.many or "" in names:
+            return self.settings
+        return self.accounts / f"{names.pop() if len(names) == 1 else 'NAME'}.env"
 
     def renew_again(self, failed: Sequence[Note | Failed]) -> str:
         """The command that renews what failed. Of many accounts it names them: --if-needed alone
@@ -562,7 +568,10 @@ def mend_for(server: Server, failed: list[Failed]) -> Words:
         return Message("systemctl cat {unit}, and put the file back", unit=UPDATE)
     if 77 in codes:
         return server.correct_login(failed)
-    return "sudo webkassa-key check" if {2, 73, 78} & codes else server.renew_again(failed)
+    if 78 in codes:
+        text = "correct the settings: sudo nano {file}; then: sudo webkassa-key check"
+        return Message(text, file=server.file_of(failed, 78))
+    return "sudo webkassa-key check" if {2, 73} & codes else server.renew_again(failed)
 
 
 def look_at_login(server: Server, notes: list[Note]) -> Finding | None:

@@ -143,6 +143,9 @@ KEYS: dict[str, tuple[dict[str, Any], str, str]] = {
         {"probe": "unclear"}, "whether the shop can sell is not known",
         "Whether the shop can sell is not known: Webkassa could not be asked about the key."
         " If no other login has ended it, the key lasts until about {end}."),
+    "the key is of the test system": (
+        {"probe": "alive, but of Webkassa's TEST system"}, "the shop cannot sell",
+        "The shop cannot sell: the stored key is of Webkassa's TEST system."),
     "it was not asked": (
         {"probe": "off", "age_seconds": None}, "whether the shop can sell is not known",
         "Whether the shop can sell is not known: the probe is switched off. Try to sell."),
@@ -203,6 +206,7 @@ def test_where_nobody_looked_at_the_key_nothing_is_claimed_of_it(
     ("code", "command"),
     [(69, "sudo webkassa-key update"), (75, "sudo webkassa-key update"), (73, "sudo webkassa-key check"),
      (77, "put in the right login and password: sudo nano {settings}; then: sudo webkassa-key update"),
+     (78, "correct the settings: sudo nano {settings}; then: sudo webkassa-key check"),
      (203, "sudo {current}/install.sh")],
 )  # fmt: skip
 def test_what_to_type_is_said_third_and_once(box: AlertedBox, code: int, command: str) -> None:

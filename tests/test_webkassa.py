@@ -417,6 +417,9 @@ def test_test_system_is_called_by_its_name(tls_shop: Shop) -> None:
     assert result.code == 0
     assert re.search("^WARN .*devkkm.webkassa.kz.*TEST system", result.out, re.MULTILINE)
     assert "from devkkm.webkassa.kz in" in tls_shop.run(**env).err
+    said = tls_shop.run("status", **env)
+    assert said.code == 1
+    assert re.search("^WEBKASSA WARNING - .* alive, but of Webkassa's TEST system[|]", said.out)
 
 
 # TLS, proxies, other hosts: a proxy that leads every host name to a simulator with TLS -----------

@@ -39,7 +39,7 @@ NOT_SAID = {"as it was", "stored key", "bare OSError", "if needed", "no proxy", 
             "certificate verify failed", "disable, allow, prefer, require, verify-ca, verify-full"}  # fmt: skip
 UNTRANSLATED = {"error", "usage_error", "exit"}  # usage is as English as --help
 # Words that are put into sentences: a probe's verdicts, and what a check looks at
-WORDS = {"ALIVE", "DEAD", "UNCLEAR", "OFF", "DOUBTED"}
+WORDS = {"ALIVE", "DEAD", "UNCLEAR", "OFF", "DOUBTED", "TEST"}
 STEPS = ("database", "table", "lock", "write", "login", "webkassa", "monitor")
 STATES = ("disabled", "inactive", "activating", "deactivating", "failed")  # systemd's, of timers
 
