@@ -2325,9 +2325,8 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
         (is_in_pgpools_cache(store), "table: Pgpool-II gives consumers the old key from its cache"),
     ):
         if is_so:
-            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "times": times,
-                     "service": service, "beside": ", ".join(others)}  # fmt: skip
-            yield Finding("WARN", Message(what, **facts))
+            facts = {"similar": similar, "elsewhere": elsewhere, "left": left, "service": service}
+            yield Finding("WARN", Message(what, **facts, times=times, beside=", ".join(others)))
     try:  # last, for a refusal ends the transaction
         store.rehearse(row, Secret("".join(random.choices("AZaz09-_.~+/=", k=64))))
     except WriteRefused as refusal:
