@@ -213,13 +213,12 @@ class Job(NamedTuple):
     connect: Callable[[Account, Deadline], Connection]  # a Connector, or waits for a place, too
 
 
-# ---- Update, the protocol: its order is the product
+# ---- Update, the protocol: its order is the product. Step 1, the settings, is done
 
 
 def update(job: Job) -> Outcome:
-    """Renew the key of an account and return what came of it; step 1, the settings, is done.
-    Authorizing kills the key in use: so nothing is asked of Webkassa before it is certain that the
-    answer can be kept, and nothing that it gave is given up."""
+    """Renew the key of an account. Authorizing kills the key in use: so nothing is asked of Webkassa
+    before it is certain that the answer can be kept, and nothing that it gave is given up."""
     logins = LoginState(job.account)
     with contextlib.ExitStack() as shield:  # from the first login on: see `attempt`
         done = None
@@ -364,8 +363,7 @@ def superseded_by_late_login(logins: LoginState) -> bool:
     if not logins.login_outcome_unknown:
         return False
     verdict = logins.probe(logins.token)
-    if verdict == DEAD and logins.against_probe:
-        verdict = DOUBTED
+    verdict = DOUBTED if verdict == DEAD and logins.against_probe else verdict
     if verdict == ALIVE:
         return False
     logins.token = NO_KEY
@@ -453,6 +451,8 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
         return None
     if row.at_risk and verdict in (UNCLEAR, OFF):
         return None
+    if row.at_risk and verdict == ALIVE:
+        logins.key_age.note.write(**logins.key_age.note.read() | {"at_risk": ""})
     if verdict == DOUBTED or (row.age is None and verdict != ALIVE):
         raise key_unproven(row, verdict, logins.webkassa)
     what = "Nothing to do: the key {key}; the probe says {verdict}."
@@ -2352,7 +2352,7 @@ def check_host(ca_file: str, url: str, name: str) -> Finding:
         again = failure.advice or Message("Try again later: `check`")
         return failed_step(name, failure)._replace(advice=again)
     if host_of(url) in TEST_HOSTS:
-        return Finding("WARN", Message("{name}: {host} answers: Webkassa's TEST system", **facts))
+        return Finding("WARN", Message("{name}: {host} answers (Webkassa's TEST system)", **facts))
     return Finding("ok", Message("{name}: {host} answers", **facts))
 
 

@@ -90,3 +90,15 @@ def test_key_that_a_failed_login_may_have_ended_counts_as_no_young_one(
     shop.renew("update", "--if-needed", logins=4)
     assert shop.run("status").code == (0 if probe == "off" else 1)
     shop.expect(0, 4, "update", "--if-needed")
+
+
+def test_key_that_is_alive_after_all_is_no_risk_any_more(shop: Shop) -> None:
+    """Each run with the probe off would end a key that works."""
+    shop.age("2 hours")
+    shop.webkassa.verdict = lambda token: UNCLEAR
+    shop.webkassa.script.extend([answer(200, {"Data": {}})] * 3)
+    shop.expect(76, 3)
+    shop.webkassa.verdict = lambda token: ALIVE
+    shop.expect(0, 3, "update", "--if-needed")
+    shop.env["WEBKASSA_PROBE_URL"] = "off"
+    shop.expect(0, 3, "update", "--if-needed")
