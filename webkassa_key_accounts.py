@@ -39,10 +39,12 @@ log = logging.getLogger("webkassa_key_updater")
 
 
 class Plan(NamedTuple):
-    """What an account's file says: the account or what is wrong with it, and the monitor's URL."""
+    """What an account's file says: the account or what is wrong with it, the monitor's URL, the login
+    also where something is wrong."""
 
     account: updater.Account | updater.SettingsFault
     monitor: updater.Secret
+    login: updater.Secret
 
 
 Accounts = list[tuple[str, Plan]]  # by their names
@@ -64,18 +66,19 @@ def read_accounts(folder: str, values: Mapping[str, str]) -> dict[str, Plan]:
     if others := [path.name for path in files if path.suffix != ".env"]:
         what = "{folder}: no NAME.env, so no account: {names}"
         log.warning(updater.Message(what, folder=folder, names=", ".join(others)))
-    good = [plan.account for plan in plans.values() if isinstance(plan.account, updater.Account)]
-    logins = {common_login(account.login.value) for account in good}
+    logins = {common_login(plan.login.value) for plan in plans.values()}
     for name, faults in find_twins(plans).items():
         plans[name] = plans[name]._replace(account=updater.settings_fault(faults))
     # The only account of before, whose key nobody would renew any more
     left, example = values.get("WEBKASSA_LOGIN", ""), updater.SettingsParser.PLACEHOLDER
-    if not example.fullmatch(left) and common_login(left) not in {"", *logins}:
-        name, service = "main-1" if "main" in plans else "main", values.get("WEBKASSA_SERVICE_NAME")
+    is_left = left and not example.fullmatch(left) and common_login(left) not in logins
+    if is_left and "" not in logins:
+        name = next(n for n in ("main", *map("main-{}".format, range(999))) if n not in plans)
         what = ("the login of the settings of all is no account's, and its key is not renewed: it, "
                 "its password and WEBKASSA_SERVICE_NAME={service} go into {name}.env")  # fmt: skip
-        fault = updater.Message(what, name=name, service=service or "Webkassa")
-        plans[name] = Plan(updater.settings_fault([fault]), updater.Secret(""))
+        service = values.get("WEBKASSA_SERVICE_NAME", "Webkassa")
+        fault = updater.settings_fault([updater.Message(what, name=name, service=service)])
+        plans[name] = Plan(fault, updater.NO_KEY, updater.Secret(left))
     return plans
 
 
@@ -115,7 +118,8 @@ def read_plan(path: Path, base: dict[str, str]) -> Plan:
         account = updater.read_account(row | base | own, faults)
     except updater.SettingsFault as fault:
         account = updater.SettingsFault("{file}: {why}", file=path, why=fault.message)
-    return Plan(account, updater.monitor_of(own, []))
+    login = updater.Secret(own.get("WEBKASSA_LOGIN", ""))
+    return Plan(account, updater.monitor_of(own, []), login)
 
 
 def find_foreign_names(path: Path, own: Iterable[str]) -> Iterator[updater.Message]:
@@ -424,6 +428,8 @@ def find_holders(key: str, accounts: Accounts, is_whole: bool) -> Accounts:
             table, service = table_of(plan.account), plan.account.service
             is_meant = isinstance(found[table], updater.Failure) or (table, service) in holders
         chosen += [(name, plan)] if is_meant else []
+    if services and not chosen:  # a file with a fault may be the one for this row
+        chosen = [one for one in accounts if isinstance(one[1].account, updater.SettingsFault)]
     if services and not chosen and is_whole:
         raise fault_at(min(services), NO_FILE)
     return chosen
@@ -503,7 +509,10 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
     is_whole = len(accounts) == len(everyone)
     if command.is_update and command.options.mode not in (updater.ALWAYS, updater.IF_NEEDED):
         if not command.options.account:
-            accounts = find_holders(command.options.mode, accounts, is_whole)
+            try:
+                accounts = find_holders(command.options.mode, accounts, is_whole)
+            except updater.SettingsFault as fault:  # of a stranger: nothing for the monitor of all
+                return command.do_one(fault, updater.NO_KEY)
     elif command.options.is_asked:
         command.options.usage_error("with many accounts the line is NAME FINGERPRINT")
     if not command.options.no_probe:  # each child would read the certificates anew, for 20 ms

@@ -385,6 +385,11 @@ def test_the_only_account_of_before_is_not_forgotten_silently(shop: Shop) -> Non
     assert shop.run("update", "--account", "main").code == 0
     assert shop.holds_the_live_key
     assert shop.run("check", WEBKASSA_LOGIN="your_login").code == 0  # as .env.example has it
+    accounts.write("main", **own | {"WEBKASSA_PASSWORD": "changeme"})  # a fault is no other account
+    assert "settings of all" not in shop.run("check").err
+    accounts.write("main")
+    accounts.write("main-0")
+    assert "go into main-1.env" in shop.run("check").err
 
 
 def test_account_file_wins_over_the_environment_and_that_over_the_base(shop: Shop) -> None:
@@ -942,15 +947,20 @@ def test_a_consumer_that_names_its_key_alone_waits_for_no_other_account(shop: Sh
 
 
 def test_a_consumer_whose_row_nobody_renews_is_not_told_that_it_holds_another_key(
-    shop: Shop,
+    shop: Shop, monitor: Monitor
 ) -> None:
     """Its account's file had been given another name, say; it was told 0, and read the dead key anew."""
     accounts = Accounts(shop, "a", "gone")
     accounts.file("gone").unlink()
-    result = ask(shop, f"{fingerprint(accounts.old['gone'])}\n")
-    assert (result.code, shop.webkassa.calls) == (78, [])
+    shop.env["HEALTHCHECK_URL"] = f"{monitor.origin}/all"
+    dead = f"{fingerprint(accounts.old['gone'])}\n"
+    result = ask(shop, dead)
+    assert (result.code, shop.webkassa.calls, monitor.paths) == (78, [], [])
     assert "Webkassa:gone: no file in the folder is for this row" in result.err
     assert ask(shop, "0badc0de\n").code == 0  # all rows hold other keys
+    accounts.write("new", WEBKASSA_SERVICE_NAME="Webkassa:gone", WEBKASSA_PASSWORD="changeme")
+    assert "no file" not in (result := ask(shop, dead)).err
+    assert (result.code, shop.webkassa.calls) == (78, [])
 
 
 def test_a_consumer_that_reads_a_padded_key_may_name_it_so(shop: Shop) -> None:
