@@ -46,7 +46,7 @@ def measure(report: dict[str, Any]) -> dict[str, int | None]:
     return {
         "status": updater.LEVELS.index(report["status"]),
         "age_seconds": age,
-        "alive": {"alive": 1, "dead": 0}.get(report.get("probe", "")),
+        "alive": {"alive": 1, updater.TEST: 1, "dead": 0}.get(report.get("probe", "")),
         "stored_timestamp_seconds": None if age is None else round(time.time() - age),
         "login_refused": report.get("login_refused", False) if "probe" in report else None,
     }

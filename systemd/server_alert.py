@@ -52,8 +52,9 @@ DAY, TOLD_AGAIN = 86400, 20 * 3600  # seconds: retries end; a cause is told of a
 SENDING_TIME = 600  # seconds: longer than all addresses take
 OF_TEST = "alive, but of Webkassa's TEST system"  # status says so of a probe
 KEY_LIVES = 86400  # seconds: what Webkassa promises, "about a day"
-# They refuse an alert with 200, which counts as sent (Apprise 2.3.0, findings/)
-DEAF = re.compile("(dingtalk|wecombot|synologys?)://")
+REFUSE_WITH_200 = re.compile(
+    "(dingtalk|wecombot|synologys?)://"
+)  # which Apprise 2.3.0 calls sent (findings/)
 
 
 class Address(NamedTuple):
@@ -390,10 +391,11 @@ def send_test(server: Server) -> int:
         say(Message("Apprise does not start. Run: {mend}", mend=server.reinstall("--with-alerts")))
         return 1
     reasons = [(one.label, problem_of(one) or send(one, alert)) for one in addresses]
-    deaf = [one.label for one in addresses if is_deaf(one)]
-    for label, reason in reasons:
-        sent = "sent; a refusal of this service would not be seen: has it come?"
-        say(Joined(": ", [label, reason or Message(sent if label in deaf else "sent")]))
+    for one, (label, reason) in zip(addresses, reasons, strict=True):
+        sent = Message("sent")
+        if refuses_with_200(one):
+            sent = Message("sent; a refusal of this service would not be seen: has it come?")
+        say(Joined(": ", [label, reason or sent]))
     if not addresses:
         say(Message("{file} holds no address.", file=server.addresses))
     failed = not addresses or any(reason for _, reason in reasons)
@@ -408,8 +410,8 @@ def problem_of(address: Address) -> Words:
     return Message("Apprise does not understand this address; it is told nothing")
 
 
-def is_deaf(address: Address) -> bool:
-    return any(DEAF.match(one.url()) for one in address.servers)
+def refuses_with_200(address: Address) -> bool:
+    return any(REFUSE_WITH_200.match(one.url()) for one in address.servers)
 
 
 def look(server: Server) -> list[str]:
@@ -423,7 +425,7 @@ def look(server: Server) -> list[str]:
         ]
         if not addresses:
             found = [Message("{file} holds no address: nobody is told", file=server.addresses)]
-        elif all(map(is_deaf, addresses)):
+        elif all(map(refuses_with_200, addresses)):
             found.append(Message("a refusal of these services would not be seen: add another kind"))
     except ImportError:
         found = [Message("cannot be sent: Apprise does not start")]
@@ -485,9 +487,10 @@ def serve(server: Server) -> int:
         failed += failed_runs(kind, units[unit], notes)
     # systemd 254 and newer come on every retry
     at_work = any(unit["SubState"].startswith(("auto-restart", "start")) for unit in units.values())
+    failing = {run.account for run in failed}
     causes = {f"{run.account} {run.code}" for run in failed}
     told = {cause: moment for cause, moment in (memory.get("told") or {}).items()
-            if cause in causes and abs(now - moment) < TOLD_AGAIN}  # fmt: skip
+            if cause.split(" ")[0] in failing and abs(now - moment) < TOLD_AGAIN}  # fmt: skip
     if not at_work and causes - told.keys():
         report = make_report(server)
         alert = alarm(report)
@@ -499,7 +502,7 @@ def serve(server: Server) -> int:
         since = memory.get("open") or (memory.get("pending") or {}).get("message")
         if since and since[0] == "failure":
             report = make_report(server)
-            if report.worst.level in (OK, WARNING):
+            if report.worst.level in (OK, WARNING) and not Sells.of(report).dead:
                 alert = all_is_well(report, f"{since[1]}")
                 pending = {"message": alert, "time": now, "reached": [], "reasons": {}}
                 memory.put(pending=pending, open=None)
