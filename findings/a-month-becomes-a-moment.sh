@@ -19,11 +19,7 @@ source "$(dirname "$0")/common.sh"
 
 main() {
     tell_finding
-    [[ $(type -P node) && $(type -P npm) ]] || cannot 'no node or npm'
-    printf 'Node %s\n' "$(node --version)"
-    cd "$TMP"
-    npm_config_cache=$TMP/npm npm install --silent --no-audit --no-fund --ignore-scripts \
-        got@14.6.6 axios@1.21.1 axios-retry@4.5.0 ky@1.14.3 > npm.log || cannot 'npm install fails'
+    install_npm got@14.6.6 axios@1.21.1 axios-retry@4.5.0 ky@1.14.3
     node --no-warnings - << 'NODE' || changed 'see above'
 const http = require('node:http');
 

@@ -16,11 +16,8 @@ source "$(dirname "$0")/common.sh"
 
 main() {
     tell_finding
-    [[ $(type -P openssl) ]] || cannot 'no openssl'
     install apprise==2.3.0
-    cd "$TMP"
-    openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -days 2 -keyout key.pem \
-        -out certificate.pem 2> openssl.log
+    make_certificate localhost
     "$PYTHON" - << 'PYTHON' || changed 'see above'
 import http.server
 import json

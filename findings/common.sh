@@ -39,6 +39,23 @@ install() {
     PYTHON=$TMP/venv/bin/python
 }
 
+# Install packages of npm, NAME@VERSION, for scripts that Node runs in $TMP.
+install_npm() {
+    [[ $(type -P node) && $(type -P npm) ]] || cannot 'no node or npm'
+    printf 'Node %s\n' "$(node --version)"
+    cd "$TMP"
+    npm_config_cache=$TMP/npm npm install --silent --no-audit --no-fund --ignore-scripts "$@" > npm.log \
+        || cannot 'npm install fails'
+}
+
+# Make $TMP/certificate.pem and key.pem for a host.
+make_certificate() { # name
+    [[ $(type -P openssl) ]] || cannot 'no openssl'
+    cd "$TMP"
+    openssl req -x509 -newkey rsa:2048 -nodes -subj "/CN=$1" -days 2 -keyout key.pem \
+        -addext "subjectAltName=DNS:$1" -out certificate.pem 2> openssl.log
+}
+
 # Unpack packages of Debian, NAME=VERSION, into $TMP/debian; nothing is installed.
 unpack() {
     (

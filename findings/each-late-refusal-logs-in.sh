@@ -17,12 +17,8 @@ source "$(dirname "$0")/common.sh"
 
 main() {
     tell_finding
-    [[ $(type -P node) && $(type -P npm) ]] || cannot 'no node or npm'
-    printf 'Node %s\n' "$(node --version)"
-    cd "$TMP"
-    npm_config_cache=$TMP/npm npm install --silent --no-audit --no-fund --ignore-scripts \
-        axios@1.21.1 axios-auth-refresh@5.0.2 refresh-fetch@0.9.0 lodash@4.17.21 \
-        google-auth-library@10.9.1 > npm.log || cannot 'npm install fails'
+    install_npm axios@1.21.1 axios-auth-refresh@5.0.2 refresh-fetch@0.9.0 lodash@4.17.21 \
+        google-auth-library@10.9.1
     node --no-warnings - << 'NODE' || changed 'see above'
 const http = require('node:http');
 const axios = require('axios');

@@ -17,11 +17,8 @@ source "$(dirname "$0")/common.sh"
 
 main() {
     tell_finding
-    [[ $(type -P openssl) ]] || cannot 'no openssl'
     install cronitor==4.9.0 healthchecks-decorator==0.5.0 cronalive==0.4.1 sentry-sdk==2.75.0
-    cd "$TMP"
-    openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=cronitor.link -days 2 -keyout key.pem \
-        -addext subjectAltName=DNS:cronitor.link -out certificate.pem 2> openssl.log
+    make_certificate cronitor.link
     REQUESTS_CA_BUNDLE=certificate.pem "$PYTHON" - << 'PYTHON' || changed 'see above'
 import asyncio
 import contextlib
