@@ -56,6 +56,10 @@ def test_demo_and_tests_keep_to_a_folder_of_their_own(tmp_path: Path) -> None:
     # Programs in a virtual environment do not start from another place
     shutil.copytree(tmp_path, tmp_path / "copy", symlinks=True)
     assert make_venv(tmp_path / "copy") == ("made .venv-dev\n", 0)
+    shutil.rmtree(tmp_path / "copy/.venv-dev")
+    (tmp_path / "copy/.venv-dev").symlink_to(tmp_path / ".venv-dev")  # as into a worktree
+    assert make_venv(tmp_path / "copy") == ("", 1)
+    assert (tmp_path / ".venv-dev/of-the-user").exists()
     assert (tmp_path / ".venv").read_text() == ""
 
 

@@ -46,6 +46,10 @@ make_venv() {
     if [[ -n ${PYTHON:-} && $version != "$(version_of python3)" ]]; then
         venv=.venv-dev-$version
     fi
+    if [[ -L $venv ]]; then
+        printf '%s\n' "$venv is a link, and what it leads to is not ours to change. Remove the link." >&2
+        exit 1
+    fi
     made_for="$version $PWD" # what pip makes names its folder
     wanted="$made_for $(cat requirements*.txt | cksum) $* $limits"
     if [[ "$(cat "$venv/made-for" 2>/dev/null)" != "$wanted" ]] || ! "$venv/bin/python" -c '' 2>/dev/null; then
