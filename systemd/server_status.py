@@ -201,10 +201,8 @@ class Server:
         return " ".join(filter(None, ["sudo systemctl enable", option, unit]))
 
     def correct_login(self, refused: Sequence[Note | Failed]) -> Message:
-        facts = {"file": self.file_of(refused, 77), "renew": self.renew_again(refused)}
-        return Message(
-            "put in the right login and password: sudo nano {file}; then: {renew}", **facts
-        )
+        text = "put in the right login and password: sudo nano {file}; then: {renew}"
+        return Message(text, file=self.file_of(refused, 77), renew=self.renew_again(refused))
 
     def file_of(self, failed: Sequence[Note | Failed], code: int) -> Path:
         """Return the settings of what failed with this code; of several accounts any."""

@@ -79,7 +79,8 @@ def is_call_of(node: ast.AST, names: set[str]) -> bool:
 def never_shown(node: ast.AST) -> Iterator[ast.AST]:
     """Yield the texts in a node that are no messages: docstrings, parts of f-strings, usage."""
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-        yield getattr(node.body[0], "value", node)
+        if isinstance(node.body[0], ast.Expr):
+            yield node.body[0].value
     elif isinstance(node, ast.JoinedStr):
         yield from node.values
     elif is_call_of(node, UNTRANSLATED):
