@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
-import termios
 
 import pytest
 from world.shop import PROGRAM, Result, Shop, fingerprint
-from world.waiting import await_, within
+from world.waiting import await_, unread, within
 from world.webkassa_simulator import ALIVE, DEAD, UNCLEAR
 
 BY_INPUT = ("update", "--if-key", "-")
@@ -150,11 +148,6 @@ def test_a_line_that_comes_in_parts_is_one(dead: Shop, end: bytes) -> None:
     dead.assert_renewed(dead.finish(process))
     os.close(reading)
     os.close(writing)
-
-
-def unread(pipe: int) -> int:
-    """Return how many bytes nobody has read yet."""
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"1234"), sys.byteorder)
 
 
 @pytest.mark.parametrize("text", ["xyz", "0badc0de0", "٠" * 8, "if needed"])

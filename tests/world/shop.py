@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import hashlib
 import io
 import json
@@ -14,7 +13,6 @@ import re
 import signal
 import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +27,7 @@ from world.nursery import Process, quick_hash
 from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.postgres import Postgres
 from world.relay import Hook, Relay
+from world.waiting import unread
 from world.webkassa_simulator import Simulator
 
 ROOT = Path(__file__).parents[2]
@@ -323,8 +322,7 @@ class Shop:
     def has_said(*processes: Process) -> bool:
         """Say whether each has written to its standard error: with -v, a run that waits for a lock
         says so, and nothing before it."""
-        sizes = [fcntl.ioctl(process.stderr, termios.FIONREAD, b"1234") for process in processes]
-        return all(int.from_bytes(size, sys.byteorder) for size in sizes)
+        return all(unread(process.stderr) for process in processes)
 
     def finish(self, process: Process | subprocess.Popen[str]) -> Result:
         out, err = process.communicate(timeout=60)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -18,6 +21,11 @@ def await_(condition: Callable[[], Value], seconds: float = 60, pause: float = 0
         assert time.monotonic() < deadline, "it did not come to pass"
         threading.Event().wait(pause)
     return value
+
+
+def unread(pipe: Any) -> int:
+    """Return how many bytes of a pipe nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, b"1234"), sys.byteorder)
 
 
 @contextlib.contextmanager
