@@ -17,14 +17,13 @@ source "$(dirname "$0")/common.sh"
 main() {
     tell_finding
     install apprise==2.3.0
-    make_certificate localhost
+    make_tls_proxy localhost
     "$PYTHON" - << 'PYTHON' || changed 'see above'
-import http.server
 import json
 import os
-import ssl
 import subprocess
-import threading
+
+import tls_proxy
 
 REFUSALS = {
     "oapi.dingtalk.com": {"errcode": 310000, "errmsg": "keywords not in content"},
@@ -33,38 +32,19 @@ REFUSALS = {
     "open.feishu.cn": {"code": 19024, "msg": "Key Words Not Found"},
     "open.larksuite.com": {"code": 19024, "msg": "Key Words Not Found"},
 }
-TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-TLS.load_cert_chain("certificate.pem", "key.pem")
 asked = []
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """A proxy that takes the place of every server behind it, and refuses what it is sent."""
-
-    def do_CONNECT(self):
-        self.send_response(200)
-        self.end_headers()
-        self.request = TLS.wrap_socket(self.request, server_side=True)
-        self.setup()
-        self.handle()
+class Handler(tls_proxy.Handler):
+    """Refuses what it is sent."""
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.read_body()
         asked.append(self.headers["Host"].partition(":")[0])
-        answer = json.dumps(REFUSALS[asked[-1]]).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_):
-        pass
+        self.answer(json.dumps(REFUSALS[asked[-1]]).encode())
 
 
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-address = f"127.0.0.1:{server.server_port}"
+address = tls_proxy.serve(Handler)
 os.environ.update(https_proxy=f"http://{address}", no_proxy="127.0.0.1")
 token = 32 * "a"
 seen = []

@@ -18,34 +18,24 @@ source "$(dirname "$0")/common.sh"
 main() {
     tell_finding
     install cronitor==4.9.0 healthchecks-decorator==0.5.0 cronalive==0.4.1 sentry-sdk==2.75.0
-    make_certificate cronitor.link
+    make_tls_proxy cronitor.link
     REQUESTS_CA_BUNDLE=certificate.pem "$PYTHON" - << 'PYTHON' || changed 'see above'
 import asyncio
 import contextlib
 import gzip
-import http.server
 import json
 import logging
 import os
-import ssl
 import sys
-import threading
 import urllib.parse
 
-TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-TLS.load_cert_chain("certificate.pem", "key.pem")
+import tls_proxy
+
 told = []
 
 
-class Monitor(http.server.BaseHTTPRequestHandler):
+class Monitor(tls_proxy.Handler):
     """All four monitors, and a proxy on the way to the one that has https."""
-
-    def do_CONNECT(self):
-        self.send_response(200)
-        self.end_headers()
-        self.request = TLS.wrap_socket(self.request, server_side=True)
-        self.setup()
-        self.handle()
 
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
@@ -53,23 +43,13 @@ class Monitor(http.server.BaseHTTPRequestHandler):
         self.answer()
 
     def do_POST(self):
-        envelope = gzip.decompress(self.rfile.read(int(self.headers["Content-Length"])))
+        envelope = gzip.decompress(self.read_body())
         items = [json.loads(line) for line in envelope.splitlines()]
         told.extend(item["status"] for item in items if "monitor_slug" in item)
         self.answer()
 
-    def answer(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
 
-    def log_message(self, *_):
-        pass
-
-
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Monitor)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-place = f"127.0.0.1:{server.server_port}"
+place = tls_proxy.serve(Monitor)
 os.environ.update(https_proxy=f"http://{place}", CRONALIVE_PING_DOMAIN=f"http://{place}")
 
 import cronalive  # noqa: E402, which look at the environment
