@@ -118,8 +118,7 @@ def read_plan(path: Path, base: dict[str, str]) -> Plan:
         account = updater.read_account(row | base | own, faults)
     except updater.SettingsFault as fault:
         account = updater.SettingsFault("{file}: {why}", file=path, why=fault.message)
-    login = updater.Secret(own.get("WEBKASSA_LOGIN", ""))
-    return Plan(account, updater.monitor_of(own, []), login)
+    return Plan(account, updater.monitor_of(own, []), updater.Secret(own.get("WEBKASSA_LOGIN", "")))
 
 
 def find_foreign_names(path: Path, own: Iterable[str]) -> Iterator[updater.Message]:
@@ -427,11 +426,12 @@ def find_holders(key: str, accounts: Accounts, is_whole: bool) -> Accounts:
         else:
             table, service = table_of(plan.account), plan.account.service
             is_meant = isinstance(found[table], updater.Failure) or (table, service) in holders
-        chosen += [(name, plan)] if is_meant else []
+        if is_meant:
+            chosen.append((name, plan))
     if services and not chosen:  # a file with a fault may be the one for this row
         chosen = [one for one in accounts if isinstance(one[1].account, updater.SettingsFault)]
-    if services and not chosen and is_whole:
-        raise fault_at(min(services), NO_FILE)
+        if is_whole and not chosen:
+            raise fault_at(min(services), NO_FILE)
     return chosen
 
 
