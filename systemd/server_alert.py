@@ -52,9 +52,8 @@ DAY, TOLD_AGAIN = 86400, 20 * 3600  # seconds: retries end; a cause is told of a
 SENDING_TIME = 600  # seconds: longer than all addresses take
 OF_TEST = "alive, but of Webkassa's TEST system"  # status says so of a probe
 KEY_LIVES = 86400  # seconds: what Webkassa promises, "about a day"
-REFUSE_WITH_200 = re.compile(
-    "(dingtalk|wecombot|synologys?)://"
-)  # which Apprise 2.3.0 calls sent (findings/)
+# What they refuse with 200, Apprise 2.3.0 calls sent (findings/)
+REFUSE_WITH_200 = re.compile("(dingtalk|wecombot|synologys?)://")
 
 
 class Address(NamedTuple):
