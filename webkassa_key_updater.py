@@ -1081,6 +1081,7 @@ BEGIN = """
     SET LOCAL synchronous_commit = local; SET LOCAL TimeZone = 'UTC'; SET LOCAL statement_timeout = 0;
     SELECT set_config('transaction_timeout', '0', true) WHERE current_setting('transaction_timeout', true) IS NOT NULL;
 """  # the last since 17: PgBouncer 1.18 may tell an earlier server's version (findings/)
+Reply = tuple[list[Any], str]  # rows and command tag
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
 SELECT_ROWS = """
     SELECT service_name::text, api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
@@ -1123,7 +1124,7 @@ class KeyStore:
     def run(
         self, statements: str, values: Mapping[str, Any] | None = None,
         deadline: Deadline | None = None, table: sql.Identifier | None = None,
-    ) -> tuple[list[Any], str]:  # fmt: skip
+    ) -> Reply:  # fmt: skip
         """Run statements in one message; return the rows and the command tag of the last."""
         deadline = self.connection.deadline = deadline or self.deadline.within(self.STATEMENT_TIME)
         # The server is to give up, and to say why, shortly before we do
@@ -1215,7 +1216,7 @@ class KeyStore:
             rows.append((service, row._replace(changed=changed, padded=Secret(padded))))
         return rows
 
-    def run_locking(self, statements: str, *more: Any) -> tuple[list[Any], str]:
+    def run_locking(self, statements: str, *more: Any) -> Reply:
         """Run statements that may wait for a lock; raise a LockBusy that names its holder."""
         try:
             return self.run(LOCK_TIMEOUT + statements, *more)
@@ -1245,21 +1246,24 @@ class KeyStore:
             raise WriteRefused(what, table=self.table.shown)
         alike = os.urandom(length := max(32, len(row.key.value))).hex()[:length]
         stand_in = stand_in or Secret(alike.upper() if row.key.value.isupper() else alike)
-        after = SEQUENCES_GO_ON + NOTIFY + "ROLLBACK TO SAVEPOINT rehearsal"
         end = self.deadline.within(self.COMMIT_TIME / 2)  # of the time that the store will have
-        self.write("SAVEPOINT rehearsal;", row, stand_in, after, end)
+        self.write("SAVEPOINT rehearsal;", row, stand_in, NOTIFY, end)
+        locks, spent = next(iter(self.try_run(USED)), ("", False))
+        if spent:
+            raise WriteRefused("PostgreSQL refuses the write: a sequence has no value left.")
+        self.run_locking("ROLLBACK TO SAVEPOINT rehearsal;" + (locks or ""))
 
     def store(self, row: KeyRow, token: Secret, deadline: Deadline, notify: bool) -> None:
         """Store the token and commit, in one message."""
         after = (NOTIFY if notify else "") + "COMMIT"
-        command = self.write("", row, token, after, deadline.within(self.COMMIT_TIME))
+        _, command = self.write("", row, token, after, deadline.within(self.COMMIT_TIME))
         if command != "COMMIT":  # of an aborted transaction it says ROLLBACK, and no error
             raise StoreUnavailable("PostgreSQL rolled the transaction back.")
         with contextlib.suppress(Failure):  # a pooler's session would go on showing the key
             self.run("SELECT NULL", deadline=Deadline(1))
 
-    def write(self, before: str, row: KeyRow, token: Secret, after: str, end: Deadline) -> str:
-        """Write `token`, call up what waits for the commit, read it back; return the last tag."""
+    def write(self, before: str, row: KeyRow, token: Secret, after: str, end: Deadline) -> Reply:
+        """Write `token`, call up what waits for the commit, read it back; return what `run` does."""
         times = self.table.times
         if row.exists:
             now = "".join(f", {name} = clock_timestamp()" for name in times[:1])
@@ -1267,7 +1271,7 @@ class KeyStore:
         else:
             names, now = "".join(f", {name}" for name in times), ", clock_timestamp()" * len(times)
             write = INSERT_ROW.replace("{times}", names).replace("{now}", now)
-        return self.run_locking(before + write + READ_BACK + after, {"token": token.value}, end)[1]
+        return self.run_locking(before + write + READ_BACK + after, {"token": token.value}, end)
 
 
 # Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
@@ -1293,18 +1297,14 @@ READ_BACK = """
         END IF;
     END $check$;
 """
-# A sequence takes back nothing of what it gave to the rehearsal: the store needs as much once more.
-# OFFSET keeps it from looking at sequences that this transaction has not used
-SEQUENCES_GO_ON = """
-    DO $check$ BEGIN
-        IF EXISTS (SELECT FROM (SELECT s.* FROM pg_locks JOIN pg_sequence AS s ON seqrelid = relation
-                                WHERE pid = pg_backend_pid() AND NOT seqcycle OFFSET 0) AS used
-                   WHERE pg_sequence_last_value(seqrelid)::numeric + seqincrement
-                         NOT BETWEEN seqmin AND seqmax) THEN
-            RAISE SQLSTATE '2200H';
-        END IF;
-    EXCEPTION WHEN insufficient_privilege THEN NULL; -- who may not look goes on
-    END $check$;
+# The rehearsal's end gives back the locks of what triggers write, but no value of a sequence: the
+# store needs both once more. What no role of ours may lock or read is left out
+USED = """
+    SELECT 'LOCK TABLE ' || string_agg(CASE WHEN relkind IN ('r', 'p') AND relpersistence <> 't' AND mode = 'RowExclusiveLock' AND relation <> %(oid)s
+                  AND relname !~ '[%%{{}}]' AND has_table_privilege(relation, 'INSERT, UPDATE, DELETE') THEN relation::regclass::text END, ', ') || ' IN ROW EXCLUSIVE MODE NOWAIT',
+           bool_or(CASE WHEN relkind = 'S' AND has_sequence_privilege(relation, 'USAGE, SELECT') THEN (SELECT NOT seqcycle
+                  AND pg_sequence_last_value(seqrelid)::numeric + seqincrement NOT BETWEEN seqmin AND seqmax FROM pg_sequence WHERE seqrelid = relation) END)
+    FROM pg_locks JOIN pg_class ON pg_class.oid = relation WHERE pid = pg_backend_pid()
 """
 NOTIFY = "SET LOCAL lock_timeout = 1000; SELECT pg_notify('webkassa_key_updated', %(service)s);"  # a stranger's is waited for (findings/)
 

@@ -213,6 +213,8 @@ class Connection:
             quoted = ["role", "public", "api_keys"]
             where = ("db", 1, *quoted[1:], quoted, True, columns, [], False, [])
             self.rows = [(Run.current.now, *where)]
+        elif "ROLLBACK TO SAVEPOINT rehearsal" in text:
+            pass
         elif "SAVEPOINT rehearsal" in text:
             self.ask("rehearse")
             Run.current.is_rehearsed = True
@@ -221,6 +223,8 @@ class Connection:
             self.transaction_status, self.statusmessage = IDLE, "COMMIT"
         elif "pg_try_advisory" in text:
             self.rows = [(self.ask("lock")[0] == "mine",)]
+        elif "LOCK TABLE" in text:
+            self.rows = [("", False)]
         elif "pg_locks" in text:
             self.rows = [("somebody",)]
         elif "SELECT 1" in text:
@@ -232,7 +236,150 @@ class Connection:
             self.transaction_status = IDLE
             Run.current.do("close")
         else:
-            assert any(part in text for part in ("EXPLAIN", "service_name <>", "SELECT NULL")), text
+            known = ("EXPLAIN", "service_name <>", "SELECT NULL", "SAVEPOINT look")
+            assert any(part in text for part in known), text
+
+    def ask(self, what: str, token: int = 0) -> tuple[Any, int]:
+        """Return the answer to a question, or stop where it is still to be given."""
+        if self.is_stopped:
+            raise Stop
+        if what == "login":
+            self.logins += 1
+            if not self.is_rehearsed or self.last not in ("rehearse", "look at the transaction"):
+                self.fault = "a login without a rehearsal, or without a look at the transaction"
+        self.last = what
+        if self.position < len(self.answers):
+            paused, *answer = self.answers[self.position]
+            self.position, self.now = self.position + 1, self.now + PAUSE * paused
+            self.effects.clear()
+            self.is_unanswered |= what == "login" and answer[0] == "lost"
+            self.is_unproven = (self.is_unproven or what == "store") and answer[0] != "alive"
+            self.is_unproven &= self.is_unanswered
+            return cast("tuple[Any, int]", answer)
+        self.is_stopped, self.what, self.token = True, what, token
+        frame: Any = sys._getframe(1)
+        frames = []
+        while frame.f_code is not updater.update.__code__:
+            frames.append(frame)
+            frame = frame.f_back
+        own = [f for f in (*frames, frame) if f.f_code.co_filename == updater.__file__]
+        self.place = (
+            what, self.name(token), self.kind, self.kind == "if-key" and self.name(1),
+            self.logins, self.is_rehearsed, self.is_unanswered, self.is_unproven, self.fault,
+            *((f.f_code.co_name, f.f_lasti, self.frozen(dict(f.f_locals))) for f in own),
+        )  # fmt: skip
+        raise Stop
+
+    def do(self, *effect: Any) -> None:
+        if not self.is_stopped:
+            self.effects.append(effect)
+
+    def name(self, token: int) -> int:
+        return self.tokens.setdefault(token, len(self.tokens) + 1) if token else 0
+
+    def frozen(self, value: Any) -> Any:
+        """Return what can matter of a value: tokens by name, whether a time is over, no words."""
+        if isinstance(value, updater.Secret):
+            return self.frozen(value.value) if value.value in TOKENS else bool(value)
+        if isinstance(value, str):
+            return ("token", self.name(TOKENS[value])) if value in TOKENS else value
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        if isinstance(value, updater.Deadline):
+            return value.moment > self.now
+        if isinstance(value, updater.Failure):
+            facts = [(n, v) for n, v in vars(value).items() if isinstance(v, (bool, int))]
+            return (type(value).__name__, *facts)
+        if isinstance(value, dict):
+            facts = [(n, v) for n, v in value.items() if n not in TIMES or type(v) is int]
+            return tuple((n, self.frozen(v)) for n, v in facts)
+        if isinstance(value, (updater.Job, updater.Account)):
+            return ()
+        if isinstance(value, (tuple, list)):
+            return tuple(map(self.frozen, value))
+        if not isinstance(value, STATEFUL):
+            return type(value).__name__
+        if id(value) not in self.seen:
+            self.seen[id(value)] = len(self.seen)
+            return (type(value).__name__, self.frozen(vars(value)))
+        return self.seen[id(value)]
+
+
+class End(NamedTuple):
+    """What came of a run, as far as it is judged. `claim`: what it says about the stored key."""
+
+    kind: str
+    code: int
+    renewed: bool
+    claim: str
+    warned: bool  # that a login of its own may yet end the key
+    logins: int
+    fault: str
+
+
+class Connection:
+    """What KeyStore sees of PostgreSQL; statements are known by what is in them."""
+
+    def __init__(self) -> None:
+        self.transaction_status, self.statusmessage = updater.KeyStore.IN_TRANSACTION, ""
+        self.rows: list[Any] = []
+        self.description, Run.current.is_rehearsed = True, False
+        if Run.current.ask("connect")[0] == "down":
+            raise updater.StoreUnavailable("PostgreSQL cannot be reached.")
+
+    info = property(lambda self: self)
+
+    def cursor(self) -> Connection:
+        return self
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def fetchall(self) -> list[Any]:
+        return self.rows
+
+    def close(self) -> None:
+        Run.current.do("close")
+
+    def execute(self, text: str, values: dict[str, Any]) -> None:
+        self.rows, self.statusmessage = [], ""
+        if self.transaction_status == LOST:
+            raise psycopg2.InterfaceError("connection already closed")
+        if "pg_attribute" in text:
+            names = ("service_name", "api_key", "updated_at")
+            columns = {name: ["", "D" if name == "updated_at" else "S"] for name in names}
+            quoted = ["role", "public", "api_keys"]
+            where = ("db", 1, *quoted[1:], quoted, True, columns, [], False, [])
+            self.rows = [(Run.current.now, *where)]
+        elif "ROLLBACK TO SAVEPOINT rehearsal" in text:
+            pass
+        elif "SAVEPOINT rehearsal" in text:
+            self.ask("rehearse")
+            Run.current.is_rehearsed = True
+        elif text.endswith("COMMIT"):
+            self.ask("store", TOKENS[values["token"]])
+            self.transaction_status, self.statusmessage = IDLE, "COMMIT"
+        elif "pg_try_advisory" in text:
+            self.rows = [(self.ask("lock")[0] == "mine",)]
+        elif "LOCK TABLE" in text:
+            self.rows = [("", False)]
+        elif "pg_locks" in text:
+            self.rows = [("somebody",)]
+        elif "SELECT 1" in text:
+            self.ask("look at the transaction")
+        elif "SELECT service_name::text, api_key" in text:
+            age, key = self.ask("lock the row" if "FOR NO KEY UPDATE" in text else "look")
+            self.rows = [("Webkassa", secret(key).value, "", SECONDS[age])] if key else []
+        elif "ROLLBACK" in text:
+            self.transaction_status = IDLE
+            Run.current.do("close")
+        else:
+            assert any(
+                part in text
+                for part in ("EXPLAIN", "service_name <>", "SELECT NULL", "SAVEPOINT look")
+            ), text
 
     def ask(self, what: str, token: int = 0) -> tuple[Any, int]:
         """Return an answer of the database, or raise what it stands for."""

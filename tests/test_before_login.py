@@ -66,7 +66,7 @@ UNWRITABLE = {
     "sequence without a further value": (
         "CREATE SEQUENCE audit START 2 MAXVALUE 2; GRANT USAGE ON SEQUENCE audit TO keeper;"
         + trigger("PERFORM nextval('audit'); RETURN NEW;"),
-        "a sequence that the write uses has no value left (sequence_generator_limit_exceeded 2200H"),
+        "PostgreSQL refuses the write: a sequence has no value left."),
     "row-level security": ("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
                            "CREATE POLICY p ON api_keys FOR SELECT USING (true)",
                            "has a row 'Webkassa' that may be seen, but not locked"),
@@ -386,12 +386,16 @@ MIGRATIONS = {
     "index": "CREATE INDEX i ON api_keys (user_id)",
     "trigger": trigger("RAISE 'too late';"),
     "lock": "LOCK TABLE api_keys IN SHARE MODE",
+    "table of a trigger": "LOCK TABLE audit IN SHARE MODE",
 }
 
 
 @pytest.mark.parametrize("migration", MIGRATIONS)
 def test_no_migration_comes_in_between_rehearsal_and_store(keeper: Shop, migration: str) -> None:
     """It waits until the key is stored; else the token could not be."""
+    keeper.sql("CREATE TABLE audit (at timestamptz); GRANT INSERT ON audit TO keeper")
+    if migration == "table of a trigger":
+        keeper.sql(trigger("INSERT INTO audit VALUES (now()); RETURN NEW;"))
     states = []
 
     def migrate(token: str) -> None:
@@ -405,6 +409,21 @@ def test_no_migration_comes_in_between_rehearsal_and_store(keeper: Shop, migrati
     result = keeper.run()
     assert (result.code, states) == (0, [])
     assert keeper.holds_the_live_key
+
+
+def test_what_a_trigger_writes_may_be_temporary_or_of_an_odd_name_or_forbidden_to_us(
+    keeper: Shop,
+) -> None:
+    """The locks of such tables cannot be kept."""
+    keeper.sql('CREATE TABLE "100%{s}" (n int); CREATE TABLE forbidden (n int)')
+    keeper.sql("GRANT TEMPORARY ON DATABASE shop TO keeper")
+    keeper.sql(
+        trigger("""
+        CREATE TEMPORARY TABLE scratch (n int) ON COMMIT DROP; INSERT INTO scratch VALUES (1);
+        INSERT INTO "100%{s}" VALUES (1); INSERT INTO forbidden VALUES (1); RETURN NEW;""")
+    )
+    keeper.sql('ALTER FUNCTION f() SECURITY DEFINER; GRANT INSERT ON "100%{s}" TO keeper')
+    keeper.renew()
 
 
 def test_rights_on_the_columns_alone_suffice(keeper: Shop) -> None:
