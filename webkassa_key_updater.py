@@ -1181,7 +1181,7 @@ class KeyStore:
 
     def try_run(self, statements: str, table: sql.Identifier | None = None) -> list[Any]:
         """Return the rows of a look that may fail, or none: a failure ends no transaction."""
-        self.run("SAVEPOINT look")
+        self.run_locking("SAVEPOINT look")  # alone, Pgpool-II 4.3 would send it to a standby, too
         try:
             return self.run(statements, table=table)[0]
         except Failure:

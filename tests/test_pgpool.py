@@ -60,6 +60,17 @@ def test_what_asks_whether_the_transaction_stands_reaches_the_primary(
         assert nodes_asked(pooler, "SELECT 1 + 1") == {"1"}  # where it sends what is no update's
 
 
+def test_look_that_fails_ends_no_transaction(shop: Shop, standby: Path) -> None:
+    """At another table of this name, which somebody has locked."""
+    shop.sql("CREATE SCHEMA other; CREATE TABLE other.api_keys (LIKE api_keys)")
+    shop.sql("ALTER DATABASE shop SET search_path = public, other")
+    with (
+        Pgpool(shop.server, standby) as pooler,
+        shop.transaction("LOCK TABLE other.api_keys"),
+    ):
+        shop.renew(POSTGRES_PORT=str(pooler.port))
+
+
 @pytest.mark.parametrize("settings", [CACHE, UNCACHED])
 def test_check_names_a_cache_that_keeps_the_old_key(
     shop: Shop, standby: Path, settings: str
