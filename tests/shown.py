@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "systemd"))
 import server_alert
 import server_status
 from server import Box
-from world import webkassa_simulator
-from world.nursery import Process
+from world import stage, webkassa_simulator
+from world.nursery import Process, quick_python
 from world.postgres import PASSWORD, Postgres
 from world.relay import ConnectProxy
 from world.shop import (
@@ -102,7 +102,8 @@ class Desk:
         self.sql(CLEAN_SLATE)
 
     def use_venv(self) -> None:
-        (self.folder / ".venv").symlink_to(sys.prefix)
+        (self.folder / ".venv/bin").mkdir(parents=True)
+        (self.folder / ".venv/bin/python").symlink_to(quick_python())
 
     def sql(self, statement: str, *values: Any) -> list[Any]:
         with contextlib.closing(connect(self.server, "shop")) as connection:
@@ -269,12 +270,12 @@ def alert(at: Desk) -> str:
 
 def demo(at: Desk) -> str:
     """The part of the demo that tells most: the second update and what follows, without tables."""
-    said = subprocess.run(
-        [sys.executable, "-m", "world.stage", "bash", "demo.sh", "--on-stage"],
-        cwd=ROOT, text=True, encoding="utf-8",
-        env=os.environ | {"PYTHONPATH": "tests", "WEBKASSA_LANG": at.env["WEBKASSA_LANG"]},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ).stdout  # fmt: skip
+    with stage.settings(quick_python()) as settings:
+        said = subprocess.run(
+            ["bash", "demo.sh", "--on-stage"], cwd=ROOT, text=True, encoding="utf-8",
+            env=os.environ | settings | {"WEBKASSA_LANG": at.env["WEBKASSA_LANG"]},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ).stdout  # fmt: skip
     said = re.sub(r"\n\$ row\n.*?rows?\)\n", "", said, flags=re.DOTALL)
     said = re.sub("\n{3,}", "\n\n", said)
     begin = said.index("\n== ", said.index("\n== ") + 1)  # the second title

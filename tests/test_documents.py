@@ -22,6 +22,7 @@ import shown
 import translations
 from shown import BLOCK, MANUALS, SCENES, Desk, snippet
 from world import webkassa_simulator
+from world.nursery import quick_python
 from world.postgres import PASSWORD, Postgres
 from world.scripts import quick_python3
 from world.serving import serving
@@ -384,7 +385,8 @@ def project(folder: Path) -> Iterator[Path]:
     for path in ROOT.iterdir():
         if not path.name.startswith("."):
             copy.joinpath(path.name).symlink_to(path)
-    (copy / ".venv-dev").symlink_to(sys.prefix)
+    (copy / ".venv-dev/bin").mkdir(parents=True)
+    (copy / ".venv-dev/bin/python").symlink_to(quick_python())
     yield copy
 
 

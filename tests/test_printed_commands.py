@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 from world import webkassa_simulator
+from world.nursery import quick_python
 from world.postgres import PASSWORD as DATABASE_PASSWORD
 from world.shop import PROGRAM, ROOT, Shop
 from world.webkassa_simulator import answer
@@ -31,14 +32,20 @@ class Typed(NamedTuple):
 
 PYTHON = shlex.quote(sys.executable)
 AS_TYPED = {
-    "whole paths": Typed(f"{PYTHON} {PROGRAM}", "/"),
+    "whole paths": Typed(f"$QUICK {PROGRAM}", "/"),
     "from the project": Typed(f"{PYTHON} {PROGRAM.name}", str(ROOT)),
-    "from the folder below": Typed(f"{PYTHON} ../{PROGRAM.name}", str(ROOT / "tests")),
+    "from the folder below": Typed(f"$QUICK ../{PROGRAM.name}", str(ROOT / "tests")),
     "by the shebang": Typed(f"./{PROGRAM.name}", str(ROOT)),
     "by the shebang, whole path": Typed(str(PROGRAM), "/"),
     "with options of Python": Typed(f"{PYTHON} -X dev -u {PROGRAM}", "/"),
     "as a module": Typed(f"{PYTHON} -m {PROGRAM.stem}", str(ROOT)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _quick_python(shop: Shop) -> None:
+    """What is printed is typed into a shell."""
+    shop.python = shop.env["QUICK"] = quick_python()
 
 
 @pytest.fixture

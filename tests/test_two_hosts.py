@@ -130,6 +130,7 @@ def test_host_that_lost_its_power_holds_no_lock_longer_than_30_s(
     shop: Shop, hosts: tuple[Host, Host]
 ) -> None:
     """A login is on its way, another has been taken, and a third account's turn has not come."""
+    shop.hurry(KeyStore__LOCK_PAUSE=2)  # it is the server that ends the wait
     first, second = hosts
     accounts = Accounts(shop, "asked", "killed", "later")
     accounts.script("asked").append(Behaviour(lambda handler, _: handler.leave_open(), False))

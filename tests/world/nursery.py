@@ -9,6 +9,7 @@ it. Anything else is executed as `__main__`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -22,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -131,6 +133,54 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
+# A python whose runs of the program are those of a Process; anything else it does itself
+QUICK_PYTHON = """#!{python} -IS
+import json, os, socket, sys
+if os.path.basename(sys.argv[1] if sys.argv[1:] else "") != "webkassa_key_updater.py":
+    os.execv("{python}", ["{python}", *sys.argv[1:]])
+request = {{"command": sys.argv, "cwd": os.getcwd(), "env": dict(os.environ), "session": False}}
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+    door.connect("{door}")
+    socket.send_fds(door, [json.dumps(request).encode()], [0, 1, 2])
+    code = os.waitstatus_to_exitcode(int(door.recv(20)))
+sys.exit(code if code >= 0 else 128 - code)
+"""
+
+
+@functools.cache
+def quick_python() -> str:
+    """Return the path of a QUICK_PYTHON, for what starts the program by a shell: twenty times as
+    fast. A signal to it does not reach the run."""
+    folder = tempfile.TemporaryDirectory(prefix="webkassa-python-")
+    atexit.register(folder.cleanup)
+    door, python = Path(folder.name, "door"), Path(folder.name, "python")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(door))
+    listener.listen()
+    threading.Thread(target=answer_the_door, args=[listener], daemon=True).start()
+    python.write_text(QUICK_PYTHON.format(python=sys.executable, door=door), encoding="utf-8")
+    python.chmod(0o755)
+    return str(python)
+
+
+def answer_the_door(listener: socket.socket) -> None:
+    while True:
+        visitor, _ = listener.accept()
+        threading.Thread(target=run_for, args=[visitor], daemon=True).start()
+
+
+def run_for(visitor: socket.socket) -> None:
+    """Start the run that a QUICK_PYTHON asks for, and tell its status."""
+    with visitor:
+        text, files, _, _ = socket.recv_fds(visitor, 1 << 20, 3)
+        pid = mother().bear(json.loads(text), files)
+        for fd in files:
+            os.close(fd)
+        with open(os.pidfd_open(pid)) as ended:
+            select.select([ended], [], [])
+        visitor.send(b"%d" % mother().reap(pid))
+
+
 def quick_hash(
     name: str, text: bytes, salt: bytes, rounds: int, slow: Any = hashlib.pbkdf2_hmac
 ) -> Any:
@@ -197,6 +247,7 @@ def be_python(
     sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     sys.orig_argv = request["command"]
     sys.argv = request["command"][1:]
+    sys.executable = os.path.abspath(request["command"][0])
     sys.path[0] = os.path.dirname(sys.argv[0])
     code: Any = 0
     try:

@@ -167,6 +167,7 @@ class Shop:
         self.server, self.webkassa, self.home = server, webkassa, home
         self.old_key = webkassa.issue()
         self.options: tuple[str, ...] = ()  # of every run
+        self.python = sys.executable  # see quick_python
         self.program = [str(PROGRAM)]  # Python's arguments
         self.started: list[Process | subprocess.Popen[str]] = []
         self.env = {
@@ -307,7 +308,7 @@ class Shop:
         self.webkassa.on_issue = act
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, *self.program, *arguments]
+        return [self.python, *self.program, *arguments]
 
     def start(self, *arguments: str, **env: str) -> Process:
         return self.start_with({}, *arguments, **env)

@@ -5,19 +5,23 @@ PYTHONPATH=tests python -m world.stage COMMAND [ARGUMENT ...]
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from world import webkassa_simulator
 from world.postgres import PASSWORD, Postgres
 
 
-def main(command: list[str]) -> int:
+@contextlib.contextmanager
+def settings(python: str = sys.executable) -> Iterator[dict[str, str]]:
+    """Give the environment of what plays on the stage, and runs the program by this `python`."""
     server = Postgres("fsync=off")
     try:
         with webkassa_simulator.Simulator() as webkassa:
-            settings = {
+            yield {
                 "WEBKASSA_LOGIN": webkassa_simulator.LOGIN,
                 "WEBKASSA_PASSWORD": webkassa_simulator.PASSWORD,
                 "WEBKASSA_AUTH_URL": webkassa.url,
@@ -27,13 +31,17 @@ def main(command: list[str]) -> int:
                 "POSTGRES_USER": "postgres",
                 "POSTGRES_PASSWORD": PASSWORD,
                 "XDG_STATE_HOME": str(server.folder / "state"),
-                "STAGE_PYTHON": sys.executable,
+                "STAGE_PYTHON": python,
                 "STAGE_PSQL": str(server.bin / "psql"),
                 "STAGE_POSTGRES_PID": str(server.pid),
             }
-            return subprocess.run(command, env=os.environ | settings, check=False).returncode
     finally:
         server.remove()
+
+
+def main(command: list[str]) -> int:
+    with settings() as environment:
+        return subprocess.run(command, env=os.environ | environment, check=False).returncode
 
 
 if __name__ == "__main__":
