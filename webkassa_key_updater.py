@@ -363,11 +363,10 @@ def superseded_by_late_login(logins: LoginState) -> bool:
     if not logins.login_outcome_unknown:
         return False
     verdict = logins.probe(logins.token)
-    verdict = DOUBTED if verdict == DEAD and logins.against_probe else verdict
     if verdict == ALIVE:
         return False
     logins.token = NO_KEY
-    if verdict != DEAD:
+    if verdict != DEAD or logins.against_probe:
         what = "Stored the new key {key}, but a login before it got no answer and may end it."
         raise WebkassaFailure(what, key=logins.row.key.fingerprint)
     logins.invalid_token_replies, logins.store_attempts = logins.invalid_token_replies + 1, 0
@@ -953,8 +952,7 @@ class PromptResponse(http.client.HTTPResponse):
         coding = self.headers.get("Transfer-Encoding", "").lower().split(",")[-1].strip()
         if coding == "chunked" and not self.chunked:  # at the end of a list of codings
             self.chunked, self.chunk_left, self.length = True, None, None
-        length = self.headers.get("Content-Length", "")
-        if self.status == 204 and length.isdecimal():
+        if self.status == 204 and (length := self.headers.get("Content-Length", "")).isdecimal():
             self.length = int(length)
 
     def read(self, amt: int | None = None) -> bytes:
@@ -1001,8 +999,7 @@ def with_host(url: str, host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    is_address = parse_address(host)
-    return host.lower() == "localhost" or (is_address is not None and is_address.is_loopback)
+    return host.lower() == "localhost" or bool(getattr(parse_address(host), "is_loopback", False))
 
 
 def alternative_hosts(host: str, header: str) -> list[str]:
