@@ -938,8 +938,8 @@ class PromptResponse(http.client.HTTPResponse):
         except http.client.HTTPException:
             if not isinstance(self.status, int):
                 raise
-            while self.fp.readline(65537) not in (b"\r\n", b"\n", b""):
-                pass  # more than 100 headers: none of them counts
+            while self.fp.peek(1)[:1] != b"{" and self.fp.readline(65537).strip():
+                pass  # 100 headers or more: none of them counts; of 100, the end is read already
             self.headers = self.msg = http.client.HTTPMessage()
             self.length, self.chunked, self.will_close = None, False, True
             return
