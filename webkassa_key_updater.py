@@ -1236,7 +1236,7 @@ class KeyStore:
 
     def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
-        plan, _ = self.run_locking(KEEP_TABLE_LOCK, {"limit": 1000})
+        plan, _ = self.run_locking(KEEP_LOCKS, {"limit": 1000})
         if 'Type": "Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
@@ -1267,11 +1267,14 @@ class KeyStore:
         return self.run_locking(before + write + READ_BACK + after, {"token": token.value}, end)[1]
 
 
-# Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
-# between rehearsal and store
-KEEP_TABLE_LOCK = (
-    "EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s"
-)
+# Keeps the locks that the end of the rehearsal would give back: between it and the store no migration
+# may come in, nor, where the key is in a unique index, a new row that refers to ours
+KEEP_LOCKS = """
+    SELECT FROM {table} WHERE service_name = %(service)s AND EXISTS (
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
+        WHERE indrelid = %(oid)s AND indisunique AND attname = 'api_key') FOR UPDATE;
+    EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s
+"""
 # UPDATE when there is a row, else INSERT: with ON CONFLICT a NOT NULL column without a default
 # breaks even the update
 UPDATE_ROW = "UPDATE {table} SET api_key = %(token)s{times} WHERE service_name = %(service)s;"
