@@ -1432,8 +1432,8 @@ FIND_TABLE = """
                 WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS columns,
                (SELECT json_agg(conname) FROM pg_constraint WHERE conrelid = c.oid) AS constraints
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-        WHERE nspname !~ '^(pg_|information_schema$)' AND lower(relname) = lower(%(name)s)
-          AND (%(schema)s IS NULL OR lower(nspname) = lower(%(schema)s))
+        WHERE nspname !~ '^(pg_|information_schema$)' AND lower(relname::text COLLATE "default") = lower(%(name)s::name::text COLLATE "default")
+          AND (%(schema)s IS NULL OR lower(nspname::text COLLATE "default") = lower(%(schema)s::name::text COLLATE "default"))
         ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true,
     LATERAL (SELECT coalesce(nspname, %(schema)s, current_schema(), 'public')::text AS schema, coalesce(relname, %(name)s)::text AS name) AS n
 """
