@@ -363,11 +363,10 @@ def superseded_by_late_login(logins: LoginState) -> bool:
     if not logins.login_outcome_unknown:
         return False
     verdict = logins.probe(logins.token)
-    verdict = DOUBTED if verdict == DEAD and logins.against_probe else verdict
     if verdict == ALIVE:
         return False
     logins.token = NO_KEY
-    if verdict != DEAD:
+    if verdict != DEAD or logins.against_probe:
         what = "Stored the new key {key}, but a login before it got no answer and may end it."
         raise WebkassaFailure(what, key=logins.row.key.fingerprint)
     logins.invalid_token_replies, logins.store_attempts = logins.invalid_token_replies + 1, 0
@@ -939,8 +938,8 @@ class PromptResponse(http.client.HTTPResponse):
         except http.client.HTTPException:
             if not isinstance(self.status, int):
                 raise
-            while self.fp.readline(65537) not in (b"\r\n", b"\n", b""):
-                pass  # more than 100 headers: none of them counts
+            while self.fp.peek(1)[:1] != b"{" and self.fp.readline(65537).strip():
+                pass  # 100 headers or more: none of them counts; of 100, the end is read already
             self.headers = self.msg = http.client.HTTPMessage()
             self.length, self.chunked, self.will_close = None, False, True
             return
@@ -953,8 +952,7 @@ class PromptResponse(http.client.HTTPResponse):
         coding = self.headers.get("Transfer-Encoding", "").lower().split(",")[-1].strip()
         if coding == "chunked" and not self.chunked:  # at the end of a list of codings
             self.chunked, self.chunk_left, self.length = True, None, None
-        length = self.headers.get("Content-Length", "")
-        if self.status == 204 and length.isdecimal():
+        if self.status == 204 and (length := self.headers.get("Content-Length", "")).isdecimal():
             self.length = int(length)
 
     def read(self, amt: int | None = None) -> bytes:
@@ -1001,8 +999,7 @@ def with_host(url: str, host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    is_address = parse_address(host)
-    return host.lower() == "localhost" or (is_address is not None and is_address.is_loopback)
+    return host.lower() == "localhost" or bool(getattr(parse_address(host), "is_loopback", False))
 
 
 def alternative_hosts(host: str, header: str) -> list[str]:
@@ -1240,7 +1237,7 @@ class KeyStore:
 
     def rehearse(self, row: KeyRow, stand_in: Secret = NO_KEY) -> None:
         """Run the very statements that will store the token, with a stand-in, and take them back."""
-        plan, _ = self.run_locking(KEEP_TABLE_LOCK, {"limit": 1000})
+        plan, _ = self.run_locking(KEEP_LOCKS, {"limit": 1000})
         if 'Type": "Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
@@ -1274,11 +1271,14 @@ class KeyStore:
         return self.run_locking(before + write + READ_BACK + after, {"token": token.value}, end)
 
 
-# Keeps the table's lock, which the end of the rehearsal would give back: no migration may come in
-# between rehearsal and store
-KEEP_TABLE_LOCK = (
-    "EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s"
-)
+# Keeps the locks that the end of the rehearsal would give back: between it and the store no migration
+# may come in, nor, where the key is in a unique index, a new row that refers to ours
+KEEP_LOCKS = """
+    SELECT FROM {table} WHERE service_name = %(service)s AND EXISTS (
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
+        WHERE indrelid = %(oid)s AND indisunique AND attname = 'api_key') FOR UPDATE;
+    EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s
+"""
 # UPDATE when there is a row, else INSERT: with ON CONFLICT a NOT NULL column without a default
 # breaks even the update
 UPDATE_ROW = "UPDATE {table} SET api_key = %(token)s{times} WHERE service_name = %(service)s;"
@@ -1432,8 +1432,8 @@ FIND_TABLE = """
                 WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS columns,
                (SELECT json_agg(conname) FROM pg_constraint WHERE conrelid = c.oid) AS constraints
         FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-        WHERE nspname !~ '^(pg_|information_schema$)' AND lower(relname) = lower(%(name)s)
-          AND (%(schema)s IS NULL OR lower(nspname) = lower(%(schema)s))
+        WHERE nspname !~ '^(pg_|information_schema$)' AND lower(relname::text COLLATE "default") = lower(%(name)s::name::text COLLATE "default")
+          AND (%(schema)s IS NULL OR lower(nspname::text COLLATE "default") = lower(%(schema)s::name::text COLLATE "default"))
         ORDER BY found DESC, relkind IN ('r', 'p', 'v', 'f') DESC LIMIT 1) AS t ON true,
     LATERAL (SELECT coalesce(nspname, %(schema)s, current_schema(), 'public')::text AS schema, coalesce(relname, %(name)s)::text AS name) AS n
 """

@@ -121,6 +121,16 @@ def test_schema_qualified_table_with_odd_names(shop: Shop) -> None:
     assert rows == [("foreign",), (shop.webkassa.live,)]
 
 
+def test_table_of_a_long_name_in_cyrillic_is_found_in_its_own_case_alone(shop: Shop) -> None:
+    """PostgreSQL cuts a name to 63 bytes, and knows of the capitals in it those of ASCII alone, unless
+    it is told to take the database's."""
+    name = "Ключи_от_магазинов_и_касс_города_Алматы"
+    shop.sql(f'ALTER TABLE api_keys RENAME TO "{name}"')
+    shop.run_in_vain(73, "update", API_KEYS_TABLE=name.lower())
+    assert shop.run(API_KEYS_TABLE=name).code == 0
+    assert shop.row(table=f'"{name}"')["api_key"] == shop.webkassa.live
+
+
 def test_odd_service_names(shop: Shop) -> None:
     for name in ("Касса № 1", "a'b\"c\\d %s {}"):
         assert shop.run(WEBKASSA_SERVICE_NAME=name).code == 0
@@ -130,7 +140,9 @@ def test_odd_service_names(shop: Shop) -> None:
 def test_server_of_another_encoding_serves_as_well(shop: Shop) -> None:
     with contextlib.closing(connect(shop.server, "postgres")) as admin, admin.cursor() as cursor:
         cursor.execute("DROP DATABASE IF EXISTS old")
-        cursor.execute("CREATE DATABASE old ENCODING 'SQL_ASCII' TEMPLATE template0")
+        cursor.execute(
+            "CREATE DATABASE old ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc TEMPLATE template0"
+        )
     old = {"POSTGRES_DB": "old", "WEBKASSA_SERVICE_NAME": "Касса"}
     assert shop.run(**old).code == 0
     with contextlib.closing(connect(shop.server, "old")) as admin, admin.cursor() as cursor:

@@ -7,6 +7,7 @@ import os
 import resource
 import threading
 
+import psycopg2
 import pytest
 from world.relay import CutAtCommit
 from world.shop import Shop, fingerprint, trigger
@@ -108,6 +109,27 @@ def test_key_that_cannot_be_stored_in_time_is_reported_lost(shop: Shop) -> None:
     assert f"{fingerprint(shop.webkassa.live)}, but it could not be stored" in result.err
     assert f"{fingerprint(shop.old_key)} is dead" in result.err
     assert "un again now" in result.err
+
+
+@pytest.mark.parametrize("unique", ["", "CREATE UNIQUE INDEX ON api_keys (api_key);"])
+def test_new_row_that_refers_to_ours_holds_no_key_back(shop: Shop, unique: str) -> None:
+    """Its lock on our row hinders an UPDATE of what is in a unique index, until its transaction ends:
+    so it waits then. Where no such index is, nobody waits."""
+    shop.sql(unique + "CREATE TABLE receipts (key_id integer REFERENCES api_keys)")
+    shop.hurry(LoginState__STORING_TIME=3)
+    waited = []
+
+    with shop.transaction("SET LOCAL lock_timeout = 100") as application:
+
+        def insert(token: str) -> None:
+            try:
+                application.execute("INSERT INTO receipts VALUES (1)")
+            except psycopg2.errors.LockNotAvailable:
+                waited.append(token)
+
+        shop.webkassa.on_issue = insert
+        shop.renew()
+    assert bool(waited) == bool(unique)
 
 
 def test_key_of_somebody_who_logged_in_after_us_is_left_alone(shop: Shop) -> None:

@@ -205,6 +205,7 @@ CODED = {
     "deflate": ("Content-Encoding: deflate", zlib.compress),
     "bare deflate": ("Content-Encoding: deflate", deflate_bare),
     "a line before": ("X: y", lambda good: b"Notice: undefined index\n" + good),
+    "100 headers": ("\r\n".join(f"X-{n}: y" for n in range(100)), bytes),  # Python reads their end
     "200 headers": ("\r\n".join(f"X-{n}: y" for n in range(200)), bytes),
 }
 

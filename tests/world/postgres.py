@@ -39,8 +39,8 @@ def link(source: str, target: str) -> None:
 
 
 class Postgres:
-    """A server on 127.0.0.1 and a Unix socket; user `postgres`, password PASSWORD, scram.
-    `options` are settings of the server."""
+    """A server on 127.0.0.1 and a Unix socket; user `postgres`, password PASSWORD, scram; it knows
+    capitals of every alphabet, as most do. `options` are settings of the server."""
 
     def __init__(self, *options: str) -> None:
         self.kept: Any = None  # a connection for the next test, and what the last one left behind
@@ -63,7 +63,8 @@ class Postgres:
         password_file = self.folder / "password"
         password_file.write_text(PASSWORD, encoding="utf-8")
         self.run("initdb", "-D", self.data, "-U", "postgres", "--auth=scram-sha-256",
-                  "--encoding=UTF8", "--locale=C", "--no-sync", "--wal-segsize=1", f"--pwfile={password_file}",
+                  "--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+                  "--no-sync", "--wal-segsize=1", f"--pwfile={password_file}",
                   *(f"--set={option}" for option in options))  # fmt: skip
         self.start()
 
