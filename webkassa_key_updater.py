@@ -1301,7 +1301,7 @@ READ_BACK = """
 # store needs both once more. What no role of ours may lock or read is left out
 USED = """
     SELECT 'LOCK TABLE ' || string_agg(CASE WHEN relkind IN ('r', 'p') AND relpersistence <> 't' AND mode = 'RowExclusiveLock' AND relation <> %(oid)s
-                  AND relname !~ '[%%{{}}]' AND has_table_privilege(relation, 'INSERT, UPDATE, DELETE') THEN relation::regclass::text END, ', ') || ' IN ROW EXCLUSIVE MODE NOWAIT',
+                  AND relation::regclass::text !~ '[%%{{}}]' AND has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(relation, 'INSERT, UPDATE, DELETE') THEN relation::regclass::text END, ', ') || ' IN ROW EXCLUSIVE MODE NOWAIT',
            bool_or(CASE WHEN relkind = 'S' AND has_sequence_privilege(relation, 'USAGE, SELECT') THEN (SELECT NOT seqcycle
                   AND pg_sequence_last_value(seqrelid)::numeric + seqincrement NOT BETWEEN seqmin AND seqmax FROM pg_sequence WHERE seqrelid = relation) END)
     FROM pg_locks JOIN pg_class ON pg_class.oid = relation WHERE pid = pg_backend_pid()

@@ -415,14 +415,15 @@ def test_what_a_trigger_writes_may_be_temporary_or_of_an_odd_name_or_forbidden_t
     keeper: Shop,
 ) -> None:
     """The locks of such tables cannot be kept."""
-    keeper.sql('CREATE TABLE "100%{s}" (n int); CREATE TABLE forbidden (n int)')
-    keeper.sql("GRANT TEMPORARY ON DATABASE shop TO keeper")
-    keeper.sql(
-        trigger("""
-        CREATE TEMPORARY TABLE scratch (n int) ON COMMIT DROP; INSERT INTO scratch VALUES (1);
-        INSERT INTO "100%{s}" VALUES (1); INSERT INTO forbidden VALUES (1); RETURN NEW;""")
-    )
-    keeper.sql('ALTER FUNCTION f() SECURITY DEFINER; GRANT INSERT ON "100%{s}" TO keeper')
+    body = "CREATE TEMPORARY TABLE s (n int) ON COMMIT DROP; GRANT INSERT ON s TO keeper;"
+    body += "INSERT INTO s VALUES (1);"
+    for table in ('"100%{s}".t', "hidden.t", "forbidden"):
+        keeper.sql(f"CREATE SCHEMA {table.removesuffix('.t')}; CREATE TABLE {table} (n int)")
+        body += f"INSERT INTO {table} VALUES (1);"
+    keeper.sql(trigger(body + "RETURN NEW;") + "; ALTER FUNCTION f() SECURITY DEFINER")
+    keeper.sql("""
+        GRANT TEMPORARY ON DATABASE shop TO keeper; GRANT USAGE ON SCHEMA "100%{s}" TO keeper;
+        GRANT INSERT ON "100%{s}".t, hidden.t TO keeper""")
     keeper.renew()
 
 
