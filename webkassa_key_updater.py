@@ -198,7 +198,7 @@ class KeyRow(NamedTuple):
     age: float | None = None  # seconds; None: not known
     age_from: str = "row"  # or "note": see `KeyAge`
     row_age: float | None = None  # what its columns say
-    at_risk: bool = False  # a failed update sent a login, which may have ended the key
+    at_risk: bool = False  # a login may have ended the key: its update failed, or is under way
     changed: str | None = None  # UTC
     others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
     padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
@@ -231,8 +231,9 @@ def update(job: Job) -> Outcome:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
             logins.refusals.note.remove()
-    if done.code not in (0, SettingsFault.code) and done.verdict not in ("", ALIVE):
-        logins.key_age.note.write(**logins.key_age.note.read() | {"at_risk": done.key.fingerprint})
+    at_risk = done.code not in (0, SettingsFault.code) and done.verdict not in ("", ALIVE)
+    if logins.asked:
+        logins.key_age.risk.write(key=(done.key if at_risk else NO_KEY).fingerprint)
     return done
 
 
@@ -259,14 +260,14 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
 
         if not logins.token or logins.live_key_unknown or logins.ended_by:
             # 3. Rehearse: the very statement that will store the token, with a stand-in
-            what = "Rehearsing the write; then asking {host}."
-            log.debug(Message(what, host=logins.webkassa.host))
+            log.debug(Message("Rehearsing a write; then asking {host}.", host=logins.webkassa.host))
             store.rehearse(row)
 
             # 4. Authorize, which kills the key in use, and 5. validate the token
             if not logins.asked:
                 shield.enter_context(hold_back_signals_and_log())
-            logins.start_asking(store.table.schema)
+                logins.key_age.risk.write(key=row.key.fingerprint)
+                logins.start_asking(store.table.schema)
             log_in_or_keep(job, logins, store, row)
 
         # 6. Store: write, deferred checks, read-back, NOTIFY and COMMIT in one message
@@ -451,7 +452,7 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
     if row.at_risk and verdict in (UNCLEAR, OFF):
         return None
     if row.at_risk and verdict == ALIVE:
-        logins.key_age.note.write(**logins.key_age.note.read() | {"at_risk": ""})
+        logins.key_age.risk.remove()
     if verdict == DOUBTED or (row.age is None and verdict != ALIVE):
         raise key_unproven(row, verdict, logins.webkassa)
     what = "Nothing to do: the key {key}; the probe says {verdict}."
@@ -579,10 +580,9 @@ def validate_token(
         else:  # the reply says no, and gave a token
             logins.login_outcome_unknown = True
         raise odd
-    is_second = logins.called_dead
     logins.take_token(token, verdict, row)
     logins.odd_reply = odd.message if odd else None
-    logins.called_dead = verdict == DEAD
+    is_second, logins.called_dead = logins.called_dead, verdict == DEAD
     logins.against_probe = logins.called_dead and is_second
     return not logins.called_dead or is_second
 
@@ -663,10 +663,9 @@ class LoginState:
         return verdict
 
     def start_asking(self, schema: str) -> None:
-        """Begin, once, the time for all that is asked of Webkassa; keep to this schema's table."""
-        if not self.asked:
-            self.asked, self.schema, end = True, schema, Deadline(self.account.deadline)
-            self.login_deadline, self.store_deadline = end, Deadline(end.left + self.STORING_TIME)
+        """Begin the time for all that is asked of Webkassa; keep to this schema's table."""
+        self.asked, self.schema, end = True, schema, Deadline(self.account.deadline)
+        self.login_deadline, self.store_deadline = end, Deadline(end.left + self.STORING_TIME)
 
     def start_login(self, row: KeyRow) -> None:
         """Note that a login is sent now, which kills the key in this row."""
@@ -1536,15 +1535,16 @@ class Note:
 
 class KeyAge:
     """The age of the key, which is not the row's: applications touch their rows. Noted by the
-    database's clock when we stored a key, or first saw one."""
+    database's clock when we stored a key, or first saw one. `risk` notes a key before a login."""
 
     def __init__(self, account: Account) -> None:
         self.note, self.max_age = Note(account, "key"), account.max_age
+        self.risk = Note(account, "risk")
 
     def correct(self, row: KeyRow) -> KeyRow:
         """Return the row with the age of its key, as far as it was noted."""
         note = self.note.read()
-        row = row._replace(at_risk=note.get("at_risk") == row.key.fingerprint)
+        row = row._replace(at_risk=self.risk.read().get("key") == row.key.fingerprint)
         with contextlib.suppress(KeyError, TypeError):  # one that is not whole counts as none
             age = row.clock + time.monotonic() - note["moment"]
             by_row = self.max_age if row.age is None else row.age
