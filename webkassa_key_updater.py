@@ -2618,9 +2618,6 @@ class Command:
     def as_typed(self, message: Message) -> str:
         """Return a message in the reader's language, with the program as it was called in the place
         of `command`. Of many accounts it is to be for one, or must leave the good keys alone."""
-        text = in_readers_language(message)
-        if "`" not in text:
-            return text
         words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
         words += ["--env-file", self.options.env_file] if self.options.env_file else []
         program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
@@ -2628,7 +2625,7 @@ class Command:
             program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
         one = f" --account {shlex.quote(self.name)}" if self.name else ""
         careful = " --if-needed" if self.folder and not self.name else ""
-        text = text.replace("`update`", f"{program} update{one}{careful}")
+        text = in_readers_language(message).replace("`update`", f"{program} update{one}{careful}")
         return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}{one}", text)
 
     def do_one(self, account: Account | SettingsFault, monitor: Secret) -> int:
@@ -2777,10 +2774,13 @@ def note_run(account: str, said: str, outcome: Outcome) -> None:
     end = f".{account}.json" if account else ".json"
     with contextlib.suppress(Exception):
         folder = Path(os.environ["STATE_DIRECTORY"])  # without systemd there is no such status
-        notes = {path.name: json.loads(path.read_text()) for path in folder.glob(f"run-*{end}")}
-        last = notes.get(f"run-{kind}{end}", {"code": 0, "renewed": None})
-        renewals = [note["renewed"] or 0 for note in notes.values()]
-        goes_on = code and code == last["code"] and max(renewals) < last["time"]
+        notes = dict[str, Any]()
+        for path in folder.glob(f"run-*{end}"):
+            with contextlib.suppress(Exception):  # a power cut may have left half of one
+                notes[path.name] = dict(json.loads(read_text(path)))
+        last = {"code": 0, "renewed": None} | notes.get(f"run-{kind}{end}", {})
+        renewals = [r for note in notes.values() if (r := note.get("renewed") or 0) <= now]
+        goes_on = code and code == last["code"] and max(renewals, default=0) < last["time"]
         note = {
             "account": account, "kind": kind, "time": now, "code": code, "outcome": said,
             # Of the first run that failed with this code, with no renewal since

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server_words import Joined, Message, Words, choose, in_words, when
+from server_words import Joined, Message, Words, choose, in_words, text_of, when
 
 USER, CLIENTS = "webkassa-key-updater", "webkassa-key-clients"
 PYTHON_OPTIONS = (
@@ -432,7 +432,7 @@ def name_hidden(server: Server, text: str) -> Words:
     """Return a sentence about what is named in a text or in the settings, and is there, but not
     for the service; else nothing."""
     with contextlib.suppress(OSError):
-        text += "\n" + server.settings.read_text(errors="replace")
+        text += "\n" + text_of(server.settings)
     found = sorted({path for path in HIDDEN.findall(text) if os.path.exists(path)})
     if not found:
         return ""
@@ -444,16 +444,19 @@ def name_hidden(server: Server, text: str) -> Words:
 
 
 def read_notes(server: Server) -> list[Note]:
-    """Return what updates noted when they ended, the latest first; of accounts that are there."""
-    notes, names = list[Note](), server.account_names
+    """Return what updates noted when they ended, the latest first; of accounts that are there. A
+    renewal that is yet to come was noted by a clock that was ahead: when it was, nobody knows."""
+    notes, names, latest = list[Note](), server.account_names, time.time() + 60
     for path in listed(server.state):
         if not path.match("run-*.json"):
             continue
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            noted = json.loads(path.read_text())
+            noted = json.loads(text_of(path))
             note = Note(*(noted[name] for name in Note._fields))
+            note = note._replace(outcome=printable(str(note.outcome)))
             if note.account in names:
-                notes.append(note._replace(outcome=printable(str(note.outcome))))
+                is_past = (note.renewed or 0) < latest
+                notes.append(note if is_past else note._replace(renewed=None))
     return sorted(notes, key=lambda note: (-note.time, note.account))
 
 
