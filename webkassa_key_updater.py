@@ -2623,7 +2623,7 @@ class Command:
         program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
         if self.options.accounts_dir:
             program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
-        one = f" --account {shlex.quote(self.name)}" if self.name else ""
+        one = f" --account {self.name}" if re.fullmatch("[a-z0-9][a-z0-9_-]*", self.name) else ""
         careful = " --if-needed" if self.folder and not self.name else ""
         text = in_readers_language(message).replace("`update`", f"{program} update{one}{careful}")
         return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}{one}", text)

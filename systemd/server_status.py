@@ -25,6 +25,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -204,12 +205,14 @@ class Server:
         text = "put in the right login and password: sudo nano {file}; then: {renew}"
         return Message(text, file=self.file_of(refused, 77), renew=self.renew_again(refused))
 
-    def file_of(self, failed: Sequence[Note | Failed], code: int) -> Path:
-        """Return the settings of what failed with this code; of several accounts any."""
+    def file_of(self, failed: Sequence[Note | Failed], code: int) -> str:
+        """Return, as a shell takes it, the settings of what failed with this code; of several
+        accounts any."""
         names = {run.account for run in failed if run.code == code}
         if not self.many or "" in names:
-            return self.settings
-        return self.accounts / f"{names.pop() if len(names) == 1 else 'NAME'}.env"
+            return str(self.settings)
+        name = names.pop() if len(names) == 1 else "NAME"
+        return shlex.quote(str(self.accounts / f"{name}.env"))
 
     def renew_again(self, failed: Sequence[Note | Failed]) -> str:
         """The command that renews what failed. Of many accounts it names them: --if-needed alone

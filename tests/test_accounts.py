@@ -1224,6 +1224,19 @@ def test_commands_that_check_and_status_print_name_the_account(shop: Shop) -> No
         assert ends == {("--account", "a"), ("--account", "b")}
 
 
+@pytest.mark.parametrize("name", ["касса 1", "-x", "a.b", "b'c"])
+def test_a_command_for_a_file_whose_name_is_wrong_names_it_not(shop: Shop, name: str) -> None:
+    """The command of a server takes no such name, and once the file is renamed there is none."""
+    accounts = Accounts(shop, "a")
+    accounts.write(name)
+    for command in ("check", "update", "status"):
+        result = shop.run(command, WEBKASSA_KEY_COMMAND="sudo webkassa-key")
+        (typed,) = {
+            *re.findall(r"Correct them, then run: (.+?)\"?$", result.out + result.err, re.M)
+        }
+        assert typed == f"sudo webkassa-key --accounts-dir {accounts.folder} check"
+
+
 def test_folder_may_be_named_by_a_relative_path(shop: Shop) -> None:
     accounts = Accounts(shop, "a")
     shop.options = ("--accounts-dir", accounts.folder.name)

@@ -361,6 +361,16 @@ def many(box: ShownBox) -> ShownBox:
     return box
 
 
+def test_a_file_whose_name_is_wrong_is_named_as_a_shell_takes_it(many: ShownBox) -> None:
+    moment = many.now - 3 * HOUR
+    (many.accounts / "касса 1.env").touch()
+    many.note(
+        "daily", moment, 78, "the name of an account is a-z", account="касса 1", run="c3" * 16
+    )
+    many.ended(UPDATE, moment, 78, run="c3" * 16)
+    assert f"sudo nano '{many.accounts}/касса 1.env'; then: " in many.show()
+
+
 def test_the_accounts_that_failed_are_named(many: ShownBox) -> None:
     many.note("daily", many.now - 3 * HOUR, 77, "refused", account="north", run="c3" * 16)
     many.ended(UPDATE, many.now - 3 * HOUR, 77, run="c3" * 16)
