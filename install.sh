@@ -151,8 +151,10 @@ leave() {
 }
 
 again() { # this very command, with an option of ours
-    printf 'sudo %q%s' "$0" "${1:+ $1}"
-    printf '%s' "${options[with-alerts]:+ --with-alerts}" "${options[with-heal]:+ --with-heal}" "${options[unpinned]:+ --unpinned}"
+    local name wheels='' # where they lie in a folder: an address may hold a password
+    [[ -z ${PIP_NO_INDEX-} || ${PIP_FIND_LINKS-} != /* ]] || wheels="PIP_NO_INDEX=1 PIP_FIND_LINKS=${PIP_FIND_LINKS@Q} "
+    printf 'sudo %s%q%s' "$wheels" "$0" "${1:+ $1}"
+    for name in with-alerts with-heal unpinned no-run; do printf '%s' "${options[$name]:+ --$name}"; done
     ! wants env-file || printf ' --env-file %q' "${options[env-file]}"
 }
 

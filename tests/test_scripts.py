@@ -463,12 +463,23 @@ def test_what_is_printed_to_type_is_there_afterwards(state: str, said: str) -> N
     assert shown == said.format(script)
 
 
-def test_a_command_to_type_again_has_the_options_of_this_one() -> None:
-    lines = """options=([unpinned]=yes [with-alerts]=yes [no-run]=yes)
+@pytest.mark.parametrize(
+    ("wheels", "typed"),
+    [
+        ("", ""),
+        ("PIP_NO_INDEX=1 PIP_FIND_LINKS='/my wheels'", "PIP_NO_INDEX=1 PIP_FIND_LINKS='/my wheels' "),
+        ("PIP_NO_INDEX=1 PIP_FIND_LINKS=https://me:canary@pypi.example", ""),
+    ],
+)  # fmt: skip
+def test_a_command_to_type_again_is_this_one_with_an_option_more(wheels: str, typed: str) -> None:
+    """Without --no-run it would log in, without the wheels it would need a network."""
+    lines = f"""unset PIP_NO_INDEX PIP_FIND_LINKS
+    export {wheels}
+    options=([unpinned]=yes [with-alerts]=yes [no-run]=yes)
     again --take-over
     printf '\\n%q' "$0" """
-    shown, script = after("install.sh", lines).splitlines()
-    assert shown == f"sudo {script} --take-over --with-alerts --unpinned"
+    shown, script = after("install.sh", lines).splitlines()[-2:]
+    assert shown == f"sudo {typed}{script} --take-over --with-alerts --unpinned --no-run"
 
 
 # a command of a unit or a crontab, and whether it renews the key
