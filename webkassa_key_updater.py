@@ -198,7 +198,7 @@ class KeyRow(NamedTuple):
     age: float | None = None  # seconds; None: not known
     age_from: str = "row"  # or "note": see `KeyAge`
     row_age: float | None = None  # what its columns say
-    at_risk: bool = False  # a failed update sent a login, which may have ended the key
+    at_risk: bool = False  # a login of ours may have ended the key: see `KeyAge`
     changed: str | None = None  # UTC
     others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
     padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
@@ -740,9 +740,8 @@ class Webkassa:
         ALIVE is weaker than DEAD. It never raises: a token in hand must still be stored."""
         if not self.probe_url or not key:
             return OFF
-        body = {"Token": key.value}
         try:
-            answer = self.post(self.probe_url, body, Deadline(seconds), PROBE_LIMIT)
+            answer = self.post(self.probe_url, {"Token": key.value}, Deadline(seconds), PROBE_LIMIT)
         except Exception as error:
             log.debug(Message("Probe: {why}", why=as_failure(error).message))
             return UNCLEAR
@@ -1415,7 +1414,6 @@ def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | 
 # SQLSTATE, or its class: what passes by itself. A full disk (53100) does not
 PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
-
 FIND_TABLE = """
     SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, oid, schema, name,
            ARRAY[quote_ident(current_user), quote_ident(schema), quote_ident(name)], found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
@@ -1536,7 +1534,8 @@ class Note:
 
 class KeyAge:
     """The age of the key, which is not the row's: applications touch their rows. Noted by the
-    database's clock when we stored a key, or first saw one."""
+    database's clock when we stored a key, or first saw one. A key is at risk where a failed login of
+    ours may have ended it, or a good one has: a backup of the row was put back."""
 
     def __init__(self, account: Account) -> None:
         self.note, self.max_age = Note(account, "key"), account.max_age
@@ -1550,6 +1549,8 @@ class KeyAge:
             by_row = self.max_age if row.age is None else row.age
             if note["key"] == row.key.fingerprint and age >= (0 if note["stored"] else by_row):
                 return row._replace(age=age, age_from="note")
+            was_put_back = note["key"] != row.key.fingerprint and 0 <= age < (row.age or 0) - 60
+            return row._replace(at_risk=row.at_risk or (note["stored"] and was_put_back))
         return row
 
     def was_early(self) -> bool:
@@ -1558,7 +1559,7 @@ class KeyAge:
 
     def note_first_sight(self, row: KeyRow) -> None:
         if row.key and self.note.read().get("key") != row.key.fingerprint:
-            self.remember(row, stored=False)
+            self.remember(row, stored=False, at_risk=row.key.fingerprint if row.at_risk else "")
 
     def note_renewal(self, row: KeyRow, early: bool) -> None:
         """Note that the key of this row was stored just now; the other file tells who watches it."""
@@ -1567,7 +1568,7 @@ class KeyAge:
         with contextlib.suppress(Exception):
             run_with_deadline(Deadline(1), None, other.touch)
 
-    def remember(self, row: KeyRow, **facts: bool) -> None:
+    def remember(self, row: KeyRow, **facts: object) -> None:
         """Note the key of this row, and the database's time."""
         self.note.write(key=row.key.fingerprint, moment=row.clock + time.monotonic(), **facts)
 
@@ -1607,8 +1608,7 @@ class Refusals:
 
     def remember(self, key: Secret, code: int) -> None:
         salt = os.urandom(16).hex()
-        hashed = self.credential_hash(salt)
-        self.note.write(salt=salt, hash=hashed, key=key.fingerprint, code=code)
+        self.note.write(salt=salt, hash=self.credential_hash(salt), key=key.fingerprint, code=code)
 
 
 class ProbeDoubt:
