@@ -553,6 +553,18 @@ def test_more_jobs_than_connections_wait_for_a_place(shop: Shop, command: str) -
 
 
 @pytest.mark.usefixtures("few_places")
+def test_status_of_more_tables_than_connections_reads_all(shop: Shop) -> None:
+    accounts = Accounts(shop, *(f"shop-{number:02}" for number in range(14)))
+    for number, name in enumerate(accounts.names):
+        shop.sql(f"CREATE TABLE keys_{number} AS SELECT * FROM api_keys")
+        shop.sql(f"GRANT SELECT ON keys_{number} TO few")
+        accounts.write(name, API_KEYS_TABLE=f"public.keys_{number}")
+    result = shop.run("status")
+    assert (result.code, "UNKNOWN" in result.out) == (1, False), result.out
+    assert "rejected" in shop.run("status", POSTGRES_PASSWORD="canary").out
+
+
+@pytest.mark.usefixtures("few_places")
 def test_places_that_others_hold_are_waited_for_while_one_of_ours_is_in(shop: Shop) -> None:
     accounts, go = Accounts(shop, "a", "b", "c"), threading.Event()
     for name in accounts.names:
