@@ -281,6 +281,19 @@ def installed(stub: Stub, tmp_path: Path) -> Path:
     return current
 
 
+@pytest.mark.parametrize("signal", ["", "INT", "TERM"])
+def test_who_ends_uninstall_half_way_is_told_that_timers_may_be_off(
+    signal: str, installed: Path, run: Run, stub: Stub
+) -> None:
+    """Ctrl-C while it waits for a run left a server that renewed nothing, without a word."""
+    shutil.copy(ROOT / "uninstall.sh", installed)
+    if signal:  # else a tool that it needs is missing
+        stub("systemctl", f"[ $1 != disable ] || kill -{signal} $PPID")
+    result = run(f"{installed}/uninstall.sh")
+    assert result.returncode == {"": 1, "INT": 130, "TERM": 143}[signal]
+    assert "Perhaps nothing renews the key now.\nTo go on, run this again." in result.stdout
+
+
 def test_command_says_that_nothing_was_asked_where_python_is_gone(
     installed: Path, run: Run
 ) -> None:
