@@ -198,7 +198,7 @@ class KeyRow(NamedTuple):
     age: float | None = None  # seconds; None: not known
     age_from: str = "row"  # or "note": see `KeyAge`
     row_age: float | None = None  # what its columns say
-    at_risk: bool = False  # a login may have ended the key: its update failed, or is under way
+    at_risk: bool = False  # a login of ours may have ended the key: see `KeyAge`
     changed: str | None = None  # UTC
     others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
     padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
@@ -231,8 +231,9 @@ def update(job: Job) -> Outcome:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
             logins.refusals.note.remove()
-    at_risk = done.code not in (0, SettingsFault.code) and done.verdict not in ("", ALIVE)
-    if logins.asked:
+    if before := logins.row_before_first_login:
+        at_risk = done.code not in (0, SettingsFault.code) and done.verdict not in ("", ALIVE)
+        at_risk = at_risk or (before.at_risk and not done.verdict)
         logins.key_age.risk.write(key=(done.key if at_risk else NO_KEY).fingerprint)
     return done
 
@@ -738,9 +739,8 @@ class Webkassa:
         ALIVE is weaker than DEAD. It never raises: a token in hand must still be stored."""
         if not self.probe_url or not key:
             return OFF
-        body = {"Token": key.value}
         try:
-            answer = self.post(self.probe_url, body, Deadline(seconds), PROBE_LIMIT)
+            answer = self.post(self.probe_url, {"Token": key.value}, Deadline(seconds), PROBE_LIMIT)
         except Exception as error:
             log.debug(Message("Probe: {why}", why=as_failure(error).message))
             return UNCLEAR
@@ -1414,7 +1414,6 @@ def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | 
 # SQLSTATE, or its class: what passes by itself. A full disk (53100) does not
 PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
-
 FIND_TABLE = """
     SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, oid, schema, name,
            ARRAY[quote_ident(current_user), quote_ident(schema), quote_ident(name)], found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
@@ -1535,7 +1534,7 @@ class Note:
 
 class KeyAge:
     """The age of the key, which is not the row's: applications touch their rows. Noted by the
-    database's clock when we stored a key, or first saw one. `risk` notes a key before a login."""
+    database's clock when we stored a key, or first saw one. `risk`: one that a login may end."""
 
     def __init__(self, account: Account) -> None:
         self.note, self.max_age = Note(account, "key"), account.max_age
@@ -1543,14 +1542,14 @@ class KeyAge:
 
     def correct(self, row: KeyRow) -> KeyRow:
         """Return the row with the age of its key, as far as it was noted."""
-        note = self.note.read()
-        row = row._replace(at_risk=self.risk.read().get("key") == row.key.fingerprint)
+        note, at_risk = self.note.read(), self.risk.read().get("key") == row.key.fingerprint
         with contextlib.suppress(KeyError, TypeError):  # one that is not whole counts as none
             age = row.clock + time.monotonic() - note["moment"]
             by_row = self.max_age if row.age is None else row.age
             if note["key"] == row.key.fingerprint and age >= (0 if note["stored"] else by_row):
-                return row._replace(age=age, age_from="note")
-        return row
+                return row._replace(age=age, age_from="note", at_risk=at_risk)
+            at_risk |= note["stored"] and 0 <= age < (row.age or 0) - 60  # a backup was put back
+        return row._replace(at_risk=at_risk)
 
     def was_early(self) -> bool:
         """Say whether within a minute a dead key as young as that was replaced: once is enough."""
@@ -1558,6 +1557,7 @@ class KeyAge:
 
     def note_first_sight(self, row: KeyRow) -> None:
         if row.key and self.note.read().get("key") != row.key.fingerprint:
+            self.risk.write(key=(row.key if row.at_risk else NO_KEY).fingerprint)
             self.remember(row, stored=False)
 
     def note_renewal(self, row: KeyRow, early: bool) -> None:
@@ -1607,8 +1607,7 @@ class Refusals:
 
     def remember(self, key: Secret, code: int) -> None:
         salt = os.urandom(16).hex()
-        hashed = self.credential_hash(salt)
-        self.note.write(salt=salt, hash=hashed, key=key.fingerprint, code=code)
+        self.note.write(salt=salt, hash=self.credential_hash(salt), key=key.fingerprint, code=code)
 
 
 class ProbeDoubt:
@@ -2618,17 +2617,14 @@ class Command:
     def as_typed(self, message: Message) -> str:
         """Return a message in the reader's language, with the program as it was called in the place
         of `command`. Of many accounts it is to be for one, or must leave the good keys alone."""
-        text = in_readers_language(message)
-        if "`" not in text:
-            return text
         words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
         words += ["--env-file", self.options.env_file] if self.options.env_file else []
         program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
         if self.options.accounts_dir:
             program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
-        one = f" --account {shlex.quote(self.name)}" if self.name else ""
+        one = f" --account {self.name}" if re.fullmatch("[a-z0-9][a-z0-9_-]*", self.name) else ""
         careful = " --if-needed" if self.folder and not self.name else ""
-        text = text.replace("`update`", f"{program} update{one}{careful}")
+        text = in_readers_language(message).replace("`update`", f"{program} update{one}{careful}")
         return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}{one}", text)
 
     def do_one(self, account: Account | SettingsFault, monitor: Secret) -> int:
@@ -2777,10 +2773,13 @@ def note_run(account: str, said: str, outcome: Outcome) -> None:
     end = f".{account}.json" if account else ".json"
     with contextlib.suppress(Exception):
         folder = Path(os.environ["STATE_DIRECTORY"])  # without systemd there is no such status
-        notes = {path.name: json.loads(path.read_text()) for path in folder.glob(f"run-*{end}")}
-        last = notes.get(f"run-{kind}{end}", {"code": 0, "renewed": None})
-        renewals = [note["renewed"] or 0 for note in notes.values()]
-        goes_on = code and code == last["code"] and max(renewals) < last["time"]
+        notes = dict[str, Any]()
+        for path in folder.glob(f"run-*{end}"):
+            with contextlib.suppress(Exception):  # a power cut may have left half of one
+                notes[path.name] = dict(json.loads(read_text(path)))
+        last = {"code": 0, "renewed": None} | notes.get(f"run-{kind}{end}", {})
+        renewals = [r for note in notes.values() if (r := note.get("renewed") or 0) <= now]
+        goes_on = code and code == last["code"] and max(renewals, default=0) < last["time"]
         note = {
             "account": account, "kind": kind, "time": now, "code": code, "outcome": said,
             # Of the first run that failed with this code, with no renewal since

@@ -87,11 +87,13 @@ def test_key_that_a_failed_login_may_have_ended_counts_as_no_young_one(
     shop.webkassa.verdict = lambda token: UNCLEAR
     shop.webkassa.script.extend([respelled()] * 3)
     assert "may be dead" in shop.expect(76, 3).err
+    shop.webkassa.script.append(answer(429, b"", {"Retry-After": "999"}))  # nothing came of it
+    shop.expect(69, 4)
     status = shop.run("status")
     assert (status.code, "may be dead" in status.out) == (2, True)
-    shop.renew("update", "--if-needed", logins=4)
+    shop.renew("update", "--if-needed", logins=5)
     assert shop.run("status").code == (0 if probe == "off" else 1)
-    shop.expect(0, 4, "update", "--if-needed")
+    shop.expect(0, 5, "update", "--if-needed")
 
 
 def test_key_whose_update_was_killed_after_the_login_counts_as_no_young_one(shop: Shop) -> None:
