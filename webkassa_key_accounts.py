@@ -360,7 +360,7 @@ def longest_run(plan: Plan) -> float:
 # ---- Status: one process for all, since it changes nothing
 
 
-OURS = "service_name::text = ANY(%(services)s) OR left(service_name::text, 9) = 'Webkassa:'"
+OURS = "service_name::text = ANY(%(services)s) OR service_name::text ~ '^Webkassa(:|$)'"
 READING = 3.0  # seconds, of the time that a status has
 PROBES = 32  # at a time
 
