@@ -360,7 +360,7 @@ def longest_run(plan: Plan) -> float:
 # ---- Status: one process for all, since it changes nothing
 
 
-OURS = "service_name::text = ANY(%(services)s) OR left(service_name::text, 9) = 'Webkassa:'"
+OURS = "service_name::text = ANY(%(services)s) OR service_name::text ~ '^Webkassa(:|$)'"
 READING, PROBES = 3.0, 32  # seconds, of the time that a status has; at a time
 
 
@@ -386,7 +386,8 @@ def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Repor
     faulty = {f"Webkassa:{n}" for n, plan in accounts if isinstance(plan.account, updater.Failure)}
     seen = {row for rows in found.values() if isinstance(rows, dict) for row in rows}
     stranger = {"status": "OK", "message": updater.in_readers_language(updater.Message(NO_FILE))}
-    return reports, [{"account": row} | stranger for row in sorted(seen - known - faulty)]
+    strangers = [{"account": r, "service": r} | stranger for r in sorted(seen - known - faulty)]
+    return reports, strangers
 
 
 def side_by_side(

@@ -2531,7 +2531,7 @@ commands:
   status [--json]  how things stand, for a person, a monitor or machines; changes nothing
     --metrics      the same for Prometheus (OpenMetrics text); exit code 0 once it is printed
     --no-probe     by the database alone: Webkassa is not asked
-An update takes up to WEBKASSA_DEADLINE and 65 s: never kill it, a key may be lost.
+An update takes up to twice WEBKASSA_DEADLINE and 4 min: never kill it, a key may be lost.
 options:
   --env-file FILE  read settings from FILE instead of .env beside this program
   --accounts-dir DIR  for many accounts: each NAME.env in DIR is one, in the row Webkassa:NAME

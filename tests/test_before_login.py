@@ -267,7 +267,7 @@ HELD = {
 def test_who_waits_for_a_lock_waits_as_long_as_a_healthy_holder_may_take(
     shop: Shop, held: str
 ) -> None:
-    """That is the deadline and 65 s; here -70 of them, and -10 for the deadline's own 10."""
+    """That is the deadline and 87 s, 60 of them to store; here -34 of these, and a deadline of 10."""
     shop.hurry(LoginState__STORING_TIME=-34, LoginState__LAST_TRY=0.5)
     with shop.transaction(HELD[held]), within(40, least=3):
         shop.run_in_vain(75, WEBKASSA_DEADLINE="10s")

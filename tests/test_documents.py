@@ -16,6 +16,8 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import shown
@@ -525,6 +527,21 @@ def test_files_of_many_accounts_that_are_made_of_a_table_are_read_as_meant(tmp_p
     assert read == {f"shop-{n}": (f"{n}@example.kz", p) for n, p in enumerate(passwords)}
     modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "accounts.d").iterdir()}
     assert modes == {0o600}
+
+
+@BOTH
+def test_nobody_is_told_to_wait_for_less_than_a_renewal_may_take(text: str) -> None:
+    """With the last try to store the key, and the last looks at it; then behind another run."""
+    program, account = webkassa_key_updater, SimpleNamespace(deadline=120)
+    longest = program.LoginState.longest_hold(cast("program.Account", account))
+    longest += program.KeyStore.COMMIT_TIME + 2 * program.PROBE_TIME
+    minutes = r"(\d) (?:minutes|минуты)"
+    said = re.search(rf"{minutes}[^`]*`WEBKASSA_DEADLINE`\D+{minutes}", text)
+    assert longest < int(said[1]) * 60
+    assert longest - account.deadline < int(said[2]) * 60
+    waits = re.findall(r"(?:stream_set_timeout\(.server, |fastcgi_read_timeout )(\d+)", text)
+    assert len(waits) == 2
+    assert all(int(wait) >= 2 * longest for wait in waits)
 
 
 @pytest.mark.skipif(

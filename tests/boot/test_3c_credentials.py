@@ -56,6 +56,17 @@ def test_an_upgrade_keeps_them(typed: Site) -> None:
     assert typed.run("webkassa-key", "check").returncode == 0
 
 
+def test_they_are_changed_as_written(typed: Site) -> None:
+    """systemd-creds refuses to decrypt into another name than the one that is encrypted along."""
+    block = snippet("run: server change credentials")
+    assert block.count("nano") == 1
+    edit = "sed -i '$aWEBKASSA_SERVICE_NAME=Changed'"
+    done = typed.paste("set -e\n" + block.replace("nano", edit))
+    assert done.returncode == 0, done.stdout
+    assert "settings: service Changed" in done.stdout
+    assert typed.run("test", "-e", "/root/my.env", check=False).returncode == 1
+
+
 def test_they_need_not_be_encrypted(typed: Site) -> None:
     """A file of root's alone; the service reads what systemd gives it."""
     typed.machine.write(CREDENTIAL, env_file(typed.settings))
