@@ -386,8 +386,7 @@ def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Repor
     faulty = {f"Webkassa:{n}" for n, plan in accounts if isinstance(plan.account, updater.Failure)}
     seen = {row for rows in found.values() if isinstance(rows, dict) for row in rows}
     stranger = {"status": "OK", "message": updater.in_readers_language(updater.Message(NO_FILE))}
-    strangers = [{"account": r, "service": r} | stranger for r in sorted(seen - known - faulty)]
-    return reports, strangers
+    return reports, [{"account": r, "service": r} | stranger for r in sorted(seen - known - faulty)]
 
 
 def side_by_side(

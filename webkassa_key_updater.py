@@ -1542,7 +1542,8 @@ class KeyAge:
 
     def correct(self, row: KeyRow) -> KeyRow:
         """Return the row with the age of its key, as far as it was noted."""
-        note, at_risk = self.note.read(), self.risk.read().get("key") == row.key.fingerprint
+        note = self.note.read()
+        at_risk = self.risk.read().get("key") == row.key.fingerprint
         with contextlib.suppress(KeyError, TypeError):  # one that is not whole counts as none
             age = row.clock + time.monotonic() - note["moment"]
             by_row = self.max_age if row.age is None else row.age
