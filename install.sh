@@ -59,8 +59,7 @@ readonly SOURCE
 # shellcheck source=systemd/add_account.sh
 . "$SOURCE/systemd/add_account.sh"
 
-readonly SNAPSHOT=$UNIT_DIR/.webkassa-key-updater # the units that a new release replaces
-readonly STAGE=/run/trial-of-webkassa-key-updater-$$ # no name of ours: it has drop-ins of its own
+readonly STAGE=$TRIALS-$$ # no name of ours: it has drop-ins of its own
 readonly TRIAL=${STAGE##*/}
 readonly TIME_ZONE=Asia/Almaty
 
@@ -145,14 +144,15 @@ leave() {
         "$step"
     done
     [[ -z $remains ]] || say "This version was not installed: $remains"
-    rm -rf "$SNAPSHOT" "$STAGE" "/run/systemd/system/$TRIAL.service.d" \
-        "$COMMAND.new" "$SETTINGS.new" "$ACCOUNTS.new"
+    remove_traces
     exit "$code"
 }
 
 again() { # this very command, with an option of ours
-    printf 'sudo %q%s' "$0" "${1:+ $1}"
-    printf '%s' "${options[with-alerts]:+ --with-alerts}" "${options[with-heal]:+ --with-heal}" "${options[unpinned]:+ --unpinned}"
+    local name wheels='' # where they lie in a folder: an address may hold a password
+    [[ -z ${PIP_NO_INDEX-} || ${PIP_FIND_LINKS-} != /* ]] || wheels="PIP_NO_INDEX=1 PIP_FIND_LINKS=${PIP_FIND_LINKS@Q} "
+    printf 'sudo %s%q%s' "$wheels" "$0" "${1:+ $1}"
+    for name in with-alerts with-heal unpinned no-run; do printf '%s' "${options[$name]:+ --$name}"; done
     ! wants env-file || printf ' --env-file %q' "${options[env-file]}"
 }
 
@@ -255,8 +255,7 @@ must_be_ours() {
 }
 
 put_back_what_was_cut_short() {
-    rm -rf "$SNAPSHOT" /run/trial-of-webkassa-key-updater-* \
-        /run/systemd/system/trial-of-webkassa-key-updater-*.service.d
+    remove_traces
     [[ -L $CUT_SHORT ]] || return 0
     say "An earlier take-over was cut short. Putting back what it moved to $(readlink "$CUT_SHORT")"
     [[ -L $HOME_DIR/previous ]] || forget_units

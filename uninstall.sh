@@ -8,11 +8,13 @@
 #   --purge     settings, alert addresses, drop-ins, user and groups, too
 #   -h, --help  print this help
 #
-# exit codes: 0 removed, or nothing there; 1 not removed; 2 wrong usage
+# exit codes: 0 removed, or nothing there; 1 (or 130 and the like, when interrupted) not removed; 2
+# wrong usage
 set -euo pipefail
 
 HERE=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 readonly HERE
+died=''
 # shellcheck source=systemd/common.sh
 . "$HERE/systemd/common.sh"
 
@@ -25,7 +27,22 @@ main() {
     (($# == 0)) || die "unknown arguments $*; see --help" 2
     is_root || die "must be run by root: sudo ./uninstall.sh"
     take_lock || die "Another install.sh or uninstall.sh is at work. Wait for its end, then run this again."
+    trap leave EXIT
+    trap '' PIPE # who pipes the output into head has it removed all the same
+    trap 'exit 130' INT
+    trap 'exit 129' HUP
+    trap 'exit 143' TERM
     remove_all "$purge" 9>&-
+}
+
+# The one way out: who ends it half-way, while it waits for a run, say, has no timers any more
+leave() {
+    local code=$?
+    ((code == 0)) || [[ $died ]] || say "uninstall.sh: interrupted, or a step failed, see above. Perhaps nothing \
+renews the key now.
+To go on, run this again. To keep the updater: sudo ./install.sh (in a copy of the project); then
+see what is still off: sudo webkassa-key status"
+    exit $((code == 0 || code > 128 ? code : 1))
 }
 
 remove_all() { # yes: purge
@@ -34,6 +51,7 @@ remove_all() { # yes: purge
     stop_units
     refuse_while_in_use
     remove_units
+    remove_traces
     remove_folders
     if [[ $1 ]]; then
         rm -rf "$CONFIG_DIR" "$UNIT_DIR/webkassa-key-.service.d"
@@ -48,6 +66,7 @@ remove_all() { # yes: purge
 
 die() { # message, exit code (1)
     printf 'uninstall.sh: %s\n' "$1" >&2
+    died=yes
     exit "${2:-1}"
 }
 

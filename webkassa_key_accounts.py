@@ -361,8 +361,7 @@ def longest_run(plan: Plan) -> float:
 
 
 OURS = "service_name::text = ANY(%(services)s) OR left(service_name::text, 9) = 'Webkassa:'"
-READING = 3.0  # seconds, of the time that a status has
-PROBES = 32  # at a time
+READING, PROBES = 3.0, 32  # seconds, of the time that a status has; at a time
 
 
 def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Report], list[Report]]:
@@ -373,19 +372,21 @@ def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Repor
     late = updater.StoreUnavailable("PostgreSQL has not answered in time.")
     rows = side_by_side(PROBES, read, [*tables.values()], late, READING + 0.5)
     found = dict(zip(tables, rows, strict=True))
+    servers = [server_of(tables[t][0]) for t, rows in found.items() if isinstance(rows, dict)]
+    for table, rows in found.items():  # a server that was full may have room for one
+        if getattr(rows, "is_rejected", False) and server_of(tables[table][0]) in servers:
+            found[table] = read(tables[table])
     report = functools.partial(report_one, command, found, end)
     why = updater.in_readers_language(updater.Message("no time was left to look"))
     lost: Report = {"status": "UNKNOWN", "message": why}
-    workers = 1 if command.options.no_probe else PROBES
     # Whoever is left then is not probed, which a busy machine does in a moment, too
-    reports = side_by_side(workers, report, accounts, lost, end.left + 2)
+    reports = side_by_side(PROBES, report, accounts, lost, end.left + 2)
     reports = [{"account": name} | one for (name, _), one in zip(accounts, reports, strict=True)]
     known = {account.service for group in tables.values() for account in group}
     faulty = {f"Webkassa:{n}" for n, plan in accounts if isinstance(plan.account, updater.Failure)}
     seen = {row for rows in found.values() if isinstance(rows, dict) for row in rows}
     stranger = {"status": "OK", "message": updater.in_readers_language(updater.Message(NO_FILE))}
-    strangers = [{"account": row} | stranger for row in sorted(seen - known - faulty)]
-    return reports, strangers
+    return reports, [{"account": row} | stranger for row in sorted(seen - known - faulty)]
 
 
 def side_by_side(
@@ -488,12 +489,11 @@ def pick_row(
     rows = found[table_of(account)]
     if isinstance(rows, updater.Failure):
         raise rows
-    mine = rows.get(account.service, [updater.KeyRow()])
+    mine: list[updater.KeyRow] = rows.get(account.service, [updater.KeyRow()])
     if len(mine) > 1:
         what = "{count} rows are of this service. Delete all but one of them."
         raise updater.WriteRefused(what, count=len(mine))
-    row: updater.KeyRow = mine[0]
-    return row
+    return mine[0]
 
 
 # ---- Command line: nothing above touches the environment or the terminal

@@ -198,7 +198,7 @@ class KeyRow(NamedTuple):
     age: float | None = None  # seconds; None: not known
     age_from: str = "row"  # or "note": see `KeyAge`
     row_age: float | None = None  # what its columns say
-    at_risk: bool = False  # a failed update sent a login, which may have ended the key
+    at_risk: bool = False  # a login of ours may have ended the key: see `KeyAge`
     changed: str | None = None  # UTC
     others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
     padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
@@ -231,8 +231,10 @@ def update(job: Job) -> Outcome:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
             logins.refusals.note.remove()
-    if done.code not in (0, SettingsFault.code) and done.verdict not in ("", ALIVE):
-        logins.key_age.note.write(**logins.key_age.note.read() | {"at_risk": done.key.fingerprint})
+    if before := logins.row_before_first_login:
+        at_risk = done.code not in (0, SettingsFault.code) and done.verdict not in ("", ALIVE)
+        at_risk = at_risk or (before.at_risk and not done.verdict)
+        logins.key_age.risk.write(key=(done.key if at_risk else NO_KEY).fingerprint)
     return done
 
 
@@ -259,14 +261,14 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
 
         if not logins.token or logins.live_key_unknown or logins.ended_by:
             # 3. Rehearse: the very statement that will store the token, with a stand-in
-            what = "Rehearsing the write; then asking {host}."
-            log.debug(Message(what, host=logins.webkassa.host))
+            log.debug(Message("Rehearsing a write; then asking {host}.", host=logins.webkassa.host))
             store.rehearse(row)
 
             # 4. Authorize, which kills the key in use, and 5. validate the token
             if not logins.asked:
                 shield.enter_context(hold_back_signals_and_log())
-            logins.start_asking(store.table.schema)
+                logins.key_age.risk.write(key=row.key.fingerprint)
+                logins.start_asking(store.table.schema)
             log_in_or_keep(job, logins, store, row)
 
         # 6. Store: write, deferred checks, read-back, NOTIFY and COMMIT in one message
@@ -451,7 +453,7 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
     if row.at_risk and verdict in (UNCLEAR, OFF):
         return None
     if row.at_risk and verdict == ALIVE:
-        logins.key_age.note.write(**logins.key_age.note.read() | {"at_risk": ""})
+        logins.key_age.risk.remove()
     if verdict == DOUBTED or (row.age is None and verdict != ALIVE):
         raise key_unproven(row, verdict, logins.webkassa)
     what = "Nothing to do: the key {key}; the probe says {verdict}."
@@ -579,10 +581,9 @@ def validate_token(
         else:  # the reply says no, and gave a token
             logins.login_outcome_unknown = True
         raise odd
-    is_second = logins.called_dead
     logins.take_token(token, verdict, row)
     logins.odd_reply = odd.message if odd else None
-    logins.called_dead = verdict == DEAD
+    is_second, logins.called_dead = logins.called_dead, verdict == DEAD
     logins.against_probe = logins.called_dead and is_second
     return not logins.called_dead or is_second
 
@@ -663,10 +664,9 @@ class LoginState:
         return verdict
 
     def start_asking(self, schema: str) -> None:
-        """Begin, once, the time for all that is asked of Webkassa; keep to this schema's table."""
-        if not self.asked:
-            self.asked, self.schema, end = True, schema, Deadline(self.account.deadline)
-            self.login_deadline, self.store_deadline = end, Deadline(end.left + self.STORING_TIME)
+        """Begin the time for all that is asked of Webkassa; keep to this schema's table."""
+        self.asked, self.schema, end = True, schema, Deadline(self.account.deadline)
+        self.login_deadline, self.store_deadline = end, Deadline(end.left + self.STORING_TIME)
 
     def start_login(self, row: KeyRow) -> None:
         """Note that a login is sent now, which kills the key in this row."""
@@ -739,9 +739,8 @@ class Webkassa:
         ALIVE is weaker than DEAD. It never raises: a token in hand must still be stored."""
         if not self.probe_url or not key:
             return OFF
-        body = {"Token": key.value}
         try:
-            answer = self.post(self.probe_url, body, Deadline(seconds), PROBE_LIMIT)
+            answer = self.post(self.probe_url, {"Token": key.value}, Deadline(seconds), PROBE_LIMIT)
         except Exception as error:
             log.debug(Message("Probe: {why}", why=as_failure(error).message))
             return UNCLEAR
@@ -1415,7 +1414,6 @@ def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | 
 # SQLSTATE, or its class: what passes by itself. A full disk (53100) does not
 PASSING = re.compile("08|40|53(?!100)|57|25006|25P0[234]")
 
-
 FIND_TABLE = """
     SELECT extract(epoch FROM clock_timestamp())::float8, current_database()::text, oid, schema, name,
            ARRAY[quote_ident(current_user), quote_ident(schema), quote_ident(name)], found, coalesce(columns, '{{}}'), coalesce(constraints, '[]'), coalesce(relpersistence = 'u', false), (
@@ -1536,21 +1534,22 @@ class Note:
 
 class KeyAge:
     """The age of the key, which is not the row's: applications touch their rows. Noted by the
-    database's clock when we stored a key, or first saw one."""
+    database's clock when we stored a key, or first saw one. `risk`: one that a login may end."""
 
     def __init__(self, account: Account) -> None:
         self.note, self.max_age = Note(account, "key"), account.max_age
+        self.risk = Note(account, "risk")
 
     def correct(self, row: KeyRow) -> KeyRow:
         """Return the row with the age of its key, as far as it was noted."""
-        note = self.note.read()
-        row = row._replace(at_risk=note.get("at_risk") == row.key.fingerprint)
+        note, at_risk = self.note.read(), self.risk.read().get("key") == row.key.fingerprint
         with contextlib.suppress(KeyError, TypeError):  # one that is not whole counts as none
             age = row.clock + time.monotonic() - note["moment"]
             by_row = self.max_age if row.age is None else row.age
             if note["key"] == row.key.fingerprint and age >= (0 if note["stored"] else by_row):
-                return row._replace(age=age, age_from="note")
-        return row
+                return row._replace(age=age, age_from="note", at_risk=at_risk)
+            at_risk |= note["stored"] and 0 <= age < (row.age or 0) - 60  # a backup was put back
+        return row._replace(at_risk=at_risk)
 
     def was_early(self) -> bool:
         """Say whether within a minute a dead key as young as that was replaced: once is enough."""
@@ -1558,6 +1557,7 @@ class KeyAge:
 
     def note_first_sight(self, row: KeyRow) -> None:
         if row.key and self.note.read().get("key") != row.key.fingerprint:
+            self.risk.write(key=(row.key if row.at_risk else NO_KEY).fingerprint)
             self.remember(row, stored=False)
 
     def note_renewal(self, row: KeyRow, early: bool) -> None:
@@ -1607,8 +1607,7 @@ class Refusals:
 
     def remember(self, key: Secret, code: int) -> None:
         salt = os.urandom(16).hex()
-        hashed = self.credential_hash(salt)
-        self.note.write(salt=salt, hash=hashed, key=key.fingerprint, code=code)
+        self.note.write(salt=salt, hash=self.credential_hash(salt), key=key.fingerprint, code=code)
 
 
 class ProbeDoubt:
@@ -2618,17 +2617,14 @@ class Command:
     def as_typed(self, message: Message) -> str:
         """Return a message in the reader's language, with the program as it was called in the place
         of `command`. Of many accounts it is to be for one, or must leave the good keys alone."""
-        text = in_readers_language(message)
-        if "`" not in text:
-            return text
         words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
         words += ["--env-file", self.options.env_file] if self.options.env_file else []
         program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
         if self.options.accounts_dir:
             program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
-        one = f" --account {shlex.quote(self.name)}" if self.name else ""
+        one = f" --account {self.name}" if re.fullmatch("[a-z0-9][a-z0-9_-]*", self.name) else ""
         careful = " --if-needed" if self.folder and not self.name else ""
-        text = text.replace("`update`", f"{program} update{one}{careful}")
+        text = in_readers_language(message).replace("`update`", f"{program} update{one}{careful}")
         return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}{one}", text)
 
     def do_one(self, account: Account | SettingsFault, monitor: Secret) -> int:
@@ -2777,10 +2773,13 @@ def note_run(account: str, said: str, outcome: Outcome) -> None:
     end = f".{account}.json" if account else ".json"
     with contextlib.suppress(Exception):
         folder = Path(os.environ["STATE_DIRECTORY"])  # without systemd there is no such status
-        notes = {path.name: json.loads(path.read_text()) for path in folder.glob(f"run-*{end}")}
-        last = notes.get(f"run-{kind}{end}", {"code": 0, "renewed": None})
-        renewals = [note["renewed"] or 0 for note in notes.values()]
-        goes_on = code and code == last["code"] and max(renewals) < last["time"]
+        notes = dict[str, Any]()
+        for path in folder.glob(f"run-*{end}"):
+            with contextlib.suppress(Exception):  # a power cut may have left half of one
+                notes[path.name] = dict(json.loads(read_text(path)))
+        last = {"code": 0, "renewed": None} | notes.get(f"run-{kind}{end}", {})
+        renewals = [r for note in notes.values() if (r := note.get("renewed") or 0) <= now]
+        goes_on = code and code == last["code"] and max(renewals, default=0) < last["time"]
         note = {
             "account": account, "kind": kind, "time": now, "code": code, "outcome": said,
             # Of the first run that failed with this code, with no renewal since

@@ -30,6 +30,8 @@ readonly HOME_MARK=$HOME_DIR/.webkassa-key-updater # the folder is ours
 readonly CUT_SHORT=$HOME_DIR/taking-over # a link to the folder of a take-over at work
 # One script at a time changes the installation; only root can hold this lock
 readonly LOCK=/run/webkassa-key-updater.lock
+readonly SNAPSHOT=$UNIT_DIR/.webkassa-key-updater # the units that a new release replaces
+readonly TRIALS=/run/trial-of-webkassa-key-updater # what a new release is tried with, begins so
 readonly BUILD=webkassa-key-build # scopes in which install.sh runs pip
 readonly MARK='# Part of webkassa-key-updater.' # of our units, in their first line
 readonly STOPPING='at most 13 minutes' # TimeoutStopSec=
@@ -97,6 +99,12 @@ take_lock() {
     systemctl stop "$BUILD-*.scope" 2> /dev/null || true
 }
 
+# What an installation needs until its end; one that was killed has left it
+remove_traces() {
+    rm -rf "$SNAPSHOT" "$TRIALS"-* /run/systemd/system/"${TRIALS##*/}"-*.service.d \
+        "$COMMAND.new" "$SETTINGS.new" "$ACCOUNTS.new"
+}
+
 # Our units, and all that leads to them
 remove_units() {
     local name
@@ -157,9 +165,7 @@ run_in_sandbox() { # unit, limit of time (TimeoutStartSec= of services), command
         done
         signal='' interrupted=yes
     done
-    if [[ $code == 15 || ($interrupted && $code == [12]) ]]; then
-        code=$((128 + code))
-    fi
+    [[ $code != 15 && ! ($interrupted && $code == [12]) ]] || code=$((128 + code))
     return "$code"
 }
 

@@ -44,7 +44,7 @@ from server_status import (
     read_notes,
     show_units,
 )
-from server_words import Joined, Message, Words, weekday, when
+from server_words import Joined, Message, Words, text_of, weekday, when
 
 LIMIT = 3500  # characters of an alert: Telegram takes 4096, and counts what it escapes
 TITLE_LIMIT, ENTRY_LIMIT = 250, 700
@@ -101,7 +101,7 @@ def read_addresses(server: Server) -> list[Address]:
         config.add_config(text, format=form)
         return [one for source in config for one in source]
 
-    text = server.addresses.read_text(encoding="utf-8-sig", errors="replace")
+    text = text_of(server.addresses)
     if re.search(r"^\s*(version|urls|include|groups)\s*:(\s|$)", text, re.MULTILINE):
         found = [[one] for one in servers_of(text, "yaml")] or [[]]
         label = server.in_words(Message("address"))
@@ -389,6 +389,10 @@ def send_test(server: Server) -> int:
     except ImportError:
         say(Message("Apprise does not start. Run: {mend}", mend=server.reinstall("--with-alerts")))
         return 1
+    except OSError as error:
+        what = "{file} cannot be read ({why}). What mends it: sudo webkassa-key status"
+        say(Message(what, file=server.addresses, why=error.strerror))
+        return 1
     reasons = [(one.label, problem_of(one) or send(one, alert)) for one in addresses]
     for one, (label, reason) in zip(addresses, reasons, strict=True):
         sent = Message("sent")
@@ -452,7 +456,7 @@ class Memory:
     def __init__(self, server: Server) -> None:
         self.file, self.notes = server.state / "alert.json", dict[str, Any]()
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self.file.read_text(encoding="utf-8"))
+            found = json.loads(text_of(self.file))
             self.notes = found if isinstance(found, dict) else {}
 
     def get(self, name: str) -> Any:

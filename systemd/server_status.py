@@ -25,6 +25,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server_words import Joined, Message, Words, choose, in_words, when
+from server_words import Joined, Message, Words, choose, in_words, text_of, when
 
 USER, CLIENTS = "webkassa-key-updater", "webkassa-key-clients"
 PYTHON_OPTIONS = (
@@ -204,12 +205,14 @@ class Server:
         text = "put in the right login and password: sudo nano {file}; then: {renew}"
         return Message(text, file=self.file_of(refused, 77), renew=self.renew_again(refused))
 
-    def file_of(self, failed: Sequence[Note | Failed], code: int) -> Path:
-        """Return the settings of what failed with this code; of several accounts any."""
+    def file_of(self, failed: Sequence[Note | Failed], code: int) -> str:
+        """Return, as a shell takes it, the settings of what failed with this code; of several
+        accounts any."""
         names = {run.account for run in failed if run.code == code}
         if not self.many or "" in names:
-            return self.settings
-        return self.accounts / f"{names.pop() if len(names) == 1 else 'NAME'}.env"
+            return str(self.settings)
+        name = names.pop() if len(names) == 1 else "NAME"
+        return shlex.quote(str(self.accounts / f"{name}.env"))
 
     def renew_again(self, failed: Sequence[Note | Failed]) -> str:
         """The command that renews what failed. Of many accounts it names them: --if-needed alone
@@ -432,7 +435,7 @@ def name_hidden(server: Server, text: str) -> Words:
     """Return a sentence about what is named in a text or in the settings, and is there, but not
     for the service; else nothing."""
     with contextlib.suppress(OSError):
-        text += "\n" + server.settings.read_text(errors="replace")
+        text += "\n" + text_of(server.settings)
     found = sorted({path for path in HIDDEN.findall(text) if os.path.exists(path)})
     if not found:
         return ""
@@ -444,16 +447,19 @@ def name_hidden(server: Server, text: str) -> Words:
 
 
 def read_notes(server: Server) -> list[Note]:
-    """Return what updates noted when they ended, the latest first; of accounts that are there."""
-    notes, names = list[Note](), server.account_names
+    """Return what updates noted when they ended, the latest first; of accounts that are there. A
+    renewal that is yet to come was noted by a clock that was ahead: when it was, nobody knows."""
+    notes, names, latest = list[Note](), server.account_names, time.time() + 60
     for path in listed(server.state):
         if not path.match("run-*.json"):
             continue
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            noted = json.loads(path.read_text())
+            noted = json.loads(text_of(path))
             note = Note(*(noted[name] for name in Note._fields))
+            note = note._replace(outcome=printable(str(note.outcome)))
             if note.account in names:
-                notes.append(note._replace(outcome=printable(str(note.outcome))))
+                is_past = (note.renewed or 0) < latest
+                notes.append(note if is_past else note._replace(renewed=None))
     return sorted(notes, key=lambda note: (-note.time, note.account))
 
 

@@ -7,6 +7,7 @@ the machine, which systemd gives to the services, so that the program speaks the
 from __future__ import annotations
 
 import contextlib
+import errno
 import gettext
 import re
 import time
@@ -69,10 +70,17 @@ def choose(settings: Path, root: Path) -> Callable[[str], str]:
 def value_in(file: Path, name: str) -> str:
     """Return the value of a name in a file of settings, or nothing."""
     with contextlib.suppress(OSError):
-        text = file.read_text(encoding="utf-8-sig", errors="replace")
+        text = text_of(file)
         found = re.findall(rf"^\s*(?:export\s+)?{name}\s*=\s*[\"']?(\w+)", text, re.MULTILINE)
         return str(found[-1]) if found else ""
     return ""
+
+
+def text_of(file: Path) -> str:
+    """Return the text of a file; raise OSError also of a pipe or socket: to wait for one has no end."""
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file.read_text(encoding="utf-8-sig", errors="replace")
 
 
 def read_catalogue() -> Callable[[str], str]:

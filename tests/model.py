@@ -396,7 +396,7 @@ def follow(number: int, paused: int, what: Any, local: int) -> Edge:
 NOBODY, GHOST = 8, 9  # beside the updaters: who holds the lock, who made the key that lives
 NO_SESSION, OPEN, BROKEN = 0, 1, 2  # with PostgreSQL; broken: and the updater does not know yet
 DATABASE = {"look", "lock", "lock the row", "look at the transaction", "rehearse", "store"}
-NOTES = ("refused", "probe", "key")
+NOTES = ("refused", "probe", "key", "risk")
 # Before anybody else moves, but with --fine: a fault before or after them does the same
 AT_ONCE = {"look", "lock the row", "rehearse", "sleep", *(f"read {kind}" for kind in NOTES)}
 FAULTS: dict[str, tuple[str, ...]] = {  # of the answer to a question
@@ -763,7 +763,7 @@ def explore(
     crowd = tuple(start(kind, 1, i % hosts) for i, kind in enumerate(people))
     level = []
     for token, age, alive, note in ROOTS[: 4 if {*people} == {"plain"} else None]:
-        notes = (NO_NOTE, NO_NOTE, note) * hosts
+        notes = (NO_NOTE, NO_NOTE, note, NO_NOTE) * hosts
         level.append(World((token, age, alive, NOBODY, False, (), 0, NOBODY, 0, notes, crowd,
                             int(not faults), faults)).canonical())  # fmt: skip
     roots = {hash(state): state for state in level}

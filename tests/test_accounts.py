@@ -553,6 +553,18 @@ def test_more_jobs_than_connections_wait_for_a_place(shop: Shop, command: str) -
 
 
 @pytest.mark.usefixtures("few_places")
+def test_status_of_more_tables_than_connections_reads_all(shop: Shop) -> None:
+    accounts = Accounts(shop, *(f"shop-{number:02}" for number in range(14)))
+    for number, name in enumerate(accounts.names):
+        shop.sql(f"CREATE TABLE keys_{number} AS SELECT * FROM api_keys")
+        shop.sql(f"GRANT SELECT ON keys_{number} TO few")
+        accounts.write(name, API_KEYS_TABLE=f"public.keys_{number}")
+    result = shop.run("status")
+    assert (result.code, "UNKNOWN" in result.out) == (1, False), result.out
+    assert "rejected" in shop.run("status", POSTGRES_PASSWORD="canary").out
+
+
+@pytest.mark.usefixtures("few_places")
 def test_places_that_others_hold_are_waited_for_while_one_of_ours_is_in(shop: Shop) -> None:
     accounts, go = Accounts(shop, "a", "b", "c"), threading.Event()
     for name in accounts.names:
@@ -1222,6 +1234,19 @@ def test_commands_that_check_and_status_print_name_the_account(shop: Shop) -> No
         printed = set(re.findall(seen, shop.run(command).out, re.MULTILINE))
         ends = {tuple(shlex.split(line)[-2:]) for line in printed}
         assert ends == {("--account", "a"), ("--account", "b")}
+
+
+@pytest.mark.parametrize("name", ["касса 1", "-x", "a.b", "b'c"])
+def test_a_command_for_a_file_whose_name_is_wrong_names_it_not(shop: Shop, name: str) -> None:
+    """The command of a server takes no such name, and once the file is renamed there is none."""
+    accounts = Accounts(shop, "a")
+    accounts.write(name)
+    for command in ("check", "update", "status"):
+        result = shop.run(command, WEBKASSA_KEY_COMMAND="sudo webkassa-key")
+        (typed,) = {
+            *re.findall(r"Correct them, then run: (.+?)\"?$", result.out + result.err, re.M)
+        }
+        assert typed == f"sudo webkassa-key --accounts-dir {accounts.folder} check"
 
 
 def test_folder_may_be_named_by_a_relative_path(shop: Shop) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from world.shop import Shop
 from world.webkassa_simulator import ALIVE, UNCLEAR, answer, errors, respelled
@@ -85,11 +87,26 @@ def test_key_that_a_failed_login_may_have_ended_counts_as_no_young_one(
     shop.webkassa.verdict = lambda token: UNCLEAR
     shop.webkassa.script.extend([respelled()] * 3)
     assert "may be dead" in shop.expect(76, 3).err
+    shop.webkassa.script.append(answer(429, b"", {"Retry-After": "999"}))  # nothing came of it
+    shop.expect(69, 4)
     status = shop.run("status")
     assert (status.code, "may be dead" in status.out) == (2, True)
-    shop.renew("update", "--if-needed", logins=4)
+    shop.renew("update", "--if-needed", logins=5)
     assert shop.run("status").code == (0 if probe == "off" else 1)
-    shop.expect(0, 4, "update", "--if-needed")
+    shop.expect(0, 5, "update", "--if-needed")
+
+
+def test_key_whose_update_was_killed_after_the_login_counts_as_no_young_one(shop: Shop) -> None:
+    """What is at risk is noted before the login: who is killed then, says nothing afterwards."""
+    shop.age("2 hours")
+    shop.env["WEBKASSA_PROBE_URL"] = "off"
+    shop.webkassa.on_issue = lambda token: process.kill()
+    process = shop.start("update")
+    assert process.wait(60) == -signal.SIGKILL
+    shop.webkassa.on_issue = lambda token: None
+    assert shop.run("status").code == 2
+    shop.renew("update", "--if-needed", logins=2)
+    assert shop.run("status").code == 0
 
 
 def test_key_that_is_alive_after_all_is_no_risk_any_more(shop: Shop) -> None:

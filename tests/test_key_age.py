@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from world.shop import Shop, fingerprint, trigger
 from world.waiting import await_
-from world.webkassa_simulator import ALIVE, DEAD
+from world.webkassa_simulator import ALIVE, DEAD, answer
 
 IF_NEEDED = ("update", "--if-needed")
 TOUCH = "UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC' WHERE id = 1"
@@ -69,6 +69,46 @@ def test_old_note_beside_a_young_row_is_a_warning(
     touched.sql(TOUCH)
     touched.webkassa.verdict = lambda token: DEAD if dead else ALIVE
     assert touched.main("status").code == code
+
+
+@pytest.fixture
+def put_back(shop: Shop) -> Shop:
+    """A shop without a probe, whose database was put back as it was before our last login."""
+    shop.env["WEBKASSA_PROBE_URL"] = "off"
+    shop.age("6 hours")
+    row = shop.sql("SELECT api_key, updated_at FROM api_keys WHERE id = 1")[0]
+    assert shop.main("update").code == 0
+    shop.let_key_age("1 hour")
+    shop.sql("UPDATE api_keys SET api_key = %s, updated_at = %s WHERE id = 1", *row)
+    return shop
+
+
+def test_key_of_a_backup_that_was_put_back_is_not_called_good(put_back: Shop) -> None:
+    """Our note knows of a later login: it was OK, and for a day nothing to do."""
+    status = put_back.main("status")
+    assert (status.code, "it may be dead since the last login" in status.out) == (2, True)
+    put_back.webkassa.script.append(answer(429, b"", {"Retry-After": "999"}))  # nothing came of it
+    assert put_back.main(*IF_NEEDED).code == 69
+    assert put_back.main("status").code == 2
+    put_back.renew(*IF_NEEDED, logins=3)
+    assert put_back.main("status").code == 0
+
+
+def test_key_of_a_backup_that_the_probe_calls_alive_is_good(put_back: Shop) -> None:
+    put_back.env.pop("WEBKASSA_PROBE_URL")
+    put_back.webkassa.verdict = lambda token: ALIVE
+    assert put_back.main(*IF_NEEDED).code == 0
+    put_back.env["WEBKASSA_PROBE_URL"] = "off"
+    assert put_back.main("status").code == 0
+    assert put_back.webkassa.authorizations == 1
+
+
+@pytest.mark.parametrize("time", ["updated_at", "now() AT TIME ZONE 'UTC'"])
+def test_key_that_another_has_stored_since_is_not_at_risk(touched: Shop, time: str) -> None:
+    """Whether or not he says when."""
+    touched.let_key_age("1 hour")
+    touched.sql(f"UPDATE api_keys SET api_key = 'another', updated_at = {time} WHERE id = 1")
+    assert touched.main("status", WEBKASSA_PROBE_URL="off").code == 0
 
 
 def test_time_in_the_future_is_told_with_its_cure(shop: Shop) -> None:

@@ -195,7 +195,7 @@ def test_memory_lies_where_the_system_wants_it(refusing: Shop, where: str) -> No
     for _ in range(2):
         refused(refusing, 1, **env)
     found = [path for path in refusing.home.rglob("*") if path.is_file()]
-    assert {path.name.split("-")[0] for path in found} == {"refused", "key"}
+    assert {path.name.split("-")[0] for path in found} == {"refused", "key", "risk"}
     assert all(refusing.home / folder in path.parents for path in found)
 
 

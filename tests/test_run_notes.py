@@ -96,6 +96,34 @@ def test_a_state_folder_that_is_full_or_foreign_changes_nothing(shop: Shop, stat
     assert sorted(path.name for path in state.glob("run-*")) == ["run-hand.json"]
 
 
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", "null", "folder", "pipe"])
+def test_what_is_no_note_hinders_none(shop: Shop, state: Path, content: str) -> None:
+    """A power cut had left an empty one: from then on no run of any kind was noted."""
+    other = state / "run-boot.json"
+    if content == "folder":
+        other.mkdir()
+    elif content == "pipe":
+        os.mkfifo(other)
+    else:
+        other.write_text(content)
+    assert shop.run(WEBKASSA_RUN_KIND="daily").code == 0
+    assert note(state, "daily")["code"] == 0
+    if other.is_file():  # the next run of its kind puts it right
+        assert shop.run(WEBKASSA_RUN_KIND="boot").code == 0
+        assert note(state, "boot")["renewed"]
+
+
+def test_a_renewal_that_is_yet_to_come_ends_no_failure(shop: Shop, state: Path) -> None:
+    """It was noted by a clock that was ahead."""
+    since = time.time() - 3600
+    daily = {"code": 77, "time": since, "since": since, "renewed": None}
+    for kind, facts in (("daily", daily), ("boot", {"renewed": time.time() + 18000})):
+        (state / f"run-{kind}.json").write_text(json.dumps(facts))
+    shop.webkassa.script.append(answer(200, errors(1)))
+    assert shop.run(WEBKASSA_RUN_KIND="daily").code == 77
+    assert note(state, "daily")["since"] == since
+
+
 def test_each_of_many_accounts_has_a_note_a_killed_one_too(shop: Shop, state: Path) -> None:
     accounts = Accounts(shop, "north", "south", "west")
     accounts.script("south").append(answer(200, errors(1)))

@@ -281,6 +281,19 @@ def installed(stub: Stub, tmp_path: Path) -> Path:
     return current
 
 
+@pytest.mark.parametrize("signal", ["", "INT", "TERM"])
+def test_who_ends_uninstall_half_way_is_told_that_timers_may_be_off(
+    signal: str, installed: Path, run: Run, stub: Stub
+) -> None:
+    """Ctrl-C while it waits for a run left a server that renewed nothing, without a word."""
+    shutil.copy(ROOT / "uninstall.sh", installed)
+    if signal:  # else a tool that it needs is missing
+        stub("systemctl", f"[ $1 != disable ] || kill -{signal} $PPID")
+    result = run(f"{installed}/uninstall.sh")
+    assert result.returncode == {"": 1, "INT": 130, "TERM": 143}[signal]
+    assert "Perhaps nothing renews the key now.\nTo go on, run this again." in result.stdout
+
+
 def test_command_says_that_nothing_was_asked_where_python_is_gone(
     installed: Path, run: Run
 ) -> None:
@@ -463,12 +476,23 @@ def test_what_is_printed_to_type_is_there_afterwards(state: str, said: str) -> N
     assert shown == said.format(script)
 
 
-def test_a_command_to_type_again_has_the_options_of_this_one() -> None:
-    lines = """options=([unpinned]=yes [with-alerts]=yes [no-run]=yes)
+@pytest.mark.parametrize(
+    ("wheels", "typed"),
+    [
+        ("", ""),
+        ("PIP_NO_INDEX=1 PIP_FIND_LINKS='/my wheels'", "PIP_NO_INDEX=1 PIP_FIND_LINKS='/my wheels' "),
+        ("PIP_NO_INDEX=1 PIP_FIND_LINKS=https://me:canary@pypi.example", ""),
+    ],
+)  # fmt: skip
+def test_a_command_to_type_again_is_this_one_with_an_option_more(wheels: str, typed: str) -> None:
+    """Without --no-run it would log in, without the wheels it would need a network."""
+    lines = f"""unset PIP_NO_INDEX PIP_FIND_LINKS
+    export {wheels}
+    options=([unpinned]=yes [with-alerts]=yes [no-run]=yes)
     again --take-over
     printf '\\n%q' "$0" """
-    shown, script = after("install.sh", lines).splitlines()
-    assert shown == f"sudo {script} --take-over --with-alerts --unpinned"
+    shown, script = after("install.sh", lines).splitlines()[-2:]
+    assert shown == f"sudo {typed}{script} --take-over --with-alerts --unpinned --no-run"
 
 
 # a command of a unit or a crontab, and whether it renews the key

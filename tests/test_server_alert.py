@@ -522,6 +522,16 @@ def test_a_test_says_that_it_is_one_and_what_came_of_it(box: AlertedBox, receive
     assert not box.memory.exists()
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_addresses_that_cannot_be_read_are_told_to_who_sends_a_test(
+    box: AlertedBox, kind: str
+) -> None:
+    """As those that are root's alone: it was a traceback."""
+    box.addresses.unlink(missing_ok=True)
+    box.addresses.mkdir() if kind == "folder" else os.mkfifo(box.addresses)
+    assert f"{box.addresses} cannot be read (it is no regular file)." in box.test(code=1)
+
+
 def test_no_secret_of_an_address_is_said(box: AlertedBox) -> None:
     box.addresses.write_text(
         "jsons://canary-user:canary%20pass@canary-host.invalid/canary-path?x=canary-x\n"

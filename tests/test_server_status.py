@@ -155,6 +155,26 @@ def test_a_renewal_of_any_kind_ends_a_failure_and_is_named(box: ShownBox, kind: 
     )
 
 
+def test_a_renewal_noted_by_a_clock_that_was_ahead_hides_no_failure(box: ShownBox) -> None:
+    """A till boots with its clock in local time, 5 hours ahead, and renews; then the time comes."""
+    moment = failed_at_night(box)
+    box.note("boot", box.now + 5 * HOUR, renewed=True)
+    screen = box.show()
+    assert f"failing since {when(moment)}" in screen.line("last run")
+    assert screen.code == 2
+
+
+@pytest.mark.parametrize("place", ["settings", "state", "addresses"])
+def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(box: ShownBox, place: str) -> None:
+    failed_at_night(box)
+    box.looks_at_addresses()
+    path = box.state / "run-boot.json" if place == "state" else getattr(box, place)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    box.says("UNKNOWN", "The settings are wrong")  # which has the file's text looked at
+    assert "last run: failing since" in box.show()
+
+
 def test_a_run_at_work_is_said(box: ShownBox) -> None:
     box.unit(UPDATE, SubState="start", ExecMainStartTimestamp=f"@{box.now - 5:.0f}")
     assert box.show().line("last run") == f"OK last run at work since {when(box.now - 5)}"
@@ -339,6 +359,16 @@ def many(box: ShownBox) -> ShownBox:
         box.note("daily", box.now - 3 * HOUR, account=name, renewed=True, run="c3" * 16)
     box.ended(UPDATE, box.now - 3 * HOUR, run="c3" * 16)
     return box
+
+
+def test_a_file_whose_name_is_wrong_is_named_as_a_shell_takes_it(many: ShownBox) -> None:
+    moment = many.now - 3 * HOUR
+    (many.accounts / "касса 1.env").touch()
+    many.note(
+        "daily", moment, 78, "the name of an account is a-z", account="касса 1", run="c3" * 16
+    )
+    many.ended(UPDATE, moment, 78, run="c3" * 16)
+    assert f"sudo nano '{many.accounts}/касса 1.env'; then: " in many.show()
 
 
 def test_the_accounts_that_failed_are_named(many: ShownBox) -> None:

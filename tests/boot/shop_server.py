@@ -34,6 +34,11 @@ UPDATE = "webkassa-key-update.service"
 TIMER = "webkassa-key-update.timer"
 BOOT = "webkassa-key-boot.service"
 ALERT = "webkassa-key-alert.service"
+# Sends a signal to install.sh just before the command that begins like this
+INTERRUPTION = """
+trap '[[ $BASH_COMMAND != "$AT"* ]] || kill -"$SIGNAL" $$' DEBUG
+set -o functrace
+"""
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS}
 LOCKS = ("requirements.lock", "requirements-alerts.lock")
 FILES = ("webkassa_key_updater.py", "webkassa_key_accounts.py", "webkassa_key_metrics.py", "pyproject.toml", ".env.example", "requirements.txt",
@@ -140,6 +145,14 @@ class Site:
 
     def install(self, *options: str, source: str = SOURCE, **env: str) -> Any:
         return self.run(f"{source}/install.sh", *options, check=False, **(OFFLINE | env))
+
+    def interrupt_install(self, before: str, signal: str) -> Any:
+        """Install, and have a signal come just before the command that begins like this."""
+        self.machine.write("/root/interruption.sh", INTERRUPTION)
+        env = {"BASH_ENV": "/root/interruption.sh", "AT": before, "SIGNAL": signal}
+        result = self.install(**env)
+        self.run("rm", "/root/interruption.sh")
+        return result
 
     def status(self) -> Any:
         return self.run("webkassa-key", "status", check=False)

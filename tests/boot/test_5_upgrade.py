@@ -35,11 +35,6 @@ def _without_alerts(site: Site, installed: None) -> None:
 
 HEAL = "webkassa-key-heal.service"
 BROKEN = "/root/broken"
-# Sends a signal to install.sh just before the command that begins like this
-INTERRUPTION = """
-trap '[[ $BASH_COMMAND != "$AT"* ]] || kill -"$SIGNAL" $$' DEBUG
-set -o functrace
-"""
 STEPS = [
     "mkdir \"$release\"",
     "build \"$python\" -m venv",
@@ -339,11 +334,10 @@ def test_the_pip_of_a_killed_installer_holds_no_lock_and_leaves_nothing(site: Si
 @pytest.mark.parametrize("signal", ["KILL", "INT"])
 def test_interrupted_at_any_step_the_earlier_version_runs_on(site: Site, signal: str) -> None:
     site.reset()
-    site.machine.write("/root/interruption.sh", INTERRUPTION)
     steps = STEPS if signal == "KILL" else STEPS[2:10:2]
     for step in steps:
         before = state(site)
-        result = site.install(BASH_ENV="/root/interruption.sh", AT=step, SIGNAL=signal)
+        result = site.interrupt_install(step, signal)
         code = {"KILL": -9, "INT": 130}[signal]
         assert result.returncode in (code, 128 - code), (step, result.stdout)
         if signal == "INT":

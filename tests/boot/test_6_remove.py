@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from machine import await_
 from shop_server import CURRENT, OFFLINE, OPT, SOURCE, TIMER, UNITS, UPDATE, Site
@@ -58,6 +60,7 @@ def test_uninstall_leaves_the_machine_as_before_and_the_settings(site: Site) -> 
     site.run("chown", "root:webkassa-key-updater", "/etc/webkassa-key-updater/apprise.conf")
     site.run("chmod", "640", "/etc/webkassa-key-updater/apprise.conf")
     key = site.key
+    site.interrupt_install('mv -fT "$SNAPSHOT/$name.new"', "KILL")  # what it leaves goes, too
     result = site.run(f"{CURRENT}/uninstall.sh", PATH="/usr/bin:/usr/sbin:/with a blank")
     assert "Kept: /etc/webkassa-key-updater" in result.stdout
     group = site.run("id", "-g", "webkassa-key-updater").stdout.strip()
@@ -66,7 +69,8 @@ def test_uninstall_leaves_the_machine_as_before_and_the_settings(site: Site) -> 
         "etc/webkassa-key-updater/webkassa.env": f"100640 0:{group}",
         "etc/webkassa-key-updater/apprise.conf": f"100640 0:{group}",
     }
-    assert site.run("ls", "/run").stdout.find("webkassa-key\n") == -1
+    left = site.run("sh", "-c", "ls /run /run/systemd/system").stdout
+    assert not re.search("webkassa-key$|trial-of", left, re.MULTILINE), left
     assert site.key == key
     assert site.run(f"{SOURCE}/uninstall.sh").returncode == 0
 
