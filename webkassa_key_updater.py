@@ -1273,8 +1273,9 @@ class KeyStore:
 # Keeps the locks that the end of the rehearsal would give back: between it and the store no migration
 # may come in, nor, where the key is in a unique index, a new row that refers to ours
 KEEP_LOCKS = """
-    SELECT FROM {table} WHERE service_name = %(service)s AND %(oid)s IN (
-        SELECT indrelid FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey) WHERE indisunique AND attname = 'api_key') FOR UPDATE;
+    SELECT FROM {table} WHERE service_name = %(service)s AND EXISTS (
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
+        WHERE indrelid = %(oid)s AND indisunique AND attname = 'api_key') FOR UPDATE;
     EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s
 """
 # UPDATE when there is a row, else INSERT: with ON CONFLICT a NOT NULL column without a default
