@@ -1297,13 +1297,14 @@ READ_BACK = """
     END $check$;
 """
 # The rehearsal's end gives back the locks of what triggers write, but no value of a sequence: the
-# store needs both once more. What no role of ours may lock or read is left out
+# store needs both once more. What our role may not lock or read, or a trigger made, is left out
 USED = """
     SELECT 'LOCK TABLE ' || string_agg(CASE WHEN relkind IN ('r', 'p') AND relpersistence <> 't' AND mode = 'RowExclusiveLock' AND relation <> %(oid)s
-                  AND relation::regclass::text !~ '[%%{{}}]' AND has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(relation, 'INSERT, UPDATE, DELETE') THEN relation::regclass::text END, ', ') || ' IN ROW EXCLUSIVE MODE NOWAIT',
+                  AND relation <> ALL (ARRAY(SELECT relation FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND mode = 'AccessExclusiveLock'))
+                  AND n !~ '[%%{{}}]' AND has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(relation, 'INSERT, UPDATE, DELETE') THEN n END, ', ') || ' IN ROW EXCLUSIVE MODE NOWAIT',
            bool_or(CASE WHEN relkind = 'S' AND has_sequence_privilege(relation, 'USAGE, SELECT') THEN (SELECT NOT seqcycle
                   AND pg_sequence_last_value(seqrelid)::numeric + seqincrement NOT BETWEEN seqmin AND seqmax FROM pg_sequence WHERE seqrelid = relation) END)
-    FROM pg_locks JOIN pg_class ON pg_class.oid = relation WHERE pid = pg_backend_pid()
+    FROM pg_locks JOIN pg_class ON pg_class.oid = relation, format('%%s.%%I', relnamespace::regnamespace, relname) AS n WHERE pid = pg_backend_pid()
 """
 NOTIFY = "SET LOCAL lock_timeout = 1000; SELECT pg_notify('webkassa_key_updated', %(service)s);"  # a stranger's is waited for (findings/)
 
