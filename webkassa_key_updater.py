@@ -1299,11 +1299,10 @@ READ_BACK = """
 # The rehearsal's end gives back the locks of what triggers write, but no value of a sequence: the
 # store needs both once more. What our role may not lock or read, or a trigger made, is left out
 USED = """
-    SELECT 'LOCK TABLE ' || string_agg(CASE WHEN relkind IN ('r', 'p') AND relpersistence <> 't' AND mode = 'RowExclusiveLock' AND relation <> %(oid)s
-                  AND relation <> ALL (ARRAY(SELECT relation FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND mode = 'AccessExclusiveLock'))
-                  AND n !~ '[%%{{}}]' AND has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(relation, 'INSERT, UPDATE, DELETE') THEN n END, ', ') || ' IN ROW EXCLUSIVE MODE NOWAIT',
+    SELECT string_agg(CASE WHEN relkind IN ('r', 'p') AND mode = 'RowExclusiveLock' AND relation <> %(oid)s AND n !~ '[%%{{}}$]' THEN
+               format('DO $$ BEGIN LOCK TABLE %%s IN ROW EXCLUSIVE MODE NOWAIT; EXCEPTION WHEN lock_not_available THEN RAISE; WHEN OTHERS THEN NULL; END $$;', n) END, ''),
            bool_or(CASE WHEN relkind = 'S' AND has_sequence_privilege(relation, 'USAGE, SELECT') THEN (SELECT NOT seqcycle
-                  AND pg_sequence_last_value(seqrelid)::numeric + seqincrement NOT BETWEEN seqmin AND seqmax FROM pg_sequence WHERE seqrelid = relation) END)
+               AND pg_sequence_last_value(seqrelid)::numeric + seqincrement NOT BETWEEN seqmin AND seqmax FROM pg_sequence WHERE seqrelid = relation) END)
     FROM pg_locks JOIN pg_class ON pg_class.oid = relation, format('%%s.%%I', relnamespace::regnamespace, relname) AS n WHERE pid = pg_backend_pid()
 """
 NOTIFY = "SET LOCAL lock_timeout = 1000; SELECT pg_notify('webkassa_key_updated', %(service)s);"  # a stranger's is waited for (findings/)

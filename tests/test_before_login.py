@@ -411,6 +411,29 @@ def test_no_migration_comes_in_between_rehearsal_and_store(keeper: Shop, migrati
     assert keeper.holds_the_live_key
 
 
+def test_migration_that_comes_in_at_the_rehearsals_end_is_waited_for(shop: Shop) -> None:
+    """It waits for the table that the trigger writes, and has it before us."""
+    shop.sql("CREATE TABLE audit (at timestamptz); CREATE SEQUENCE writes")
+    is_waiting = "EXISTS (SELECT FROM pg_locks WHERE relation = 'audit'::regclass AND NOT granted)"
+    shop.sql(
+        trigger(f"""
+            INSERT INTO audit VALUES (now());
+            WHILE nextval('writes') = 1 OR NOT {is_waiting} AND currval('writes') < 1000 LOOP
+                PERFORM pg_sleep(0.01);
+            END LOOP;
+            RETURN NEW;""")
+    )
+    process = shop.start()
+    with shop.transaction() as migration:
+        await_(lambda: shop.sql("SELECT 1 FROM writes WHERE is_called"))
+        migration.execute("LOCK TABLE audit IN SHARE MODE")
+        shop.sql("SELECT setval('writes', 1000)")  # from now on the trigger does not wait
+        await_(lambda: not shop.sql(UPDATERS))
+        assert shop.webkassa.authorizations == 0
+        migration.execute("COMMIT")
+    shop.assert_renewed(process)
+
+
 @pytest.mark.parametrize(
     "body",
     [
