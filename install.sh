@@ -244,6 +244,7 @@ sudo chown root:root $(printf '%q' "$folder"); sudo chmod go-w $(printf '%q' "$f
 must_be_ours() {
     local place
     [[ ! -L $HOME_DIR ]] || die "$HOME_DIR is a link, and not of this installer: move it away."
+    [[ -d $STATE_DIR || ! -e $STATE_DIR && ! -L $STATE_DIR ]] || die "$STATE_DIR is no folder: move it away."
     [[ ! -L $CONFIG_DIR ]] || die "$CONFIG_DIR is a link: make it a folder (the files in it may be links)."
     [[ ! -e $HOME_DIR || -f $HOME_MARK ]] || rmdir "$HOME_DIR" 2> /dev/null ||
         die "$HOME_DIR is not of this installer: move it away."

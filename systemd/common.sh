@@ -165,8 +165,14 @@ run_in_sandbox() { # unit, limit of time (TimeoutStartSec= of services), command
         done
         signal='' interrupted=yes
     done
+    ((code != 238)) || name_state_folder >&2
     [[ $code != 15 && ! ($interrupted && $code == [12]) ]] || code=$((128 + code))
     return "$code"
+}
+
+name_state_folder() {
+    say "systemd cannot use the folder $STATE_DIR (code 238). Nothing was asked of Webkassa, the key is as it was." \
+        "Is it no folder, but a file or a link, or is its disk full? Run: ls -ld $STATE_DIR; df $STATE_DIR"
 }
 
 kill_unit() { # unit, signal

@@ -88,6 +88,7 @@ MEANINGS = {  # of exit codes; those of the program as its --help has them
     78: "the settings are wrong",
     203: "the program does not start",
     217: "the user webkassa-key-updater is missing, or this machine allows no user namespaces any more",
+    238: "systemd cannot use the folder of the notes",
     243: "a file that LoadCredential= names is missing",
 }
 # What others.sh remarks of a trigger
@@ -575,7 +576,7 @@ def mend_for(server: Server, failed: list[Failed]) -> Words:
     if 78 in codes:
         text = "correct the settings: sudo nano {file}; then: sudo webkassa-key check"
         return Message(text, file=server.file_of(failed, 78))
-    return "sudo webkassa-key check" if {2, 73} & codes else server.renew_again(failed)
+    return "sudo webkassa-key check" if {2, 73, 238} & codes else server.renew_again(failed)
 
 
 def look_at_login(server: Server, notes: list[Note]) -> Finding | None:
