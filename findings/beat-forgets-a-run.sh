@@ -20,7 +20,6 @@ main() {
     cat > beat.py << 'PYTHON'
 import datetime
 import logging
-import os
 import subprocess
 import sys
 
@@ -31,8 +30,7 @@ from celery.signals import before_task_publish
 
 sent = []
 before_task_publish.connect(lambda sender, **_: sent.append(sender), weak=False)
-logging.basicConfig(format="    %(levelname)s %(message)s", level=logging.WARNING)
-logging.Formatter.formatException = lambda *_: ""
+logging.disable()
 hour = (datetime.datetime.now(datetime.timezone.utc).hour + 12) % 24
 app = celery.Celery(broker="memory://")
 app.conf.update(
@@ -51,11 +49,19 @@ if sys.argv[1] == "django":
     settings.configure(USE_TZ=True, DATABASES={"default": postgres}, INSTALLED_APPS=apps)
     django.setup()
     call_command("migrate", verbosity=0)
+    from django_celery_beat.models import PeriodicTasks
     from django_celery_beat.schedulers import DatabaseScheduler
 
+    edit = PeriodicTasks.update_changed
     TABLE = "django_celery_beat_periodictask"
 else:
+    from sqlalchemy_celery_beat.models import PeriodicTaskChanged
     from sqlalchemy_celery_beat.schedulers import DatabaseScheduler
+    from sqlalchemy_celery_beat.session import SessionManager
+
+    def edit():
+        with SessionManager().session_factory(app.conf.beat_dburi) as session:
+            PeriodicTaskChanged.update_from_session(session)
 
     TABLE = "celery_periodictask"
 
@@ -74,8 +80,18 @@ def tick(scheduler):
         scheduler.tick()
 
 
-def examine(outage):
-    """Send the daily job, with or without an outage; restart. Return the number of its runs."""
+def restart(beat):
+    beat.close()
+    return DatabaseScheduler(app=app)
+
+
+def edit_a_schedule(beat):
+    edit()
+    return beat
+
+
+def examine(outage, event):
+    """Send the daily job, with or without an outage, before an event; return how often it ran."""
     DatabaseScheduler(app=app).close()
     query("UPDATE {} SET last_run_at = now() - interval '3 days'")
     sent.clear()
@@ -87,19 +103,17 @@ def examine(outage):
         postgres("start")
     beat.sync()
     tick(beat)
-    runs = len(sent)
-    beat.close()
-    age = query("SELECT now() - last_run_at > interval '1 day' FROM {}").fetchone()[0]
-    tick(DatabaseScheduler(app=app))
+    before = len(sent)
+    tick(event(beat))
     print(
-        f"{sys.argv[1]:10} {'outage' if outage else 'none':6}: runs before the restart {runs}, with"
-        f" it {len(sent)}; last run stored: {'3 days ago' if age else 'now'}"
+        f"{sys.argv[1]:10}, {'with an' if outage else 'without'} outage: {before} run; after"
+        f" {event.__name__}: {len(sent)}"
     )
-    return runs, age, len(sent)
+    return before, len(sent)
 
 
-seen = [examine(outage=False), examine(outage=True)]
-raise SystemExit(seen != [(1, False, 1), (1, True, 2)])
+seen = [examine(outage, event) for outage in (False, True) for event in (edit_a_schedule, restart)]
+raise SystemExit(seen != [(1, 1)] * 2 + [(1, 2)] * 2)
 PYTHON
     "$PYTHON" beat.py sqlalchemy || changed 'see above'
     "$PYTHON" beat.py django || changed 'see above'
