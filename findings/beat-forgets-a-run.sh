@@ -31,7 +31,7 @@ from celery.signals import before_task_publish
 sent = []
 before_task_publish.connect(lambda sender, **_: sent.append(sender), weak=False)
 logging.disable()
-hour = (datetime.datetime.now(datetime.timezone.utc).hour + 12) % 24
+hour = (datetime.datetime.now(datetime.timezone.utc).hour - 1) % 24
 app = celery.Celery(broker="memory://")
 app.conf.update(
     result_expires=None,
