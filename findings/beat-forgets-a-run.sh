@@ -1,10 +1,18 @@
 #!/usr/bin/env bash
-# sqlalchemy-celery-beat 0.9.1, django-celery-beat 2.9.0: a run of which the database is not told
+# sqlalchemy-celery-beat 0.9.1, django-celery-beat 2.9.0: one error, and a run is never written down
 #
-# Behaviour: Celery's beat keeps in PostgreSQL when a job ran last, and writes it after the run, every
-# three minutes and at its end. A writing that fails is to be repeated.
-#
-# Guess, before it was run: it is, at the latest when beat ends.
+# Behaviour: both keep in the database when a job ran last. Celery's beat writes that after the run,
+# every three minutes and at its end, from a set of names that are still to be written ("waiting to
+# retry in next call", says a log line). But a name leaves the set before its writing, and does not
+# come back when that fails. So the database goes on with the time of the run before; whoever reads
+# it next finds the job overdue: beat's next start, or an edit of any schedule.
+# Seen with Celery 5.7.0 and PostgreSQL 18.6: it is away while beat sends the daily job, and back
+# before the next writing; beat is ended in good order and started, or another schedule is changed:
+# the job is sent again. Without the error it is not. (Known in part: pull request 1040 of
+# django-celery-beat, merged and not yet released; nothing is known of the other.)
+# Why it matters: a restart of PostgreSQL at 05:00 and a deployment at noon make two logins of one,
+# and the second kills the key of the first while the shop is open. Do not let beat's memory alone
+# decide: have the job itself look at the age of the key.
 
 # shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"

@@ -1,7 +1,18 @@
 #!/usr/bin/env bash
 # django-celery-beat 2.9.0: a daily job that was missed by three hours is not made up for
 #
-# Guess, before it was run: beat sends at its start whatever it missed, as sqlalchemy-celery-beat.
+# Behaviour: Celery's beat sends at its start what became due while it was down, as long as
+# beat_cron_starting_deadline is not set. But since 2.8 this scheduler reads only those jobs from
+# its table whose hour is not further than two from the present one. So a start within two hours
+# makes up for a missed job, and a later one does not, and says nothing. An hour that is not a plain
+# number (5-5, or 5,17) is always read. (That jobs are left out is known, issue 956, as a fault that
+# has been mended: those to come are read in time. Of those that were missed nothing is said.)
+# Seen with Celery 5.7.0 and PostgreSQL 18.6: three jobs that ran on the day before; one is overdue
+# by an hour, two by three. sqlalchemy-celery-beat 0.9.1 sends all, this one not the plain "0 H * *
+# *".
+# Why it matters: a short outage is forgiven, and the one that matters is not: a host that is down
+# from 04:00 to 08:00 renews its key tomorrow, with a scheduler that catches up, as all tests of a
+# restart have shown. Write the hour as "5-5", and watch the age of the key, not failed runs.
 
 # shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
@@ -27,11 +38,15 @@ logging.disable()
 app = celery.Celery(broker="memory://")
 app.conf.update(result_expires=None, beat_dburi="postgresql+psycopg://")
 now = datetime.datetime.now(datetime.timezone.utc)
-last = now - datetime.timedelta(hours=30)
-early, late = (now.hour - 1) % 24, (now.hour - 3) % 24
-if late == 4:  # an hour of its own
-    late = 3
-JOBS = {"1 h late": f"{early}", "3 h late": f"{late}", "3 h late, as a range": f"{late}-{late}"}
+late = 4 if now.hour == 7 else 3  # jobs of 4 o'clock are always read
+JOBS = {"1 h late": (1, "{}"), f"{late} h late": (late, "{}"), "a range": (late, "{0}-{0}")}
+
+
+def missed(hours, pattern):
+    """Return the hour of a job in a crontab, and when it ran last: on the day before."""
+    due = now.replace(minute=0, second=0) - datetime.timedelta(hours=hours)
+    return pattern.format(due.hour), due - datetime.timedelta(days=1)
+
 
 if sys.argv[1] == "django":
     import django
@@ -40,13 +55,16 @@ if sys.argv[1] == "django":
 
     postgres = {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres"}
     apps = ["django_celery_beat"]
-    settings.configure(USE_TZ=True, TIME_ZONE="UTC", DATABASES={"default": postgres}, INSTALLED_APPS=apps)
+    settings.configure(
+        USE_TZ=True, TIME_ZONE="UTC", DATABASES={"default": postgres}, INSTALLED_APPS=apps
+    )
     django.setup()
     call_command("migrate", verbosity=0)
     from django_celery_beat.models import CrontabSchedule, PeriodicTask
     from django_celery_beat.schedulers import DatabaseScheduler
 
-    for name, hour in JOBS.items():
+    for name, job in JOBS.items():
+        hour, last = missed(*job)
         crontab = CrontabSchedule.objects.create(minute="0", hour=hour)
         PeriodicTask.objects.create(name=name, task=name, crontab=crontab, last_run_at=last)
 else:
@@ -55,7 +73,8 @@ else:
     from sqlalchemy_celery_beat.session import SessionManager
 
     with SessionManager().session_factory(app.conf.beat_dburi) as session:
-        for name, hour in JOBS.items():
+        for name, job in JOBS.items():
+            hour, last = missed(*job)
             crontab = CrontabSchedule(minute="0", hour=hour)
             session.add(crontab)
             session.flush()
@@ -67,7 +86,7 @@ beat = DatabaseScheduler(app=app)
 for _ in range(10):
     beat.tick()
 print(f"{sys.argv[1]:10} sends at its start: {', '.join(sorted(sent))}")
-expected = set(JOBS) - ({"3 h late"} if sys.argv[1] == "django" else set())
+expected = set(JOBS) - ({f"{late} h late"} if sys.argv[1] == "django" else set())
 raise SystemExit(sent != expected)
 PYTHON
     "$PYTHON" beat.py sqlalchemy || changed 'see above'

@@ -6,8 +6,9 @@
 # no token, or one that ends within 30 s, log in one after another.
 # Seen: ten threads begin when a token is about to end; a login takes 0.5 s and ends the token
 # before it: ten logins, 5 s. Each asks for something with its own token, which takes 1 s: most are
-# refused, and no one logs in again. With a token in the cache no thread logs in. (With an AsyncClient
-# of httpx it is one login, which blocks the whole event loop: known, pull request 48 of httpx_auth.)
+# refused, and no one logs in again. With a token in the cache no thread logs in. (With an
+# AsyncClient of httpx it is one login, which blocks the whole event loop: known, pull request 48 of
+# httpx_auth.)
 # Why it matters: a renewal by many workers at one moment is what a cache is to prevent. Nine live
 # keys are killed, and a server that counts logins has ten of them each day; the last worker waits
 # ten times as long, and no timeout of its request bounds that. Log in before the workers begin, or
