@@ -8,8 +8,8 @@
 # number (5-5, or 5,17) is always read. (That jobs are left out is known, issue 956, as a fault that
 # has been mended: those to come are read in time. Of those that were missed nothing is said.)
 # Seen with Celery 5.7.0 and PostgreSQL 18.6: three jobs that ran on the day before; one is overdue
-# by an hour, two by three. sqlalchemy-celery-beat 0.9.1 sends all, this one not the plain "0 H * *
-# *".
+# by an hour, two by three. sqlalchemy-celery-beat 0.9.1 sends all of them; this one leaves out that
+# of three hours whose hour is a plain number.
 # Why it matters: a short outage is forgiven, and the one that matters is not: a host that is down
 # from 04:00 to 08:00 renews its key tomorrow, with a scheduler that catches up, as all tests of a
 # restart have shown. Write the hour as "5-5", and watch the age of the key, not failed runs.

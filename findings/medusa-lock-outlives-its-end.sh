@@ -6,9 +6,9 @@
 # of execute() is over, it rolls back on the connection on which pg_advisory_xact_lock() still
 # waits, so that its error comes when the lock is free. Medusa's provider in memory does both as it
 # says (and that for Redis by its source).
-# Seen with PostgreSQL 18.6 and Node 20: a lock for 1 s whose owner is gone is not to be had for 5
-# s; a wait of 1 s at most ends after 5 s, with the job that holds the lock, with "Timed-out
-# acquiring lock.". In memory: got, and 1 s.
+# Seen with PostgreSQL 18.6 and Node 20: a lock for 1 s whose owner is gone is not to be had in 5 s;
+# a wait of 1 s at most ends after 5 s, with the end of the job that holds the lock. In memory: got,
+# and 1 s.
 # Why it matters: a process is killed between acquire() and release(), for which `expire` is there,
 # and nobody renews from then on, on any host, until somebody deletes a row. With execute() each
 # that waits holds a connection, and a pool of ten is gone while one login hangs. Take execute()
