@@ -12,7 +12,7 @@
 # Why it matters: a process is killed between acquire() and release(), for which `expire` is there,
 # and nobody renews from then on, on any host, until somebody deletes a row. With execute() each
 # that waits holds a connection, and a pool of ten is gone while one login hangs. Take execute()
-# with a lock_timeout of the database, which does end the wait (the last line).
+# and a role with lock_timeout, which does end the wait (the last line).
 
 # shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
@@ -33,9 +33,9 @@ const postgres = require("@medusajs/locking-postgres").default
 const folder = path.dirname(require.resolve("@medusajs/locking-postgres"))
 const { Locking } = require(`${folder}/models`)
 
-async function connect(options = "") {
+async function connect(user = "postgres") {
   const { PGHOST, PGPORT } = process.env
-  const clientUrl = `postgresql://postgres@${PGHOST}:${PGPORT}/postgres${options}`
+  const clientUrl = `postgresql://${user}@${PGHOST}:${PGPORT}/postgres`
   const entities = [toMikroORMEntity(Locking)]
   const orm = await mikroOrmCreateConnection({ clientUrl }, entities, `${folder}/migrations`)
   return { orm, provider: new postgres.services[0]({ manager: orm.em.fork() }) }
@@ -76,8 +76,10 @@ async function wait(first, second) {
 
 async function main() {
   const [first, second] = [await connect(), await connect()]
-  const impatient = await connect("?options=-c%20lock_timeout%3D1500")
   await first.orm.getMigrator().up()
+  await first.orm.em.execute("CREATE ROLE impatient SUPERUSER LOGIN")
+  await first.orm.em.execute("ALTER ROLE impatient SET lock_timeout = '1500ms'")
+  const impatient = await connect("impatient")
   const memory = new InMemoryLockingProvider()
   const seen = []
   for (const [name, ...pair] of [
