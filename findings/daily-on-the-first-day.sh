@@ -1,7 +1,18 @@
 #!/usr/bin/env bash
-# sidequest 1.16.4: a daily job that is unique for each day runs on the first day only
+# sidequest 1.16.4: a daily job that is unique in each day runs on the first day only
 #
-# Guess, before it was run: unique() counts by the day on which the job is made.
+# Behaviour: its manual has a daily job as unique({ period: "day" }) and schedule("0 7 * * *"), "safe
+# with multiple worker instances". But the period is reckoned when schedule() is called, not when a
+# job is made. So every job of that schedule is a duplicate of the first, in the database, too, whose
+# unique index knows finished jobs as well (for 30 days, by its source). Jobs that are made with
+# enqueue() are reckoned each for itself.
+# Seen with PostgreSQL 18.6, Node 22 and seconds in the place of days: in 10 s a plain schedule makes
+# ten jobs or so, enqueue() with unique({ period: "second" }) ten, and a schedule with it one. The
+# others are refused, with a line in the log of node-cron each, "Job #undefined - ... is duplicated".
+# Why it matters: the job works when it is tried and on the next morning, and then not until the
+# program is started again; "duplicated" is what the other instances say each day. So the key is not
+# renewed from the second day on. Schedule a plain job that calls enqueue() with unique(), or make
+# the job ask whether the key is old enough.
 
 # shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
