@@ -2,16 +2,17 @@
 # taskiq 0.13.0: its schedules cannot be read once, and the daily jobs of today run a second time
 #
 # Behaviour: the scheduler reads its schedules again every 60 s (--update-interval), here from
-# PostgreSQL with taskiq-postgres 0.9.1. A reading that fails counts as an empty list: the scheduler
-# knows no schedule until the next one, and forgets when each of them ran last. An interval without
-# a last run is due at once; a cron job runs again where its minute is not over.
+# PostgreSQL with taskiq-postgres 0.9.1. A reading that fails counts as an empty list: the
+# scheduler knows no schedule until the next one, and forgets when each of them ran last. An
+# interval without a last run is due at once; a cron job runs again where its minute is not over.
 # Seen with PostgreSQL 18.6 and a reading each second: "every 24 h" and a cron job have run once,
 # five good readings change nothing. PostgreSQL is restarted: both run again, in the same process.
-# Why it matters: each restart of the database or hiccup that a reading falls into is one more login
-# by every daily job, and a login kills the key before it; and a cron job whose minute lies between
-# the two readings is not run at all (by its source). All that is said is an error about a source.
-# Let the job itself ask whether its last run is long enough ago, or take LabelScheduleSource, which
-# reads nothing.
+# With a reading each 60 s it is the interval alone (by hand).
+# Why it matters: each restart of the database or hiccup that a reading falls into is one more
+# login by every daily job, and a login kills the key before it; and a cron job whose minute lies
+# between the two readings is not run at all (by its source). All that is said is an error about a
+# source. Let the job itself ask whether its last run is long enough ago, or take
+# LabelScheduleSource, which reads nothing.
 
 # shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"

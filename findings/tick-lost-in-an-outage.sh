@@ -8,9 +8,9 @@
 # Seen with PostgreSQL 18.6 and Node 20: it is stopped 5 s before a minute begins and started 1.5 s
 # after. A job of each minute is missing in that one, the same with "?fill=10m" is not. The worker
 # goes on as before, and its log says that cron is "restarting".
-# Why it matters: five in the morning is when databases are restarted and backed up, too. The job
-# with its 25 tries is what one relies on, and it never comes to be; the next one is tomorrow's. Give
-# each line that matters "?fill=1d", and a minute of its own.
+# Why it matters: the tries of a job are what one relies on, and here there is no job to be tried
+# again; the next one is tomorrow's. The hour of daily jobs is that of restarts of databases as
+# well. Give each line that matters "fill".
 
 # shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
