@@ -125,7 +125,7 @@ raise SystemExit(seen != [(1, 1)] * 2 + [(1, 2)] * 2)
 PYTHON
     "$PYTHON" beat.py sqlalchemy || changed 'see above'
     "$PYTHON" beat.py django || changed 'see above'
-    still_so 'a run is forgotten, and repeated after the restart'
+    still_so 'a run is forgotten, and repeated after an edit or a restart'
 }
 
 main "$@"
