@@ -32,6 +32,7 @@ const { Pool } = require("pg")
 const { PGHOST, PGPORT } = process.env
 const pgPool = new Pool({ connectionString: `postgresql://postgres@${PGHOST}:${PGPORT}/postgres` })
 pgPool.on("error", () => {})
+pgPool.on("connect", (client) => client.on("error", () => {}))
 const MINUTE = 60000
 const minutes = { plain: [], filled: [] }
 const errors = []
