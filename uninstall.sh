@@ -38,6 +38,8 @@ main() {
 # The one way out: who ends it half-way, while it waits for a run, say, has no timers any more
 leave() {
     local code=$?
+    trap '' INT HUP TERM
+    trap - EXIT
     ((code == 0)) || [[ $died ]] || say "uninstall.sh: interrupted, or a step failed, see above. Perhaps nothing \
 renews the key now.
 To go on, run this again. To keep the updater: sudo ./install.sh (in a copy of the project); then
@@ -65,7 +67,7 @@ remove_all() { # yes: purge
 }
 
 die() { # message, exit code (1)
-    printf 'uninstall.sh: %s\n' "$1" >&2
+    printf 'uninstall.sh: %s\n' "$1" >&2 || true
     died=yes
     exit "${2:-1}"
 }

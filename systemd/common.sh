@@ -172,7 +172,7 @@ run_in_sandbox() { # unit, limit of time (TimeoutStartSec= of services), command
 
 name_state_folder() {
     say "systemd cannot use the folder $STATE_DIR (code 238). Nothing was asked of Webkassa, the key is as it was." \
-        "Is it no folder, but a file or a link, or is its disk full? Run: ls -ld $STATE_DIR; df $STATE_DIR"
+        "It must be a folder (no file, no link), on a disk that is not full. Run: ls -ld $STATE_DIR; df $STATE_DIR"
 }
 
 kill_unit() { # unit, signal

@@ -390,7 +390,7 @@ def send_test(server: Server) -> int:
         say(Message("Apprise does not start. Run: {mend}", mend=server.reinstall("--with-alerts")))
         return 1
     except OSError as error:
-        what = "{file} cannot be read ({why}). What mends it: sudo webkassa-key status"
+        what = "{file} cannot be read ({why}). How to mend it: sudo webkassa-key status"
         say(Message(what, file=server.addresses, why=error.strerror))
         return 1
     reasons = [(one.label, problem_of(one) or send(one, alert)) for one in addresses]
