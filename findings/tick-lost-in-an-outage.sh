@@ -7,7 +7,7 @@
 # that were not running. A job that was made and fails is tried again, as always.
 # Seen with PostgreSQL 18.6 and Node 20: it is stopped 5 s before a minute begins and started 1.5 s
 # after. A job of each minute is missing in that one, the same with "?fill=10m" is not. The worker
-# goes on as before, and its log says that cron is "restarting".
+# goes on as before; its log has an error of cron.
 # Why it matters: the tries of a job are what one relies on, and here there is no job to be tried
 # again; the next one is tomorrow's. The hour of daily jobs is that of restarts of databases as
 # well. Give each line that matters "fill".
