@@ -232,9 +232,10 @@ def update(job: Job) -> Outcome:
         if not logins.ended_by:
             logins.refusals.note.remove()
     if before := logins.row_before_first_login:
-        at_risk = done.code not in (0, SettingsFault.code) and done.verdict not in ("", ALIVE)
-        at_risk = at_risk or (before.at_risk and not done.verdict)
-        logins.key_age.risk.write(key=(done.key if at_risk else NO_KEY).fingerprint)
+        same, stored = done.key == before.key, done.renewed and done.code in (0, SettingsFault.code)
+        at_risk = not stored and done.verdict != ALIVE if done.verdict else same and before.at_risk
+        if at_risk or same:  # the note is void when another key is stored
+            logins.key_age.risk.write(key=(done.key if at_risk else NO_KEY).fingerprint)
     return done
 
 
@@ -266,8 +267,8 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
 
             # 4. Authorize, which kills the key in use, and 5. validate the token
             if not logins.asked:
-                shield.enter_context(hold_back_signals_and_log())
                 logins.key_age.risk.write(key=row.key.fingerprint)
+                shield.enter_context(hold_back_signals_and_log())
                 logins.start_asking(store.table.schema)
             log_in_or_keep(job, logins, store, row)
 
@@ -938,7 +939,7 @@ class PromptResponse(http.client.HTTPResponse):
             if not isinstance(self.status, int):
                 raise
             while self.fp.peek(1)[:1] != b"{" and self.fp.readline(65537).strip():
-                pass  # 100 headers or more: none of them counts; of 100, the end is read already
+                pass  # of 100 headers or more none counts; behind just 100 the blank line is read
             self.headers = self.msg = http.client.HTTPMessage()
             self.length, self.chunked, self.will_close = None, False, True
             return
@@ -1246,8 +1247,8 @@ class KeyStore:
         self.write("SAVEPOINT rehearsal;", row, stand_in, NOTIFY, end)
         locks, spent = next(iter(self.try_run(USED)), ("", False))
         if spent:
-            raise WriteRefused("PostgreSQL refuses the write: a sequence has no value left.")
-        self.run_locking("ROLLBACK TO SAVEPOINT rehearsal;" + (locks or ""))
+            raise WriteRefused("PostgreSQL refuses the write: 2200H, a sequence has no value left.")
+        self.run(LOCK_TIMEOUT + "ROLLBACK TO SAVEPOINT rehearsal;" + (locks or ""))
 
     def store(self, row: KeyRow, token: Secret, deadline: Deadline, notify: bool) -> None:
         """Store the token and commit, in one message."""
@@ -1270,12 +1271,11 @@ class KeyStore:
         return self.run_locking(before + write + READ_BACK + after, {"token": token.value}, end)
 
 
-# Keeps the locks that the end of the rehearsal would give back: between it and the store no migration
-# may come in, nor, where the key is in a unique index, a new row that refers to ours
+# Keeps what the rehearsal's end gives back: the table's lock; of a unique key the row's whole lock
 KEEP_LOCKS = """
     SELECT FROM {table} WHERE service_name = %(service)s AND EXISTS (
-        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
-        WHERE indrelid = %(oid)s AND indisunique AND attname = 'api_key') FOR UPDATE;
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])
+        WHERE indrelid = %(oid)s AND indisunique AND indexprs IS NULL AND indpred IS NULL AND attname = 'api_key') FOR UPDATE;
     EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s
 """
 # UPDATE when there is a row, else INSERT: with ON CONFLICT a NOT NULL column without a default
@@ -1300,7 +1300,7 @@ READ_BACK = """
 # store needs both once more. What our role may not lock or read, or a trigger made, is left out
 USED = """
     SELECT string_agg(CASE WHEN relkind IN ('r', 'p') AND mode = 'RowExclusiveLock' AND relation <> %(oid)s AND n !~ '[%%{{}}$]' THEN
-               format('DO $$ BEGIN LOCK TABLE %%s IN ROW EXCLUSIVE MODE NOWAIT; EXCEPTION WHEN lock_not_available THEN RAISE; WHEN OTHERS THEN NULL; END $$;', n) END, ''),
+               format('DO $$ BEGIN LOCK TABLE ONLY %%s IN ROW EXCLUSIVE MODE NOWAIT; EXCEPTION WHEN lock_not_available THEN RAISE; WHEN OTHERS THEN NULL; END $$;', n) END, ''),
            bool_or(CASE WHEN relkind = 'S' AND has_sequence_privilege(relation, 'USAGE, SELECT') THEN (SELECT NOT seqcycle
                AND pg_sequence_last_value(seqrelid)::numeric + seqincrement NOT BETWEEN seqmin AND seqmax FROM pg_sequence WHERE seqrelid = relation) END)
     FROM pg_locks JOIN pg_class ON pg_class.oid = relation, format('%%s.%%I', relnamespace::regnamespace, relname) AS n WHERE pid = pg_backend_pid()
@@ -2624,7 +2624,7 @@ class Command:
         if self.options.accounts_dir:
             program += " --accounts-dir " + shlex.quote(self.options.accounts_dir)
         one = f" --account {self.name}" if re.fullmatch("[a-z0-9][a-z0-9_-]*", self.name) else ""
-        careful = " --if-needed" if self.folder and not self.name else ""
+        careful = " --if-needed" if self.folder and not one else ""
         text = in_readers_language(message).replace("`update`", f"{program} update{one}{careful}")
         return re.sub("`(check|status)`", lambda match: f"{program} {match[1]}{one}", text)
 

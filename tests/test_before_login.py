@@ -66,7 +66,7 @@ UNWRITABLE = {
     "sequence without a further value": (
         "CREATE SEQUENCE audit START 2 MAXVALUE 2; GRANT USAGE ON SEQUENCE audit TO keeper;"
         + trigger("PERFORM nextval('audit'); RETURN NEW;"),
-        "PostgreSQL refuses the write: a sequence has no value left."),
+        "PostgreSQL refuses the write: 2200H, a sequence has no value left."),
     "row-level security": ("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
                            "CREATE POLICY p ON api_keys FOR SELECT USING (true)",
                            "has a row 'Webkassa' that may be seen, but not locked"),
@@ -409,6 +409,17 @@ def test_no_migration_comes_in_between_rehearsal_and_store(keeper: Shop, migrati
     result = keeper.run()
     assert (result.code, states) == (0, [])
     assert keeper.holds_the_live_key
+
+
+def test_part_of_a_triggers_table_that_it_does_not_write_hinders_nobody(shop: Shop) -> None:
+    """An index is made on last month's log."""
+    shop.sql("""
+        CREATE TABLE log (month int) PARTITION BY LIST (month);
+        CREATE TABLE log_11 PARTITION OF log FOR VALUES IN (11);
+        CREATE TABLE log_12 PARTITION OF log FOR VALUES IN (12)""")
+    shop.sql(trigger("INSERT INTO log VALUES (12); RETURN NEW;"))
+    with shop.transaction("LOCK TABLE log_11 IN SHARE MODE"):
+        shop.renew()
 
 
 def test_migration_that_comes_in_at_the_rehearsals_end_is_waited_for(shop: Shop) -> None:

@@ -64,11 +64,13 @@ def test_look_that_fails_ends_no_transaction(shop: Shop, standby: Path) -> None:
     """At another table of this name, which somebody has locked."""
     shop.sql("CREATE SCHEMA other; CREATE TABLE other.api_keys (LIKE api_keys)")
     shop.sql("ALTER DATABASE shop SET search_path = public, other")
+    shop.webkassa.script.append(answer(503))
     with (
-        Pgpool(shop.server, standby) as pooler,
+        Pgpool(shop.server, standby, "log_per_node_statement = on") as pooler,
         shop.transaction("LOCK TABLE other.api_keys"),
     ):
-        shop.renew(POSTGRES_PORT=str(pooler.port))
+        shop.renew(logins=2, POSTGRES_PORT=str(pooler.port))
+        assert nodes_asked(pooler, "SELECT 1") == {"0"}
 
 
 @pytest.mark.parametrize("settings", [CACHE, UNCACHED])

@@ -111,11 +111,20 @@ def test_key_that_cannot_be_stored_in_time_is_reported_lost(shop: Shop) -> None:
     assert "un again now" in result.err
 
 
-@pytest.mark.parametrize("unique", ["", "CREATE UNIQUE INDEX ON api_keys (api_key);"])
-def test_new_row_that_refers_to_ours_holds_no_key_back(shop: Shop, unique: str) -> None:
-    """Its lock on our row hinders an UPDATE of what is in a unique index, until its transaction ends:
-    so it waits then. Where no such index is, nobody waits."""
-    shop.sql(unique + "CREATE TABLE receipts (key_id integer REFERENCES api_keys)")
+@pytest.mark.parametrize(
+    ("index", "waits"),
+    [
+        ("", False),
+        ("CREATE UNIQUE INDEX ON api_keys (service_name) INCLUDE (api_key);", False),
+        ("CREATE UNIQUE INDEX ON api_keys (api_key) WHERE id > 0;", False),
+        ("CREATE UNIQUE INDEX ON api_keys (service_name, api_key);", True),
+        ("CREATE UNIQUE INDEX ON api_keys (api_key);", True),
+    ],
+)
+def test_new_row_that_refers_to_ours_holds_no_key_back(shop: Shop, index: str, waits: bool) -> None:
+    """Its lock on our row hinders an UPDATE of what a foreign key may refer to, until its transaction
+    ends: so it waits then. Elsewhere nobody waits."""
+    shop.sql(index + "CREATE TABLE receipts (key_id integer REFERENCES api_keys)")
     shop.hurry(LoginState__STORING_TIME=3)
     waited = []
 
@@ -129,7 +138,7 @@ def test_new_row_that_refers_to_ours_holds_no_key_back(shop: Shop, unique: str) 
 
         shop.webkassa.on_issue = insert
         shop.renew()
-    assert bool(waited) == bool(unique)
+    assert bool(waited) == waits
 
 
 def test_key_of_somebody_who_logged_in_after_us_is_left_alone(shop: Shop) -> None:
