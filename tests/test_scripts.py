@@ -344,7 +344,7 @@ def test_command_has_the_whole_server_looked_at(typed: str, installed: Path, run
     ("code", "said"),
     [
         (203, "Nothing was asked of Webkassa, the key is as it was. Run: sudo "),
-        (238, "a file or a link, or is its disk full? Run: ls -ld /var/lib/"),
+        (238, "on a disk that is not full. Run: ls -ld /var/lib/"),
         (
             137,
             "did not come to its own end (code 137). How the key stands: sudo webkassa-key status",
