@@ -1245,10 +1245,8 @@ class KeyStore:
         stand_in = stand_in or Secret(alike.upper() if row.key.value.isupper() else alike)
         end = self.deadline.within(self.COMMIT_TIME / 2)  # of the time that the store will have
         self.write("SAVEPOINT rehearsal;", row, stand_in, NOTIFY, end)
-        locks, spent = next(iter(self.try_run(USED)), ("", False))
-        if spent:
-            raise WriteRefused("PostgreSQL refuses the write: 2200H, a sequence has no value left.")
-        self.run(LOCK_TIMEOUT + "ROLLBACK TO SAVEPOINT rehearsal;" + (locks or ""))
+        ((needed,),) = self.try_run(USED) or [("",)]
+        self.run(LOCK_TIMEOUT + "ROLLBACK TO SAVEPOINT rehearsal;" + (needed or ""))
 
     def store(self, row: KeyRow, token: Secret, deadline: Deadline, notify: bool) -> None:
         """Store the token and commit, in one message."""
@@ -1297,13 +1295,15 @@ READ_BACK = """
     END $check$;
 """
 # The rehearsal's end gives back the locks of what triggers write, but no value of a sequence: the
-# store needs both once more. What our role may not lock or read, or a trigger made, is left out
+# store needs both once more. Statements for that; what our role may not lock or read is left out
 USED = """
     SELECT string_agg(CASE WHEN relkind IN ('r', 'p') AND mode = 'RowExclusiveLock' AND relation <> %(oid)s AND n !~ '[%%{{}}$]' THEN
-               format('DO $$ BEGIN LOCK TABLE ONLY %%s IN ROW EXCLUSIVE MODE NOWAIT; EXCEPTION WHEN lock_not_available THEN RAISE; WHEN OTHERS THEN NULL; END $$;', n) END, ''),
-           bool_or(CASE WHEN relkind = 'S' AND has_sequence_privilege(relation, 'USAGE, SELECT') THEN (SELECT NOT seqcycle
-               AND pg_sequence_last_value(seqrelid)::numeric + seqincrement NOT BETWEEN seqmin AND seqmax FROM pg_sequence WHERE seqrelid = relation) END)
-    FROM pg_locks JOIN pg_class ON pg_class.oid = relation, format('%%s.%%I', relnamespace::regnamespace, relname) AS n WHERE pid = pg_backend_pid()
+               format('DO $$ BEGIN LOCK TABLE ONLY %%s IN ROW EXCLUSIVE MODE NOWAIT; EXCEPTION WHEN lock_not_available THEN RAISE; WHEN OTHERS THEN NULL; END $$;', n)
+           WHEN relkind = 'S' THEN CASE WHEN has_sequence_privilege(relation, 'USAGE, SELECT') THEN (
+               SELECT CASE WHEN NOT seqcycle AND pg_sequence_last_value(seqrelid)::numeric + seqincrement NOT BETWEEN seqmin AND seqmax
+                      THEN 'DO $$ BEGIN RAISE SQLSTATE ''2200H''; END $$;' END FROM pg_sequence WHERE seqrelid = relation) END END, '')
+    FROM pg_locks JOIN pg_class ON pg_class.oid = relation,
+         format('%%s.%%I', relnamespace::regnamespace, relname) AS n WHERE pid = pg_backend_pid()
 """
 NOTIFY = "SET LOCAL lock_timeout = 1000; SELECT pg_notify('webkassa_key_updated', %(service)s);"  # a stranger's is waited for (findings/)
 

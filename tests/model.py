@@ -224,7 +224,7 @@ class Connection:
         elif "pg_try_advisory" in text:
             self.rows = [(self.ask("lock")[0] == "mine",)]
         elif "LOCK TABLE" in text:
-            self.rows = [("", False)]
+            self.rows = [("",)]
         elif "pg_locks" in text:
             self.rows = [("somebody",)]
         elif "SELECT 1" in text:

@@ -66,7 +66,7 @@ UNWRITABLE = {
     "sequence without a further value": (
         "CREATE SEQUENCE audit START 2 MAXVALUE 2; GRANT USAGE ON SEQUENCE audit TO keeper;"
         + trigger("PERFORM nextval('audit'); RETURN NEW;"),
-        "PostgreSQL refuses the write: 2200H, a sequence has no value left."),
+        "a sequence that the write uses has no value left (sequence_generator_limit_exceeded 2200H"),
     "row-level security": ("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;"
                            "CREATE POLICY p ON api_keys FOR SELECT USING (true)",
                            "has a row 'Webkassa' that may be seen, but not locked"),
