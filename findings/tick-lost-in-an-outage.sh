@@ -21,8 +21,7 @@ main() {
     make_postgres
     start_postgres
     install_npm graphile-worker@0.17.3 pg@8.16.3
-    export TMP BIN
-    export -f start_postgres as_server
+    export_start_postgres
     cat > worker.js << 'JAVASCRIPT'
 const { execFileSync } = require("node:child_process")
 const { setTimeout: sleep } = require("node:timers/promises")
