@@ -72,11 +72,7 @@ main() {
     parse_options "$@"
     examine_machine
     take_lock || die "Another install.sh or uninstall.sh is at work. Wait for its end, then run this again."
-    trap leave EXIT
-    trap '' PIPE # who pipes the output into head gets an installation all the same
-    trap 'exit 130' INT
-    trap 'exit 129' HUP
-    trap 'exit 143' TERM
+    go_out_by_leave
     if wants account || wants accounts; then
         add_accounts 9>&-
     else

@@ -27,11 +27,7 @@ main() {
     (($# == 0)) || die "unknown arguments $*; see --help" 2
     is_root || die "must be run by root: sudo ./uninstall.sh"
     take_lock || die "Another install.sh or uninstall.sh is at work. Wait for its end, then run this again."
-    trap leave EXIT
-    trap '' PIPE # who pipes the output into head has it removed all the same
-    trap 'exit 130' INT
-    trap 'exit 129' HUP
-    trap 'exit 143' TERM
+    go_out_by_leave
     remove_all "$purge" 9>&-
 }
 

@@ -99,6 +99,15 @@ take_lock() {
     systemctl stop "$BUILD-*.scope" 2> /dev/null || true
 }
 
+# From now on `leave` is the one way out. Who pipes the output into head has all done the same
+go_out_by_leave() {
+    trap leave EXIT
+    trap '' PIPE
+    trap 'exit 130' INT
+    trap 'exit 129' HUP
+    trap 'exit 143' TERM
+}
+
 # What an installation needs until its end; one that was killed has left it
 remove_traces() {
     rm -rf "$SNAPSHOT" "$TRIALS"-* /run/systemd/system/"${TRIALS##*/}"-*.service.d \
