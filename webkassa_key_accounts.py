@@ -528,7 +528,7 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
             say(updater.Message("{done} of {count} accounts", **done), end="\r")
     code = sum_up(command, pool)
     if command.is_update and not command.options.account:  # else it tells nothing of the others
-        updater.ping(monitor, code)
+        updater.ping(monitor, code, [*everyone])
     return code
 
 

@@ -1766,8 +1766,7 @@ class SettingsParser:
         self.faults.append(Message(what, name=name, **facts))
 
     def text(self, name: str, default: str | None = "", any_end: bool = False) -> str:
-        """Return any text; `default` None: it is required. A quote or a blank at an end is an
-        oversight, but not of a password (`any_end`)."""
+        """Return any text; `default` None: it is required; `any_end`: it may begin with a blank."""
         value = self.values.get(name, default or "")
         odd = "" if value.isprintable() else value  # of 300 accounts, each character takes its time
         hidden = [ord(c) for c in odd if unicodedata.category(c) in self.HIDDEN]
@@ -1827,8 +1826,7 @@ def odd_end(name: str, value: str) -> list[Message]:
 
 
 def read_env_file(path: Path, faults: list[Message]) -> dict[str, str]:
-    """Parse a settings file with python-dotenv, without interpolation; add what is wrong with it
-    to `faults`: a line by its number, never by its text. Raise SettingsFault if it is unreadable."""
+    """Parse a settings file by python-dotenv, without interpolation; faults name lines, never texts."""
     try:
         text = read_text(path)
     except SettingsFault as fault:
@@ -1984,8 +1982,7 @@ def odd_for_consumers(table: Table, key: Secret) -> Iterator[str]:
 def describe_failure(
     failure: Failure, key: Secret, verdict: str, lost: Secret, asked: bool
 ) -> Outcome:
-    """Say why an update failed, how the stored `key` stands, and what to do now. `verdict`: a
-    probe's word on it, "" where no login can have killed it; `lost`: a token that was not stored."""
+    """Say why it failed, how `key` stands by a probe's `verdict` ("": unharmed), and what to do."""
     now = advice = advice_for(failure)
     if lost:
         now = Message("Fix it. Run again now: `update`")
@@ -2085,8 +2082,7 @@ DEFAULT_AUTH_URL = "https://api.webkassa.kz/api/Authorize"
 
 
 def connect_failure(account: Account, target: dict[str, str], error: Exception) -> StoreUnavailable:
-    """Say why PostgreSQL cannot be reached. Its own words follow the server's language, so whether
-    somebody listens is tried again: `port_is_open`."""
+    """Say why PostgreSQL cannot be reached. Its own words follow the server's language."""
     shown = {n: v for n, v in {**account.database, **target}.items() if isinstance(v, str)}
     named = [n for n in ("service", "host", "port", "dbname", "user") if n in shown]
     host = target.get("hostaddr") or target.get("host") or "/var/run/postgresql"  # the wheel's own
@@ -2135,8 +2131,7 @@ def port_open(host: str, port: int) -> bool:
 
 
 def database_failure(error: Any, table: Table, account: Account) -> Failure:
-    """Name an error by its SQLSTATE and by names that the catalog has: its text can carry a key,
-    and so can a name that a trigger made up."""
+    """Name an error by its SQLSTATE and the catalog's names: texts, and made-up names, carry keys."""
     state = getattr(error, "pgcode", None)
     if state is None:  # psycopg2 2.9 has none of a server that hangs up, as PgBouncer does
         refusal = first_that_holds(  # its words are always English
@@ -2189,8 +2184,7 @@ def describe_grants(table: Table) -> Message:
             "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`")  # fmt: skip
     if table.found is None:
         what = "As its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nThen run: `check`"
-    role, schema, name = table.quoted
-    return Message(what, role=role, schema=schema, name=name)
+    return Message(what, **dict(zip(("role", "schema", "name"), table.quoted, strict=True)))
 
 
 def table_fault(
@@ -2336,10 +2330,9 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
 
 def is_in_pgpools_cache(store: KeyStore) -> bool:
     """Say whether a Pgpool-II in between keeps what consumers read; PostgreSQL has no such command."""
-    if store.try_run("PGPOOL SHOW memory_cache_enabled") != [("on",)]:
-        return False
-    uncached = store.try_run("PGPOOL SHOW cache_unsafe_memqcache_table_list")
-    return store.table.name not in str(uncached)
+    is_on = store.try_run("PGPOOL SHOW memory_cache_enabled") == [("on",)]
+    uncached = is_on and store.try_run("PGPOOL SHOW cache_unsafe_memqcache_table_list")
+    return is_on and store.table.name not in str(uncached)
 
 
 def check_host(ca_file: str, url: str, name: str) -> Finding:
@@ -2565,8 +2558,7 @@ def read_line() -> str:
 
 
 class Command:
-    """Does what was typed, and says how it went. `name` is, in the child of one of many accounts,
-    that account's, and `label` what its lines begin with; `report_wait` and `connect` are a Job's."""
+    """Does what was typed. `name`, `label` (of its lines): of one of many accounts, in its child."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.folder, self.name, self.label = options, options.accounts_dir, "", ""
@@ -2592,15 +2584,13 @@ class Command:
         return self.do_one(account, monitor_of(values, []))
 
     def load_settings(self) -> tuple[dict[str, str], list[Message]]:
-        """Return the settings by name, and what is wrong with them or their file. Make them the
-        environment, for libpq and requests."""
+        """Return settings and what is wrong with them; make them libpq's and requests' environment."""
         faults, beside = list[Message](), Path(__file__).resolve().with_name(".env")
         path = Path(self.options.env_file or beside.resolve())  # in an image it is a link
         has_file = self.options.env_file or os.path.exists(path)
         from_file = read_env_file(path, faults) if has_file else {}
         values = from_file | {name: value for name, value in os.environ.items() if value}
-        for name in os.environ.keys() - values.keys():
-            del os.environ[name]
+        os.environ.clear()
         os.environ.update(values)
         in_readers_language(Message(""))  # reads the catalogue: no file is opened after a login
         if self.options.env_file:
@@ -2616,8 +2606,7 @@ class Command:
         return values, faults
 
     def as_typed(self, message: Message) -> str:
-        """Return a message in the reader's language, with the program as it was called in the place
-        of `command`. Of many accounts it is to be for one, or must leave the good keys alone."""
+        """Translate a message, with the program as it was called, for this account, in `command`."""
         words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
         words += ["--env-file", self.options.env_file] if self.options.env_file else []
         program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
@@ -2656,7 +2645,7 @@ class Command:
                 facts |= {"fingerprint": outcome.key.fingerprint, "account": self.name or None}
                 say(json.dumps(facts | {"message": said}))
             self.report_wait(Message("the monitor"), CHECK_TIME)
-            ping(monitor, outcome.code)
+            ping(monitor, outcome.code, [self.name], self.name)
         return outcome.code
 
     def print_check(self, findings: Iterable[Finding], row: str) -> int:
@@ -2669,8 +2658,7 @@ class Command:
         return first
 
     def print_status(self, reports: list[dict[str, Any]], what: str) -> int:
-        """Print how things stand, `what` first, like a monitoring plug-in, or as JSON or metrics.
-        Return the level of the first report, which is the worst."""
+        """Print how things stand: text (`what` first), JSON or metrics; return the worst level."""
         level = reports[0]["status"] if reports else "OK"
         accounts = [report for report in reports if {"account", "service"} & report.keys()]
         if self.options.metrics:
@@ -2694,8 +2682,7 @@ LEVELS, UNKNOWN = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), 3  # exit codes of m
 
 
 class Terminal:
-    """Tells a person who waits, after 3 s, for what and for how long; and that Ctrl-C was heard.
-    It writes from a thread of its own: a terminal may block, and the update must not."""
+    """Tells a person, after 3 s, for what we wait, from a thread of its own: a terminal may block."""
 
     def __init__(self) -> None:
         self.wait = (Message(""), Deadline(0), Deadline(0))
@@ -2754,8 +2741,7 @@ def read_catalogue() -> Callable[[str], str]:
 
 
 def load_module(name: str) -> Any:
-    """Return the module of a file beside this one, and hand this one to it; raise SettingsFault if
-    it is missing. An isolated Python (-I) would not find it by its name."""
+    """Return the module of a file beside this one, which python -I would not find by its name."""
     path = Path(__file__).resolve().with_name(f"webkassa_key_{name}.py")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not spec or not spec.loader or not path.exists():
@@ -2768,16 +2754,11 @@ def load_module(name: str) -> Any:
 
 
 def note_run(account: str, said: str, outcome: Outcome) -> None:
-    """Note for the server's status how an update ended, in $STATE_DIRECTORY/run-KIND.json, of one of
-    many accounts run-KIND.NAME.json; KIND is WEBKASSA_RUN_KIND. What fails here changes nothing."""
+    """Note for the server's status how an update ended; what fails here changes nothing."""
     now, kind, code = time.time(), os.environ.get("WEBKASSA_RUN_KIND", "hand"), outcome.code
     end = f".{account}.json" if account else ".json"
     with contextlib.suppress(Exception):
-        folder = Path(os.environ["STATE_DIRECTORY"])  # without systemd there is no such status
-        notes = dict[str, Any]()
-        for path in folder.glob(f"run-*{end}"):
-            with contextlib.suppress(Exception):  # a power cut may have left half of one
-                notes[path.name] = dict(json.loads(read_text(path)))
+        folder, notes = Path(os.environ["STATE_DIRECTORY"]), read_notes(end)
         last = {"code": 0, "renewed": None} | notes.get(f"run-{kind}{end}", {})
         renewals = [r for note in notes.values() if (r := note.get("renewed") or 0) <= now]
         goes_on = code and code == last["code"] and max(renewals, default=0) < last["time"]
@@ -2794,9 +2775,28 @@ def note_run(account: str, said: str, outcome: Outcome) -> None:
         new.replace(folder / f"run-{kind}{end}")
 
 
-def ping(url: Secret, code: int) -> None:
-    """Tell a Healthchecks-compatible monitor or Uptime Kuma how it ended; never change how it ends."""
-    if not url:
+def read_notes(end: str) -> dict[str, dict[str, Any]]:
+    """Return what runs noted, by their files, which end so: run-KIND.json or run-KIND.ACCOUNT.json."""
+    notes = dict[str, dict[str, Any]]()
+    for path in Path(os.environ.get("STATE_DIRECTORY", os.devnull)).glob(f"run-*{end}"):
+        with contextlib.suppress(Exception):  # a power cut may have left half of one
+            notes[path.name] = dict(json.loads(read_text(path)))
+    return notes
+
+
+def failure_stands(accounts: Sequence[str], one: str) -> bool:
+    """Say whether the status knows of a failure of one of these accounts, with no renewal since."""
+    with contextlib.suppress(Exception):
+        notes = [n for n in read_notes(f"{one}.json").values() if n.get("account") in accounts]
+        renewed = dict(sorted((n["account"], n["renewed"] or 0) for n in notes))  # the last counts
+        return any(n["code"] and n["time"] > renewed[n["account"]] for n in notes
+                   if n["kind"] in ("daily", "boot", "net") or n["code"] == LOGIN_REFUSED)  # fmt: skip
+    return False
+
+
+def ping(url: Secret, code: int, accounts: Sequence[str], one: str = "") -> None:
+    """Tell a monitor how it ended: Healthchecks or one like it, or Uptime Kuma; change nothing."""
+    if not url or (not code and failure_stands(accounts, one)):  # then it is no success
         return
     whole, said = re.sub(r"/*(\?.*)?$", ("/fail" if code else "") + r"\1", url.value, count=1), {}
     if "/api/push/" in url.value:

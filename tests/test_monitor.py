@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from world.accounts import Accounts
 from world.monitor import Monitor
 from world.shop import Shop
 from world.waiting import within
+from world.webkassa_simulator import answer, errors
 
 
 def test_monitor_is_told_of_success_and_failure_of_updates_alone(
@@ -94,3 +96,68 @@ def test_check_and_status_of_faulty_settings_tell_no_monitor(
 ) -> None:
     shop.main(command, HEALTHCHECK_URL=f"{monitor.origin}/200/x", WEBKASSA_LOGIN="")
     assert monitor.paths == []
+
+
+IDLE = ("update", "--if-needed")  # of a young key that works: nothing to do
+
+
+@pytest.fixture
+def state(shop: Shop) -> Path:
+    """The folder of notes that systemd, or the image, gives to all runs."""
+    folder = shop.home / "state of systemd"
+    folder.mkdir()
+    shop.env["STATE_DIRECTORY"] = str(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("failed", "kind"),
+    [("daily", "net"), ("daily", "heal"), ("daily", "boot"), ("boot", "consumer"), ("hand", "net")],
+)
+def test_a_run_with_nothing_to_do_hides_no_failure(
+    shop: Shop, state: Path, monitor: Monitor, failed: str, kind: str
+) -> None:
+    """The password was changed: every hour, till the key died, the monitor was told that all is well."""
+    shop.env["HEALTHCHECK_URL"] = f"{monitor.origin}/x"
+    assert shop.run(WEBKASSA_RUN_KIND=failed).code == 0
+    assert shop.run(*IDLE, WEBKASSA_RUN_KIND=kind).code == 0
+    assert monitor.paths == ["/x", "/x"]
+    shop.webkassa.script.append(answer(200, errors(1)))
+    assert shop.run(WEBKASSA_RUN_KIND=failed).code == 77
+    assert shop.run(*IDLE, WEBKASSA_RUN_KIND=kind).code == 0
+    assert monitor.paths == ["/x", "/x", "/x/fail"]
+    assert shop.run(WEBKASSA_RUN_KIND=failed).code == 0
+    assert shop.run(*IDLE, WEBKASSA_RUN_KIND=kind).code == 0
+    assert monitor.paths == ["/x", "/x", "/x/fail", "/x", "/x"]
+
+
+def test_what_is_no_failure_of_the_status_is_none_for_the_monitor(
+    shop: Shop, state: Path, monitor: Monitor
+) -> None:
+    """The database was away for a second, as a consumer asked, or at the hourly look before this one."""
+    shop.env["HEALTHCHECK_URL"] = f"{monitor.origin}/x"
+    shop.run()
+    for kind in ("consumer", "net"):
+        assert shop.run(*IDLE, WEBKASSA_RUN_KIND=kind, POSTGRES_PORT="9").code == 75
+        assert shop.run(*IDLE, WEBKASSA_RUN_KIND="net").code == 0
+    (state / "run-daily.json").write_text("{")
+    assert shop.run(*IDLE, WEBKASSA_RUN_KIND="net").code == 0
+    assert monitor.paths == ["/x", *["/x/fail", "/x"] * 2, "/x"]
+
+
+def test_of_many_accounts_a_failure_of_one_is_hidden_no_more(
+    shop: Shop, state: Path, monitor: Monitor
+) -> None:
+    accounts = Accounts(shop, "north", "south")
+    shop.env["HEALTHCHECK_URL"] = f"{monitor.origin}/all"
+    accounts.write("south", HEALTHCHECK_URL=f"{monitor.origin}/south")
+    assert shop.run(WEBKASSA_RUN_KIND="daily").code == 0
+    assert sorted(monitor.paths) == ["/all", "/south"]
+    accounts.script("south").append(answer(200, errors(1)))
+    assert shop.run(WEBKASSA_RUN_KIND="daily").code == 77
+    monitor.heard.clear()
+    assert shop.run(*IDLE, WEBKASSA_RUN_KIND="net").code == 0
+    assert monitor.paths == []
+    (accounts.folder / "south.env").unlink()  # its row is somebody else's from now on
+    assert shop.run(*IDLE, WEBKASSA_RUN_KIND="net").code == 0
+    assert monitor.paths == ["/all"]
