@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -76,6 +77,7 @@ def main(arguments: list[str], server: Server) -> int:
     if arguments in (["-h"], ["--help"]):
         print(str(__doc__).rstrip())
         return 0
+    find_apprise(server)
     if arguments == ["--look"]:
         print("".join(f"{line}\n" for line in look(server)), end="")
         return 0
@@ -87,6 +89,13 @@ def main(arguments: list[str], server: Server) -> int:
         )
         return 2
     return serve(server)
+
+
+def find_apprise(server: Server) -> None:
+    """An upgrade of the system breaks all virtual environments at once, with the updater's that of the
+    alerts: its Python is another one then, and looks elsewhere. What lies there serves that one, too."""
+    if not importlib.util.find_spec("apprise"):
+        sys.path += map(str, (server.current / "alerts/lib").glob("python3*/site-packages"))
 
 
 # ---- Addresses

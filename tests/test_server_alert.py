@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,29 @@ def test_a_failure_is_told_of_once(box: AlertedBox, receiver: Monitor) -> None:
     assert "(code 77: Webkassa refuses the login" in alert["message"]
     assert alert["message"].endswith("\nWebkassa refuses it.")
     assert alert["type"] == "failure"
+
+
+LOOK = """
+import pathlib, sys
+sys.path.insert(0, {systemd!r})
+import server_alert, server_status
+sys.exit(server_alert.main(["--look"], server_status.Server(pathlib.Path({root!r}))))
+"""
+
+
+def test_alerts_survive_an_upgrade_of_the_systems_python(box: AlertedBox) -> None:
+    """It breaks both virtual environments in one night, and the alert of that reached nobody."""
+    libraries = Path(importlib.util.find_spec("apprise").origin).parents[1]  # type: ignore[union-attr, arg-type]
+    box.send_to(more="nonsense\n")
+    code = LOOK.format(systemd=str(ROOT / "systemd"), root=str(box.root))
+    command = [sys.executable, "-S", "-B", "-E", "-s", "-c", code]  # -S: it knows no site-packages
+    looked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert looked == "cannot be sent: Apprise does not start\n"
+    before = box.current / "alerts/lib/python3.1"
+    before.mkdir(parents=True)
+    (before / "site-packages").symlink_to(libraries)
+    looked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert looked.startswith("line 2: Apprise does not understand this address")
 
 
 # The three questions -----------------------------------------------------------------------------
