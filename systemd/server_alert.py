@@ -496,7 +496,7 @@ def serve(server: Server) -> int:
     units, notes = show_units(*(unit for _, unit in ALERTED.values())), read_notes(server)
     failed = list[Failed]()
     for kind, (_, unit) in ALERTED.items():
-        failed += failed_runs(kind, units[unit], notes)
+        failed += failed_runs(server, kind, units[unit], notes)
     # systemd 254 and newer come on every retry
     at_work = any(unit["SubState"].startswith(("auto-restart", "start")) for unit in units.values())
     failing = {run.account for run in failed}

@@ -91,6 +91,7 @@ MEANINGS = {  # of exit codes; those of the program as its --help has them
     238: "systemd cannot use the folder of the notes",
     243: "a file that LoadCredential= names is missing",
 }
+NOT_STARTED = {1, 203, 217}  # what install.sh mends
 # What others.sh remarks of a trigger
 LOGS_IN = "runs a login at Webkassa"
 REMARKS = (
@@ -186,6 +187,13 @@ class Server:
         """The accounts that are to be renewed; "" stands for the only one, and for all."""
         names = {path.stem for path in listed(self.accounts) if path.match("[!.]*.env")}
         return {""} | names
+
+    @property
+    def installed(self) -> float:
+        """When the release in use was put in its place; in seconds, 0 where nobody knows."""
+        with contextlib.suppress(OSError):
+            return self.current.lstat().st_mtime if self.current.is_symlink() else 0.0
+        return 0.0
 
     def owner_of(self, found: os.stat_result) -> tuple[int, int]:
         """Return the numbers of a file's user and group."""
@@ -481,8 +489,9 @@ class Failed(NamedTuple):
     outcome: str
 
 
-def failed_runs(kind: str, unit: dict[str, str], notes: list[Note]) -> list[Failed]:
-    """Return what failed in the last run of a kind, and was not made good by a renewal since."""
+def failed_runs(server: Server, kind: str, unit: dict[str, str], notes: list[Note]) -> list[Failed]:
+    """Return what failed in the last run of a kind, and was not made good by a renewal since, or by
+    install.sh, where the program did not start."""
     mine = [note for note in notes if note.kind == kind]
     found = [
         Failed(note.account, note.time, note.since, described(note.code), note.code, note.outcome)
@@ -490,6 +499,8 @@ def failed_runs(kind: str, unit: dict[str, str], notes: list[Note]) -> list[Fail
         if note.code and not renewed_since(note.time, notes, note.account)
     ]
     unnoted = unnoted_failure(unit, mine)
+    if unnoted and unnoted.code in NOT_STARTED and unnoted.time < server.installed:
+        unnoted = None
     if unnoted and not renewed_since(unnoted.time, notes):
         earlier = [run for run in found if run.account]  # the only account's last run was this one
         return [unnoted, *earlier]
@@ -521,7 +532,7 @@ def look_at_runs(
 ) -> Iterator[Finding]:  # fmt: skip
     """Say how the last run of a kind ended; good ones are told of the daily run alone."""
     name = ALERTED[kind][0]
-    failed = failed_runs(kind, unit, notes)
+    failed = failed_runs(server, kind, unit, notes)
     started = seconds(unit["ExecMainStartTimestamp"])
     if unit["SubState"].startswith("start") and started and not failed:
         yield Finding(OK, name, Message("at work since {moment}", moment=when(started)))
@@ -567,7 +578,7 @@ def all_codes(failed: list[Failed]) -> Message:
 
 def mend_for(server: Server, failed: list[Failed]) -> Words:
     codes = {run.code for run in failed}
-    if {1, 203, 217} & codes:
+    if NOT_STARTED & codes:
         return server.reinstall()
     if 243 in codes:
         return Message("systemctl cat {unit}, and put the file back", unit=UPDATE)
@@ -854,7 +865,7 @@ def make_report(server: Server, *more: str) -> Report:
     findings, failed = [key, *look_at_timers(server, units)], list[Failed]()
     for kind, (_, service) in ALERTED.items():
         findings += look_at_runs(server, kind, units[service], notes, report)
-        failed += failed_runs(kind, units[service], notes)
+        failed += failed_runs(server, kind, units[service], notes)
     refused = look_at_login(server, notes)
     if refused and key.mend:  # a new login would be refused, too, and `check` makes none
         findings[0] = key._replace(mend=refused.mend)

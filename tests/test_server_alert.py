@@ -355,6 +355,18 @@ def test_all_is_well_again_is_told_of_once(box: AlertedBox, receiver: Monitor) -
     box.serve(told=3)
 
 
+def test_who_installs_again_is_told_that_it_is_over(box: AlertedBox, receiver: Monitor) -> None:
+    """As the alert says to. It went on for a day to send the alert to whom it had not reached."""
+    box.ended(UPDATE, box.now - HOUR, 203, run="c3" * 16)
+    receiver.refused.add("/a")
+    box.serve(told=0, code=1)
+    receiver.refused.clear()
+    release = box.current.rename(box.current.with_name("release"))
+    box.current.symlink_to(release)
+    box.serve(told=1)
+    assert receiver.alerts("/a")[0]["type"] == "success"
+
+
 def test_an_account_that_fails_anew_is_news_though_another_never_was_well(
     box: AlertedBox, receiver: Monitor
 ) -> None:

@@ -249,6 +249,25 @@ def test_a_run_that_could_note_nothing_is_told_by_systemd(
     assert mend in line
 
 
+@pytest.mark.parametrize(("status", "way"), [(203, 1), (1, 1), (217, 1), (75, 1), (9, 2)])
+def test_what_install_mends_is_no_fault_any_more_after_it(
+    box: ShownBox, status: int, way: int
+) -> None:
+    """It went on to be CRITICAL until the next night, with "install.sh" as what mends it: with a young
+    key the installer does not log in."""
+    box.ended(UPDATE, box.now - HOUR, status, way, run="d4" * 16)
+    release = box.current.rename(box.current.with_name("release"))
+    is_over = status in server_status.NOT_STARTED
+    for hours, code in ((2, 2), (0.5, 0 if is_over else 2)):
+        box.current.symlink_to(release)
+        moment = box.now - hours * HOUR
+        os.utime(box.current, (moment, moment), follow_symlinks=False)
+        screen = box.show()
+        assert screen.code == code
+        assert ("failing since" in screen.line("last run")) == bool(code)
+        box.current.unlink()
+
+
 def test_a_refused_login_leads_to_the_settings(box: ShownBox) -> None:
     """`check` would say ok to the same wrong password."""
     failed_at_night(box, 77)
