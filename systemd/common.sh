@@ -175,6 +175,7 @@ run_in_sandbox() { # unit, limit of time (TimeoutStartSec= of services), command
         signal='' interrupted=yes
     done
     ((code != 238)) || name_state_folder >&2
+    ((code != 226)) || name_sandbox >&2
     [[ $code != 15 && ! ($interrupted && $code == [12]) ]] || code=$((128 + code))
     return "$code"
 }
@@ -182,6 +183,12 @@ run_in_sandbox() { # unit, limit of time (TimeoutStartSec= of services), command
 name_state_folder() {
     say "systemd cannot use the folder $STATE_DIR (code 238). Nothing was asked of Webkassa, the key is as it was." \
         "It must be a folder (no file, no link), on a disk that is not full. Run: ls -ld $STATE_DIR; df $STATE_DIR"
+}
+
+name_sandbox() {
+    say "systemd cannot set up the sandbox (code 226). Nothing was asked of Webkassa, the key is as it was." \
+        "Does a drop-in name a path that is not there, or is this machine a container that may not" \
+        "(LXC: nesting)? Run: sudo journalctl -b -n 9 -g namespac"
 }
 
 kill_unit() { # unit, signal

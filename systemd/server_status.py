@@ -88,6 +88,7 @@ MEANINGS = {  # of exit codes; those of the program as its --help has them
     78: "the settings are wrong",
     203: "the program does not start",
     217: "the user webkassa-key-updater is missing, or this machine allows no user namespaces any more",
+    226: "systemd cannot set up the sandbox: is a path of a drop-in missing?",
     238: "systemd cannot use the folder of the notes",
     243: "a file that LoadCredential= names is missing",
 }
@@ -580,6 +581,8 @@ def mend_for(server: Server, failed: list[Failed]) -> Words:
     codes = {run.code for run in failed}
     if NOT_STARTED & codes:
         return server.reinstall()
+    if 226 in codes:
+        return "sudo journalctl -b -n 9 -g namespac"
     if 243 in codes:
         return Message("systemctl cat {unit}, and put the file back", unit=UPDATE)
     if 77 in codes:

@@ -79,7 +79,7 @@ broken. Nothing was asked of Webkassa, the key is as it was. Run: sudo $CURRENT/
 # Codes that the module has no words for: it did not start, or was killed
 explain() { # exit code
     case $1 in
-        0 | 2 | 69 | 7[0135678] | 129 | 130 | 143 | 238) ;;
+        0 | 2 | 69 | 7[0135678] | 129 | 130 | 143 | 226 | 238) ;;
         2[0-4][0-9])
             say "webkassa-key: systemd could not start the updater (code $1). Nothing was asked of Webkassa," \
                 "the key is as it was. Run: sudo $CURRENT/install.sh" >&2

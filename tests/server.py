@@ -156,7 +156,7 @@ def date_of(value: str) -> str:
 
 # What is the same in every language: levels, names of things, commands, paths, units, zones
 NO_LANGUAGE = re.compile(
-    r"sudo webkassa-key \w+|sudo (?:systemctl|chown|chmod|install) .*|systemctl cat \S+|--[a-z-]+"
+    r"sudo webkassa-key \w+|sudo (?:systemctl|journalctl|chown|chmod|install) .*|systemctl cat \S+|--[a-z-]+"
     r"|/\S+|webkassa-key-\S+|\w+\.(?:conf|env|sh|md)\b|LoadCredential=|[|]age=\S+|\b[0-9a-f]{8}\b"
     r"|\b(?:OK|WARNING|CRITICAL|UNKNOWN|UNSEEN|OFF|TEST|WEBKASSA|Webkassa|Apprise|API|Python|UTC)\b"
     r"|\b(?:NAME|systemd|sudo|cron|nano|root|json|nobody)\b"

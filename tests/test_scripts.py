@@ -345,6 +345,7 @@ def test_command_has_the_whole_server_looked_at(typed: str, installed: Path, run
     [
         (203, "Nothing was asked of Webkassa, the key is as it was. Run: sudo "),
         (238, "on a disk that is not full. Run: ls -ld /var/lib/"),
+        (226, "(LXC: nesting)? Run: sudo journalctl -b -n 9 -g namespac"),
         (
             137,
             "did not come to its own end (code 137). How the key stands: sudo webkassa-key status",
@@ -445,6 +446,15 @@ def test_new_settings_get_the_language_of_who_installs(name: str, tmp_path: Path
     env = {"PATH": os.environ["PATH"], "LANG": language, "LC_MESSAGES": messages}
     subprocess.run(["bash", "-c", lines], cwd=tmp_path, env=env, check=True)
     assert (tmp_path / "settings").read_text() == placed
+
+
+def test_no_journal_takes_back_an_installation_that_has_logged_in() -> None:
+    """Where journald is off; what had renewed the key before was put back, or nothing was installed."""
+    lines = """systemctl() { return 0; }
+    journalctl() { [[ $1 != --sync ]] || echo "asks the journal"; return 1; }
+    run_first_update
+    echo "goes on" """
+    assert after("install.sh", lines) == "asks the journal\ngoes on\n"
 
 
 def test_installer_starts_a_script_that_finds_its_parts(tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ UNNOTED = [
     (1, 1, "code 1: the program does not start", "install.sh"),
     (217, 1, "code 217: the user webkassa-key-updater is missing, or this machine allows no user namespaces any more", "install.sh"),
     (243, 1, "code 243: a file that LoadCredential= names is missing", "systemctl cat"),
+    (226, 1, "code 226: systemd cannot set up the sandbox: is a path of a drop-in missing?", "-> sudo journalctl -b -n 9 -g namespac"),
     (238, 1, "code 238: systemd cannot use the folder of the notes", "-> sudo webkassa-key check"),
     (9, 2, "signal 9: killed, or out of time", "-> sudo webkassa-key update"),
 ]  # fmt: skip
