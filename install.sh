@@ -239,6 +239,9 @@ sudo chown root:root $(printf '%q' "$folder"); sudo chmod go-w $(printf '%q' "$f
 
 must_be_ours() {
     local place
+    place=$(readlink -f /opt)
+    [[ -L $CURRENT || $place != @(/home|/root|/tmp|/var/tmp)/* ]] || die "/opt is a link to $place, where the services could not see it: \
+their sandbox hides homes and /tmp. Make it a mount: sudo sh -c 'rm /opt; mkdir /opt; mount --bind $place /opt' (and in /etc/fstab)"
     [[ ! -L $HOME_DIR ]] || die "$HOME_DIR is a link, and not of this installer: move it away."
     [[ -d $STATE_DIR || ! -e $STATE_DIR && ! -L $STATE_DIR ]] || die "$STATE_DIR is no folder: move it away."
     [[ ! -L $CONFIG_DIR ]] || die "$CONFIG_DIR is a link: make it a folder (the files in it may be links)."

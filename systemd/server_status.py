@@ -726,9 +726,8 @@ def as_service(server: Server) -> dict[str, Any]:
     if not server.is_root:
         return {}
     with contextlib.suppress(KeyError):
-        user = pwd.getpwnam(USER)
-        groups = os.getgrouplist(USER, user.pw_gid)
-        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
+        user, group = pwd.getpwnam(USER).pw_uid, grp.getgrnam(USER).gr_gid  # as Group= has it
+        return {"user": user, "group": group, "extra_groups": os.getgrouplist(USER, group)}
     return {}
 
 

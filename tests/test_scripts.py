@@ -448,6 +448,18 @@ def test_new_settings_get_the_language_of_who_installs(name: str, tmp_path: Path
     assert (tmp_path / "settings").read_text() == placed
 
 
+@pytest.mark.parametrize("place", ["/home/opt", "/root/o", "/tmp/x/opt", "/srv/opt", "/opt"])
+def test_an_opt_that_the_services_could_not_see_is_refused(place: str) -> None:
+    """It was found out after a minute, by a 203 of which nothing more was said."""
+    said = after(
+        "install.sh",
+        f"readlink() {{ echo {place}; }}; (must_be_ours) 2>&1 || true",
+    )
+    is_hidden = place.startswith(("/home", "/root", "/tmp"))
+    assert (f"mount --bind {place} /opt'" in said) == is_hidden
+    assert ("where the services could not see it" in said) == is_hidden
+
+
 def test_no_journal_takes_back_an_installation_that_has_logged_in() -> None:
     """Where journald is off; what had renewed the key before was put back, or nothing was installed."""
     lines = """systemctl() { return 0; }

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -597,6 +598,19 @@ def test_an_apprise_that_does_not_start_is_told(box: ShownBox) -> None:
     line = box.show().line("alerts")
     assert line.startswith("WARNING alerts cannot be sent: Apprise does not start")
     assert f"-> sudo {box.current}/install.sh --with-alerts" in line
+
+
+def test_files_are_looked_at_with_the_services_group(
+    box: ShownBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user of its name was there, with another group of its own: CRITICAL, while every run was good."""
+    user = types.SimpleNamespace(pw_uid=4443, pw_gid=100)
+    monkeypatch.setattr("pwd.getpwnam", {server_status.USER: user}.__getitem__)
+    group = types.SimpleNamespace(gr_gid=4444)
+    monkeypatch.setattr("grp.getgrnam", {server_status.USER: group}.__getitem__)
+    monkeypatch.setattr("os.getgrouplist", lambda _, group: [group, 100])
+    service = server_status.as_service(box)
+    assert service == {"user": 4443, "group": 4444, "extra_groups": [4444, 100]}
 
 
 def test_settings_are_judged_by_their_rights(box: ShownBox) -> None:
