@@ -61,7 +61,7 @@ UNITS = (UPDATE, BOOT, NET, HEAL, TIMER, BOOT_TIMER, NET_TIMER, HEAL_TIMER, SOCK
 PROPERTIES = (
     "Id", "LoadState", "UnitFileState", "ActiveState", "SubState", "Result", "InvocationID",
     "ExecMainCode", "ExecMainStatus", "ExecMainStartTimestamp", "ExecMainExitTimestamp",
-    "NextElapseUSecRealtime",
+    "NextElapseUSecRealtime", "NeedDaemonReload",
 )  # fmt: skip
 # What is looked at: names for machines, and on the screen in the reader's language
 NAMES = (
@@ -322,6 +322,10 @@ def look_at_timers(server: Server, units: dict[str, dict[str, str]]) -> Iterator
     if units[BOOT_TIMER]["UnitFileState"] != "enabled":
         what = Message("a run that was missed while the machine was off is not made up for")
         yield Finding(WARNING, "timer", what, server.enable(BOOT_TIMER))
+    # The commands run in units of their own, which have what is new: the night would have the old
+    if changed := [name for name, unit in units.items() if unit["NeedDaemonReload"] == "yes"]:
+        what = Message("{unit} was changed, and systemd has not read that yet", unit=changed[0])
+        yield Finding(WARNING, "timer", what, "sudo systemctl daemon-reload")
 
 
 def called(name: str, what: Words) -> Words:

@@ -509,6 +509,19 @@ def test_a_masked_service_is_told_before_its_time_comes(box: ShownBox) -> None:
     assert f"-> sudo systemctl unmask {UPDATE} && " in screen.line("timer")
 
 
+def test_a_drop_in_that_systemd_has_not_read_is_told(box: ShownBox) -> None:
+    """`webkassa-key check` went by it and was good; the night went by what was before."""
+    box.unit(UPDATE, NeedDaemonReload="no")
+    assert box.show().code == 0
+    for unit in (UPDATE, server_status.NET, TIMER):
+        box.unit(unit, NeedDaemonReload="yes")
+        screen = box.show()
+        assert f"{unit} was changed, and systemd has not read that yet" in screen
+        assert "-> sudo systemctl daemon-reload\n" in screen
+        assert screen.code == 1
+        box.unit(unit, NeedDaemonReload="no")
+
+
 def test_consumers_cannot_ask_where_the_socket_was_removed(box: ShownBox) -> None:
     assert "may ask for a new key: root" in box.show().line("consumers")
     box.socket.unlink()
@@ -748,6 +761,7 @@ WHOLE: dict[str, Callable[[ShownBox], object]] = {
     "timer runs": unit_is(SubState="running"),
     "timer elapsed": unit_is(SubState="elapsed"),
     "timer far away": lambda box: box.unit(TIMER, NextElapseUSecRealtime=f"@{box.now + 9e6:.0f}"),
+    "units not read": lambda box: box.unit(UPDATE, NeedDaemonReload="yes"),
     "service masked": lambda box: box.unit(UPDATE, LoadState="masked"),
     "socket gone": lambda box: box.socket.unlink(),
     "at work": lambda box: box.unit(UPDATE, SubState="start", ExecMainStartTimestamp=f"@{box.now:.0f}"),
