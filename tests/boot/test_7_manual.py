@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 import shown
 from machine import WHEELS
-from shop_server import CONFIG, CURRENT, ROOT, SETTINGS, SOURCE, TIMER, UNITS, Site, env_file
+from shop_server import ALERT, CONFIG, CURRENT, ROOT, SETTINGS, SOURCE, TIMER, UNITS, Site, env_file
 from shown import MANUALS, snippet
 from world.relay import ConnectProxy
 from world.shop import fingerprint
@@ -178,6 +178,11 @@ def test_alerts_go_as_written(desk: Site) -> None:
     nano(desk, f"json://127.0.0.1:{desk.receiver.server_port}/\n")
     assert typed(desk, "server alerts").endswith("line 1 (json): sent\n")
     assert ": TEST, WEBKASSA OK" in desk.receiver.alerts[0]["title"]
+    desk.machine.drop_in(ALERT, snippet("proxy of alerts"))
+    assert desk.machine.show(ALERT, "Environment").endswith("HTTPS_PROXY=http://proxy:3128")
+    by_hand = "/run/systemd/generator.early/webkassa-key-alert-.service.d/test.conf"
+    assert desk.run("cat", by_hand).stdout == snippet("proxy of alerts")
+    desk.machine.no_drop_in(ALERT)
 
 
 def test_removing_goes_as_written(desk: Site) -> None:
