@@ -76,11 +76,32 @@ split_settings() { # own or rest
 # The new accounts alone, or all where the first moves, too; that no two have one login is looked at
 # for all in any case
 check_accounts() {
-    local new=()
+    local new=() said
     [[ ! -d $ACCOUNTS ]] || new=("${chosen[@]}")
-    run_module "webkassa-key-command-account-$$" "$CURRENT" check --accounts-dir "$ACCOUNTS.new" \
-        "${new[@]}" 2>&1 | (trap '' INT && sed -u "s# --accounts-dir $ACCOUNTS\.new##g; s#$ACCOUNTS\.new#$ACCOUNTS#g") || code=${PIPESTATUS[0]}
+    said=$(run_module "webkassa-key-command-account-$$" "$CURRENT" check --accounts-dir "$ACCOUNTS.new" \
+        "${new[@]}" 2>&1) || code=$?
+    show_check "${said//" --accounts-dir $ACCOUNTS.new"/}"
     ((code == 0)) || die "The check failed (code $code, see above). Nothing was changed." "$code"
+}
+
+# Where it failed, neither the new accounts nor their files will be there: this command and what it was
+# given are
+show_check() { # what the check said
+    local said=$1 name typed
+    typed="--accounts $(printf %q "${options[accounts]-}")"
+    local command='(sudo webkassa-key (check|update|status)) --account ([a-z0-9_-]+)'
+    ! wants account || typed="--account ${options[account]}"
+    if ((code)); then
+        for name in "${!added[@]}"; do
+            said=${said//"$ACCOUNTS.new/$name.env"/"${added[$name]}"}
+        done
+        while [[ $said =~ $command ]]; do # of the first account, it is not "main" yet
+            name=${BASH_REMATCH[1]}
+            [[ ! ${added[${BASH_REMATCH[3]}]-} ]] || name=$(again "$typed")
+            said=${said/"${BASH_REMATCH[0]}"/"$name"}
+        done
+    fi
+    say "${said//"$ACCOUNTS.new"/"$ACCOUNTS"}"
 }
 
 # Whatever interrupts it, each account is in one place at least, and the same command goes on

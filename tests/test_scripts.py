@@ -460,6 +460,29 @@ def test_an_opt_that_the_services_could_not_see_is_refused(place: str) -> None:
     assert ("where the services could not see it" in said) == is_hidden
 
 
+REFUSED = """ERROR: $ACCOUNTS.new/north.env: line 4. Correct it, then run: sudo webkassa-key check --account north
+FAIL  Webkassa:north-2: away. Then run: sudo webkassa-key check --account north-2
+WARN  main, Webkassa: it is dead. Run again now: sudo webkassa-key update --account main"""
+
+
+@pytest.mark.parametrize(
+    ("options", "typed"),
+    [("[account]=north [env-file]=/root/n.env [no-run]=yes", "--account north --no-run --env-file /root/n.env"),
+     ("[accounts]='/root/my tills'", "--accounts /root/my\\ tills")],
+)  # fmt: skip
+def test_what_is_printed_of_refused_accounts_is_there_to_be_typed(options: str, typed: str) -> None:
+    """It named files that are not there, and commands for accounts that were not added."""
+    lines = f"""options=({options}) added=([north]=/root/n.env [north-2]=/root/2.env)
+    code=78 show_check "{REFUSED}"
+    code=0 show_check "$ACCOUNTS.new/north.env"
+    printf '%q' "$0" """
+    wrong, away, dead, good, script = after("install.sh", lines).splitlines()
+    assert wrong == f"ERROR: /root/n.env: line 4. Correct it, then run: sudo {script} {typed}"
+    assert away.endswith(f"Then run: sudo {script} {typed}")
+    assert dead.endswith("Run again now: sudo webkassa-key update")
+    assert good == "/etc/webkassa-key-updater/accounts.d/north.env"
+
+
 def test_no_journal_takes_back_an_installation_that_has_logged_in() -> None:
     """Where journald is off; what had renewed the key before was put back, or nothing was installed."""
     lines = """systemctl() { return 0; }

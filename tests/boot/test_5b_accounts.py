@@ -72,7 +72,7 @@ def test_what_the_check_refuses_does_not_count(site: Site, north: Simulator) -> 
         assert f"{one}.env: its login is the one of {other}.env, too" in said
     assert "Nothing was changed." in said
     assert "code 78\n" in said
-    assert "sudo webkassa-key check --account again" in said
+    assert "install.sh --account again --env-file /root/account.env\n" in said
     assert 'main" is the account of' in add(site, "main", **account(north))
     assert base(site) == before
     assert "accounts" not in site.run("ls", "-A", CONFIG).stdout
