@@ -747,7 +747,7 @@ class Webkassa:
             return UNCLEAR
         if answer.codes & DEAD_CODES:
             return DOUBTED if self.is_doubted else DEAD
-        good = 200 <= answer.status < 300 and answer.is_vendors and not answer.errors
+        good = 200 <= answer.status < 300 and answer.is_vendors and not answer.body.get("Errors")
         return ALIVE if good or answer.codes & ALIVE_CODES else UNCLEAR
 
     def post(
@@ -766,15 +766,12 @@ class Webkassa:
 def read_token(host: str, answer: Answer) -> tuple[Secret, WebkassaFailure | None]:
     """Return the token of an answer to Authorize, and the failure that the answer tells beside it;
     raise that failure where there is no token."""
-    data = answer.body.get("Data") if isinstance(answer.body, dict) else None
+    data = answer.body.get("Data")
     token = data.get("Token") if isinstance(data, dict) else None
-    is_token = isinstance(token, str) and re.fullmatch("[!-~]{1,255}", token)
-    failure = read_failure(host, answer, bool(is_token))
-    if not is_token:
-        raise failure or WebkassaFailure(
-            "{host} answers HTTP {answer}, but no usable token.",
-            host=host, answer=answer.shown, code=NONSENSE, wait=answer.retry_after,
-            may_have_logged_in=True, invalid_token_reply=True)  # fmt: skip
+    is_token = isinstance(token, str) and bool(re.fullmatch("[!-~]{1,255}", token))
+    failure = read_failure(host, answer, is_token)
+    if failure and not is_token:
+        raise failure
     return Secret(str(token)), failure
 
 
@@ -794,10 +791,12 @@ def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure 
          {"may_have_logged_in": True}),
         (codes or not 200 <= status < 300, "{host} answers HTTP {answer}: not an answer to a login.",
          {"code": NONSENSE, "retry": has_token}),
-        (answer.errors, "{host} answers HTTP {answer}, with errors that have no code.",
+        (answer.body.get("Errors"), "{host} answers HTTP {answer}, with errors that have no code.",
+         {"code": NONSENSE, "may_have_logged_in": True, "invalid_token_reply": True}),
+        (not has_token, "{host} answers HTTP {answer}, but no usable token.",
          {"code": NONSENSE, "may_have_logged_in": True, "invalid_token_reply": True}))  # fmt: skip
-    facts: dict[str, Any] = {"host": host, "answer": answer.shown, "wait": answer.retry_after}
-    facts["invalid_token_reply"] = has_token
+    facts: dict[str, Any] = {"host": host, "answer": answer.shown, "wait": answer.retry_after,
+                             "invalid_token_reply": has_token}  # fmt: skip
     found = (WebkassaFailure(what, **facts | more) for is_so, what, more in cases if is_so)
     return next(found, None)
 
@@ -838,8 +837,8 @@ def fetch_answer(
         return Answer(response.status_code, response.headers, read_json(response.raw, limit))
 
 
-def read_json(raw: Any, limit: int) -> Any:
-    """Return the JSON object that a urllib3 response brings, or None. It is whole when its bytes
+def read_json(raw: Any, limit: int) -> dict[str, Any]:
+    """Return the JSON object that a urllib3 response brings, or {}. It is whole when its bytes
     are, however their transfer ends: what came is what counts."""
     content, value = bytearray(), None
     with contextlib.suppress(Exception):
@@ -849,12 +848,14 @@ def read_json(raw: Any, limit: int) -> Any:
             content += piece
             plain = decompress(content, limit)
             value = parse_json(plain) if plain.rstrip()[-1:] == b"}" else None
-        sock = raw.connection.sock  # if the end is here already, the probe needs no new connection,
-        sock.settimeout(0)  # in which consumers would hold a dead key
+        # Where the end is here already, read it: then the probe can use this connection again. To
+        # make a new one takes time, in which consumers hold a dead key
+        sock = raw.connection.sock
+        sock.settimeout(0)
         raw.read(1024)
         sock.settimeout(None)
     plain = decompress(content, limit)
-    return value or parse_json(plain) or rescue_token(plain)
+    return value or parse_json(plain) or rescue_token(plain) or {}
 
 
 def decompress(content: bytearray, limit: int) -> bytes | bytearray:
@@ -875,22 +876,22 @@ def parse_json(content: bytes | bytearray) -> Any:
     return None
 
 
-def rescue_token(content: bytes | bytearray) -> Any:
+def rescue_token(content: bytes | bytearray) -> dict[str, Any] | None:
     """Return an answer's JSON as far as its token can be read, whatever is missing or wrong."""
     token = re.search(rb'"Data"\s*:\s*\{\s*"Token"\s*:\s*"([!-~]{1,255}?)"', content)
     return {"Data": {"Token": token[1].decode()}} if token else None
 
 
 class Answer(NamedTuple):
-    """An HTTP answer; `body` is the JSON object in it, None where there is none."""
+    """An HTTP answer; `body` is the JSON object in it, {} where there is none."""
 
     status: int
     headers: Mapping[str, str]
-    body: Any
+    body: dict[str, Any]
 
     @property
     def is_vendors(self) -> bool:
-        return isinstance(self.body, dict) and not {"Errors", "Data"}.isdisjoint(self.body)
+        return not {"Errors", "Data"}.isdisjoint(self.body)
 
     @property
     def retry_after(self) -> float:
@@ -904,12 +905,9 @@ class Answer(NamedTuple):
         return Message(what if codes else "{status}", status=self.status, codes=codes)
 
     @property
-    def errors(self) -> Any:
-        return self.body.get("Errors") if isinstance(self.body, dict) else None
-
-    @property
     def codes(self) -> set[int]:
-        errors = self.errors if isinstance(self.errors, list) else [self.errors]
+        errors = self.body.get("Errors")
+        errors = errors if isinstance(errors, list) else [errors]
         found = [str(error.get("Code")) for error in errors if isinstance(error, dict)]
         numbers = [re.fullmatch(r" *(-?[0-9]{1,9})(\.0)? *", code) for code in found]
         return {int(number[1]) for number in numbers if number}

@@ -251,8 +251,8 @@ class Connection:
 
 
 STATEFUL = (updater.LoginState, updater.Webkassa, updater.KeyStore, Connection)
-JSON: dict[str, tuple[int, Any]] = {  # what Webkassa's answers are: HTTP status and body
-    "alive": (200, {"Data": []}), "dead": (200, {"Errors": [{"Code": 2}]}), "unclear": (500, None),
+JSON: dict[str, tuple[int, dict[str, Any]]] = {  # what Webkassa's answers are: HTTP status and body
+    "alive": (200, {"Data": []}), "dead": (200, {"Errors": [{"Code": 2}]}), "unclear": (500, {}),
     "garbage": (200, {"Data": {}}), "refused": (200, {"Errors": [{"Code": 1}]}),
 }  # fmt: skip
 BESIDE = {"failing with a token": [{"Code": -1}], "refused with a token": [{"Code": 1}]}
