@@ -127,12 +127,8 @@ class Message:
         return self.render(str)
 
     def render(self, translate: Callable[[str], str]) -> str:
-        values = dict(self.values)
-        for name, value in values.items():
-            if isinstance(value, Message):
-                values[name] = value.render(translate)
-            elif name == "faults" and isinstance(value, list):
-                values[name] = "".join(f"\n  {fault.render(translate)}" for fault in value)
+        values = {name: value.render(translate) if isinstance(value, Message) else value
+                  for name, value in self.values.items()}  # fmt: skip
         return translate(self.text).format(**values)
 
 
@@ -1684,8 +1680,11 @@ def monitor_of(values: Mapping[str, str], faults: list[Message]) -> Secret:
 
 
 def settings_fault(faults: list[Message]) -> SettingsFault:
-    by_text = {str(fault): fault for fault in faults}
-    return SettingsFault("The settings are wrong:{faults}", faults=[*by_text.values()])
+    """Return what says all these faults, each in a line, and once."""
+    distinct = {str(fault): fault for fault in faults}.values()
+    by_name = {f"fault{number}": fault for number, fault in enumerate(distinct)}
+    lines = Message("".join(f"\n  {{{name}}}" for name in by_name), **by_name)
+    return SettingsFault("The settings are wrong:{faults}", faults=lines)
 
 
 def read_database(read: SettingsParser) -> dict[str, str | Secret]:
