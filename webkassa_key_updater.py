@@ -775,6 +775,7 @@ def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure 
     """Return the failure that an answer to Authorize tells, by its status and codes."""
     codes, status = answer.codes, answer.status
     others = alternative_hosts(host, answer.headers.get("AlternativeDomainNames", ""))
+    no_token = {"code": NONSENSE, "may_have_logged_in": True, "invalid_token_reply": True}
     cases: tuple[tuple[object, str, dict[str, Any]], ...] = (
         (codes & {BAD_LOGIN, NOT_AUTHORIZED} or (status in (401, 403) and answer.is_vendors),
          "{host} answers HTTP {answer}: login refused.", {"code": LOGIN_REFUSED, "retry": False}),
@@ -788,9 +789,8 @@ def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure 
         (codes or not 200 <= status < 300, "{host} answers HTTP {answer}: not an answer to a login.",
          {"code": NONSENSE, "retry": has_token}),
         (answer.body.get("Errors"), "{host} answers HTTP {answer}, with errors that have no code.",
-         {"code": NONSENSE, "may_have_logged_in": True, "invalid_token_reply": True}),
-        (not has_token, "{host} answers HTTP {answer}, but no usable token.",
-         {"code": NONSENSE, "may_have_logged_in": True, "invalid_token_reply": True}))  # fmt: skip
+         no_token),
+        (not has_token, "{host} answers HTTP {answer}, but no usable token.", no_token))  # fmt: skip
     facts: dict[str, Any] = {"host": host, "answer": answer.shown, "wait": answer.retry_after,
                              "invalid_token_reply": has_token}  # fmt: skip
     found = (WebkassaFailure(what, **facts | more) for is_so, what, more in cases if is_so)
@@ -932,8 +932,9 @@ class PromptResponse(http.client.HTTPResponse):
         except http.client.HTTPException:
             if not isinstance(self.status, int):
                 raise
+            # It gives up at 100 headers; at just 100 the blank line is read already. None counts
             while self.fp.peek(1)[:1] != b"{" and self.fp.readline(65537).strip():
-                pass  # of 100 headers or more none counts; behind just 100 the blank line is read
+                pass
             self.headers = self.msg = http.client.HTTPMessage()
             self.length, self.chunked, self.will_close = None, False, True
             return
@@ -957,18 +958,13 @@ class PromptResponse(http.client.HTTPResponse):
         return super().read(min(amt, len(self.fp.peek(1)) or 1))
 
 
-# The connections of urllib3, but that their answers are a PromptResponse
-CONNECTIONS = {
-    scheme: type("Connection", (pool.ConnectionCls,), {"response_class": PromptResponse})
-    for scheme, pool in cast(Any, urllib3.poolmanager.pool_classes_by_scheme).items()
-}
-
-
 class Adapter(requests.adapters.HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Have the pool `conn` make our connections, and trust a bundle that is read already."""
+        """Have the connections of the pool `conn` read answers as PromptResponse does, and trust a
+        bundle that is read already."""
         super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
-        conn.ConnectionCls = CONNECTIONS[conn.scheme]
+        ours = {"response_class": PromptResponse}
+        conn.ConnectionCls = type("Connection", (type(conn).ConnectionCls,), ours)
         if conn.ca_certs and (context := tls_context(conn.ca_certs)):
             conn.conn_kw["ssl_context"], conn.ca_certs = context, None
 
@@ -1018,18 +1014,16 @@ def run_with_deadline(
     tasks.put((results, function, args))
     while True:
         is_last = not deadline.left  # then a moment more: this machine may have slept meanwhile
-        try:
+        with contextlib.suppress(queue.Empty):
             pause = 0.2 if is_last else min(deadline.left, HEARTBEAT)
             result, error = results.get(timeout=pause)
-        except queue.Empty:
-            if is_last:
-                raise TimeoutError from None
-            if heartbeat:
-                heartbeat()
-        else:
             if error:
                 raise error
             return result
+        if is_last:
+            raise TimeoutError
+        if heartbeat:
+            heartbeat()
 
 
 @functools.cache
