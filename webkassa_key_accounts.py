@@ -454,10 +454,6 @@ def read_rows(
     rows: dict[str, list[updater.KeyRow]] = {}
     try:
         with updater.KeyStore(job, deadline) as store:
-            if store.table.found is None:
-                return rows
-            if fault := updater.table_fault(store.table):
-                raise fault
             facts = {"services": [account.service for account in accounts], "limit": 1000}  # ms
             for service, row in store.select_rows(OURS, facts):
                 rows.setdefault(service, []).append(row)

@@ -1073,7 +1073,6 @@ SELECT_ROWS = """
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
     FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table} WHERE {which}) AS r
 """
-OTHER_TABLE = "SET LOCAL lock_timeout = 1; SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
 CREATE_TABLE = """
     CREATE TABLE IF NOT EXISTS {table} (id serial PRIMARY KEY,
         service_name varchar(50) UNIQUE NOT NULL, api_key varchar(255) NOT NULL,
@@ -1108,15 +1107,17 @@ class KeyStore:
 
     def run(
         self, statements: str, values: Mapping[str, Any] | None = None,
-        deadline: Deadline | None = None, table: sql.Identifier | None = None,
+        deadline: Deadline | None = None, table: Sequence[str] = (),
     ) -> Reply:  # fmt: skip
-        """Run statements in one message; return the rows and the command tag of the last."""
+        """Run statements in one message; return the rows and the command tag of the last. {table}
+        in them is our own, or the one of this schema and name."""
         deadline = self.connection.deadline = deadline or self.deadline.within(self.STATEMENT_TIME)
         # The server is to give up, and to say why, shortly before we do
         limit = max(int(deadline.left * 1000) - 500, 1)
         bounds = {"service": self.account.service, "oid": self.table.oid, "limit": limit}
-        table = table or identify(self.table.schema, self.table.name)
-        query = sql.SQL(statements).format(table=table)
+        names = table or (self.table.schema, self.table.name)
+        names = [name.replace("%", "%%") for name in names]  # one % starts a placeholder
+        query = sql.SQL(statements).format(table=sql.Identifier(*names))
         try:
             with self.connection.cursor() as cursor:
                 cursor.execute(query, {**bounds, **(values or {})})
@@ -1125,34 +1126,28 @@ class KeyStore:
         except (psycopg2.Error, UnicodeError, TimeoutError) as error:
             raise database_failure(error, self.table, self.account) from None
 
-    def find_table(self, begins: bool = True, wide: bool = False) -> Table:
+    def find_table(self, begin: bool = True, wide: bool = False) -> Table:
+        """Look the table up in the catalog; `wide`: also others of any schema that may be meant."""
         values = {"schema": self.schema or None, "name": self.account.table, "wide": wide}
-        ((clock, *found),), _ = self.run((BEGIN if begins else "") + FIND_TABLE, values)
+        ((clock, *found),), _ = self.run((BEGIN if begin else "") + FIND_TABLE, values)
         self.table, self.clock = Table(*found), clock - time.monotonic()
         return self.table
-
-    def read_row(self) -> KeyRow:
-        """Return the row as it is now."""
-        if self.table.found is None:
-            return KeyRow()
-        if fault := table_fault(self.table):
-            raise fault
-        return self.select_row("")
 
     def lock_row(self) -> KeyRow:
         """Take this row's lock until the transaction ends, then lock the row, and return it as it
         is then. Raise LockBusy where somebody else holds one: who waits holds no connection. The
         advisory lock works across hosts and behind a pooler; a row need not exist for it."""
         self.take_lock(f"{self.table.short}:{self.account.service}")
-        row = self.select_row("FOR NO KEY UPDATE")
-        row = row if row.exists else self.select_row("FOR NO KEY UPDATE")  # deleted, and put anew?
+        row = self.read_row("FOR NO KEY UPDATE")
+        if not row.exists:  # perhaps it was deleted and inserted anew while this waited for it
+            row = self.read_row("FOR NO KEY UPDATE")
         return row if row.exists else row._replace(others=self.run(OTHER_ROWS)[0])
 
     def reject_other_rows(self, row: KeyRow) -> None:
         """Raise WriteRefused where consumers may read another row than ours. Not to be asked with a
         token in hand, which is better stored in the wrong row than lost."""
-        similar = "".join([name for name, is_similar in row.others if is_similar][:1])
-        is_hidden = not row.exists and self.select_row("").exists
+        similar = next((name for name, is_similar in row.others if is_similar), "")
+        is_hidden = not row.exists and self.read_row().exists
         elsewhere = "" if self.account.schema else self.find_row_elsewhere(row)
         if fault := table_fault(self.table, self.account.service, is_hidden, similar, elsewhere):
             raise fault
@@ -1160,11 +1155,11 @@ class KeyStore:
     def find_row_elsewhere(self, row: KeyRow) -> str:
         """Return another table that consumers may read instead: one of this name and the search path
         that has such a row, too, or any that has one while ours has none. It waits for no lock."""
-        table = self.table if row.exists else self.find_table(begins=False, wide=True)
-        found = (n for n in table.others if self.try_run(OTHER_TABLE, identify(*n)) == [(True,)])
+        table = self.table if row.exists else self.find_table(begin=False, wide=True)
+        found = (other for other in table.others if self.try_run(HAS_ROW, other) == [(True,)])
         return ".".join(next(found, ()))
 
-    def try_run(self, statements: str, table: sql.Identifier | None = None) -> list[Any]:
+    def try_run(self, statements: str, table: Sequence[str] = ()) -> list[Any]:
         """Return the rows of a look that may fail, or none: a failure ends no transaction."""
         self.run_locking("SAVEPOINT look")  # alone, Pgpool-II 4.3 would send it to a standby, too
         try:
@@ -1181,7 +1176,8 @@ class KeyStore:
         if rows != [(True,)]:
             raise self.busy(number)
 
-    def select_row(self, row_lock: str) -> KeyRow:
+    def read_row(self, row_lock: str = "") -> KeyRow:
+        """Return the row as it is now, and lock it with FOR ..., if so."""
         limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
         rows = self.select_rows("service_name = %(service)s " + row_lock, {"limit": limit})
         if len(rows) > 1:
@@ -1192,13 +1188,18 @@ class KeyStore:
 
     def select_rows(self, which: str, values: Mapping[str, Any]) -> list[tuple[str, KeyRow]]:
         """Return rows by their services. A date is no time to count from."""
+        if self.table.found is None:
+            return []
+        if fault := table_fault(self.table):
+            raise fault
         clocked = [name for name in self.table.times if self.table.columns[name][0] != "date"]
         times = ", ".join(f"{name}::timestamptz" for name in (*clocked, "NULL"))
         select, rows = SELECT_ROWS.replace("{times}", times).replace("{which}", which), []
         for service, key, changed, age in self.run_locking(select, values)[0]:
-            padded, known = (key or "").ljust(self.table.padding), (age or 0) > -self.CLOCK_SLACK
-            row = KeyRow(self.clock, True, Secret(key or ""), age if known else None, row_age=age)
-            rows.append((service, row._replace(changed=changed, padded=Secret(padded))))
+            text, is_past = key or "", (age or 0) > -self.CLOCK_SLACK
+            rows.append((service, KeyRow(
+                self.clock, True, Secret(text), age if is_past else None, row_age=age,
+                changed=changed, padded=Secret(text.ljust(self.table.padding)))))  # fmt: skip
         return rows
 
     def run_locking(self, statements: str, *more: Any) -> Reply:
@@ -1229,7 +1230,8 @@ class KeyStore:
         if 'Type": "Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
-        alike = os.urandom(length := max(32, len(row.key.value))).hex()[:length]
+        length = max(32, len(row.key.value))
+        alike = os.urandom(length).hex()[:length]
         stand_in = stand_in or Secret(alike.upper() if row.key.value.isupper() else alike)
         end = self.deadline.within(self.COMMIT_TIME / 2)  # of the time that the store will have
         self.write("SAVEPOINT rehearsal;", row, stand_in, NOTIFY, end)
@@ -1257,6 +1259,11 @@ class KeyStore:
         return self.run_locking(before + write + READ_BACK + after, {"token": token.value}, end)
 
 
+OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
+    SELECT service_name::text, lower(btrim(service_name::text)) = lower(btrim(%(service)s))
+    FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
+"""
+HAS_ROW = "SET LOCAL lock_timeout = 1; SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
 # Keeps what the rehearsal's end gives back: the table's lock; of a unique key the row's whole lock
 KEEP_LOCKS = """
     SELECT FROM {table} WHERE service_name = %(service)s AND EXISTS (
@@ -1303,7 +1310,7 @@ def create_missing_table(store: KeyStore, commit: bool = True, is_first: bool = 
         return
     store.take_lock(f"table:{store.table.short}")
     store.run(LOCK_TIMEOUT + CREATE_TABLE)
-    store.find_table(begins=False)
+    store.find_table(begin=False)
     if is_first:  # its name may be misspelt: then no table is left behind
         store.reject_other_rows(KeyRow())
     if commit:
@@ -1311,12 +1318,6 @@ def create_missing_table(store: KeyStore, commit: bool = True, is_first: bool = 
         what = "{service}: made the missing table {table}. Do consumers read this database?"
         log.warning(Message(what, service=store.account.service, table=store.table.shown))
         store.find_table()
-
-
-OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
-    SELECT service_name::text, lower(btrim(service_name::text)) = lower(btrim(%(service)s))
-    FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
-"""
 
 
 class Connection(psycopg2.extensions.connection):
@@ -1473,11 +1474,6 @@ class Table(NamedTuple):
 
 
 NO_TABLE = Table("", None, "", "", [""] * 3, None, {}, [], False, [])
-
-
-def identify(schema: str, name: str) -> sql.Identifier:
-    """Return a quoted name, for `KeyStore.run`, where a % would start a placeholder."""
-    return sql.Identifier(schema.replace("%", "%%"), name.replace("%", "%%"))
 
 
 # ---- Memory between runs: notes in the state folder, read and written under the lock
