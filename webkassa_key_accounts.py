@@ -347,7 +347,7 @@ class Places:
 
 def server_of(account: updater.Account | updater.SettingsFault) -> list[str]:
     database = {} if isinstance(account, updater.SettingsFault) else account.database
-    return [str(database.get(name)) for name in (*updater.ADDRESS, "service")]
+    return [str(database.get(name)) for name in (*updater.Connector.ADDRESS, "service")]
 
 
 def longest_run(plan: Plan) -> float:

@@ -70,6 +70,9 @@ LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
 ALWAYS, IF_NEEDED = "always", "if needed"  # modes of an update
 ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
 DOUBTED = "dead, but not believed"  # of a probe that refused every new key: counts as unclear
+YOUNG = 60.0  # seconds: an age for which a probe is asked before --if-key ends a key
+FULL_LIFE = 20 * 3600.0  # seconds; Webkassa promises about a day
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # ---- The words
 
@@ -432,10 +435,6 @@ def reason_if_not_this_key(asked: str, row: KeyRow, logins: LoginState) -> Messa
     return Message(what, key=row.key.fingerprint)
 
 
-YOUNG = 60.0  # seconds for which a probe is asked before --if-key ends a key
-FULL_LIFE = 20 * 3600.0  # seconds; Webkassa promises about a day
-
-
 def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Message | None:
     """Return a sentence if the key is younger than WEBKASSA_MAX_AGE and not dead, else None. Where
     its age is not known, the probe decides alone; raise a Failure where it cannot."""
@@ -600,9 +599,6 @@ def sleep_or_signal(
             return False
         if heartbeat:
             heartbeat()
-
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LoginState:
@@ -1343,6 +1339,7 @@ class Connector:
     """Connects to PostgreSQL. `known`: the address that let us in last, which is tried first: after
     a login its name may be resolved no more."""
 
+    ADDRESS = ("host", "hostaddr", "port")  # libpq's parameters
     LONG_TIME = 10.0  # seconds, for a server that listens, but lets nobody in for now
 
     def __init__(self) -> None:
@@ -1353,8 +1350,8 @@ class Connector:
         wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
         psycopg2.extensions.set_wait_callback(wait_for_server)
         options = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
-        given = {n: v for n, v in account.database.items() if n not in ADDRESS}
-        options |= {n: v.value if isinstance(v, Secret) else v for n, v in given.items()}
+        options |= {name: value.value if isinstance(value, Secret) else value
+                    for name, value in account.database.items() if name not in self.ADDRESS}  # fmt: skip
         failures, slow, spare = list[StoreUnavailable](), list[dict[str, str]](), list[Connection]()
         targets = connect_targets(account.database, deadline)
         for target in itertools.chain(self.known, targets, slow):
@@ -1376,16 +1373,14 @@ class Connector:
         raise next((f for f in failures if f.port_is_open), failures[-1])
 
 
-ADDRESS = ("host", "hostaddr", "port")
-
-
 def connect_targets(database: Mapping[str, Any], deadline: Deadline) -> Iterator[dict[str, str]]:
     """Yield host, hostaddr and port of each address that the parameters name, as libpq reads them.
     A name that cannot be resolved is left to libpq."""
-    lists = [str(database.get(name, "")).split(",") for name in ADDRESS]
+    lists = [str(database.get(name, "")).split(",") for name in Connector.ADDRESS]
     for i in range(max(len(lists[0]), len(lists[1]))):
         values = [entries[min(i, len(entries) - 1)] for entries in lists]
-        target = {name: value for name, value in zip(ADDRESS, values, strict=True) if value}
+        named = zip(Connector.ADDRESS, values, strict=True)
+        target = {name: value for name, value in named if value}
         found, host = [], target.get("host", "/")
         if "hostaddr" not in target and not host.startswith(("/", "@")) and not parse_address(host):
             end, lookup = Deadline(min(CONNECT_TIME, deadline.left / 2)), socket.getaddrinfo
