@@ -199,7 +199,7 @@ class KeyRow(NamedTuple):
     row_age: float | None = None  # what its columns say
     at_risk: bool = False  # a login of ours may have ended the key: see `KeyAge`
     changed: str | None = None  # UTC
-    others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
+    others: Sequence[tuple[str, bool]] = ()  # where it is missing: (other service, is similar)
     padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
 
 
@@ -230,11 +230,8 @@ def update(job: Job) -> Outcome:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
             logins.refusals.note.remove()
-    if before := logins.row_before_first_login:
-        same, stored = done.key == before.key, done.renewed and done.code in (0, SettingsFault.code)
-        at_risk = not stored and done.verdict != ALIVE if done.verdict else same and before.at_risk
-        if at_risk or same:  # the note is void when another key is stored
-            logins.key_age.risk.write(key=(done.key if at_risk else NO_KEY).fingerprint)
+    if logins.row_before_first_login:
+        note_risk(logins.key_age, logins.row_before_first_login, done)
     return done
 
 
@@ -252,12 +249,12 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
         logins.webkassa.is_doubted = logins.probe_doubt.is_valid(row)
         if not logins.asked:
             store.reject_other_rows(row)
-        reason = reason_to_stop(job, logins, row, store.table)
-        if reason and store.in_transaction():
+        done = reason_to_stop(job, logins, row, store.table)
+        if done and store.in_transaction():
             if logins.ended_by:  # the token is stored, or another's; what ended the logins is said
                 logins.token, logins.login_outcome_unknown = NO_KEY, True
                 raise logins.ended_by
-            return reason
+            return done
 
         if not logins.token or logins.live_key_unknown or logins.ended_by:
             # 3. Rehearse: the very statement that will store the token, with a stand-in
@@ -266,7 +263,7 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
 
             # 4. Authorize, which kills the key in use, and 5. validate the token
             if not logins.asked:
-                logins.key_age.risk.write(key=row.key.fingerprint)
+                logins.key_age.note_risk(row.key, at_risk=True)
                 shield.enter_context(hold_back_signals_and_log())
                 logins.start_asking(store.table.schema)
             log_in_or_keep(job, logins, store, row)
@@ -284,7 +281,7 @@ def store_token(logins: LoginState, store: KeyStore, row: KeyRow, deadline: Dead
     if logins.against_probe:
         logins.probe_doubt.remember(row)
     logins.store_attempts += 1
-    notify = logins.store_attempts == 1  # what hinders a NOTIFY shows at the commit alone
+    notify = logins.store_attempts == 1  # a NOTIFY can make the commit fail: then without it
     store.store(row, logins.token, deadline, notify)
     logins.row, logins.renewed = row._replace(key=logins.token), True
 
@@ -292,13 +289,15 @@ def store_token(logins: LoginState, store: KeyStore, row: KeyRow, deadline: Dead
 def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcome | None:
     """Step 7: return None after a pause, to begin again from step 2, for as long as something is
     in hand; else return what `failure` leaves behind."""
-    left = logins.current_deadline.left
-    over = left <= (logins.pause + LoginState.LAST_TRY if logins.asked else 0)
-    busy = failure if isinstance(failure, LockBusy) else None
-    is_waiting = busy or (logins.has_waited and isinstance(failure, StoreUnavailable))
-    is_final = isinstance(failure, (WebkassaFailure, NoLoginLeft))
-    has_tried = over and (logins.last_try or not logins.token) if logins.asked else logins.last_try
-    if is_final or has_tried or not (logins.asked or is_waiting):
+    left, busy = logins.current_deadline.left, failure if isinstance(failure, LockBusy) else None
+    if logins.asked:
+        over = left <= logins.pause + LoginState.LAST_TRY
+        is_last = over and (logins.last_try or not logins.token)
+    else:  # nothing was asked of Webkassa: only who waits for a lock tries again
+        over = not left
+        is_waiting = busy or (logins.has_waited and isinstance(failure, StoreUnavailable))
+        is_last = logins.last_try or not is_waiting
+    if is_last or isinstance(failure, (WebkassaFailure, NoLoginLeft)):
         return give_up(logins, failure)
     if over:  # perhaps the machine has slept: one try more, and with time
         logins.last_try = True
@@ -319,6 +318,16 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
     pause = pause if logins.asked or over else min(pause, left)
     stopped = sleep_or_signal(pause, ignore_signals=bool(logins.token))
     return give_up(logins, failure) if stopped else None
+
+
+def note_risk(key_age: KeyAge, before: KeyRow, done: Outcome) -> None:
+    """Note after a login whether the key that is stored now may be dead."""
+    is_same, is_good = done.key == before.key, done.renewed and done.code in (0, SettingsFault.code)
+    at_risk = done.verdict != ALIVE and not is_good
+    if not done.verdict:  # no login has touched the key
+        at_risk = is_same and before.at_risk
+    if at_risk or is_same:  # else another key is stored, and the note from before the login is void
+        key_age.note_risk(done.key, at_risk)
 
 
 class Outcome(NamedTuple):
@@ -345,7 +354,7 @@ def hold_back_signals_and_log() -> Iterator[None]:
     finally:
         log.removeFilter(lines)
         while signal.sigtimedwait(signals, 0):
-            pass  # what they were to end has ended
+            pass  # they are dropped: the run that they were to end is over
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for line in lines:
             log.handle(line)
@@ -371,7 +380,8 @@ def superseded_by_late_login(logins: LoginState) -> bool:
     if verdict != DEAD or logins.against_probe:
         what = "Stored the new key {key}, but a login before it got no answer and may end it."
         raise WebkassaFailure(what, key=logins.row.key.fingerprint)
-    logins.invalid_token_replies, logins.store_attempts = logins.invalid_token_replies + 1, 0
+    logins.invalid_token_replies += 1
+    logins.store_attempts = 0
     enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
     if enough or not logins.login_deadline.left:
         raise WebkassaFailure("Webkassa is so slow that one login of ours killed the next.")
@@ -480,8 +490,9 @@ def reconcile_after_reconnect(
     changed = bool(row.key) and row.key != logins.row_before_token.key
     if changed and row.key == logins.token and verdict != DEAD:  # the commit had gone through
         return None if superseded_by_late_login(logins) else describe_stored(job, logins, table)
-    theirs = changed and verdict == DEAD and not logins.login_outcome_unknown  # nor can it kill it
-    if theirs and logins.probe(row.key) == ALIVE:
+    # While a login of ours got no answer, it may yet kill their key
+    is_theirs = changed and verdict == DEAD and not logins.login_outcome_unknown
+    if is_theirs and logins.probe(row.key) == ALIVE:
         what = "Another updater logged in after us and stored {key}; our key is dead."
         return Outcome(0, Message(what, key=describe_key(row)), row.key, verdict=ALIVE)
     logins.live_key_unknown = changed or verdict != ALIVE
@@ -499,7 +510,7 @@ def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -
             return log_in(job, logins, store, row)
         except WebkassaFailure as refusal:
             failure = refusal
-    is_kept = logins.token and is_worse(logins, row)
+    is_kept = logins.token and row_is_no_better(logins, row)
     if failure.code in (LOGIN_REFUSED, NONSENSE):
         logins.refusals.remember(logins.token if is_kept else row.key, failure.code)
     if is_kept:
@@ -510,8 +521,8 @@ def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -
     raise failure
 
 
-def is_worse(logins: LoginState, row: KeyRow) -> bool:
-    """Say whether the row holds nothing better than the token in hand, after a failed login."""
+def row_is_no_better(logins: LoginState, row: KeyRow) -> bool:
+    """Say, after a failed login, whether the key in the row is no better than the token in hand."""
     before = logins.row_before_first_login
     if not row.key or not logins.extra_login_sent:  # our login has killed the stored key
         return logins.probe(row.key) != ALIVE
@@ -538,10 +549,12 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
             if validate_token(logins, row, token, verdict, odd):
                 return
         except WebkassaFailure as failure:
-            logins.note_failed_login(failure)
+            logins.login_outcome_unknown |= failure.may_have_logged_in
+            logins.invalid_token_replies += failure.invalid_token_reply
             pause, backoff = backoff * random.uniform(0.5, 1), min(backoff * 2, 30)
             has_host = webkassa.rotate_host(failure.alternative_hosts)
-            pause = 0.0 if webkassa.host not in webkassa.asked else max(pause, failure.wait)
+            is_new = webkassa.host not in webkassa.asked
+            pause = 0.0 if is_new else max(pause, failure.wait)
             enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
             if enough or not failure.retry or not has_host or pause >= deadline.left:
                 raise
@@ -669,10 +682,6 @@ class LoginState:
     def take_token(self, token: Secret, verdict: str, row: KeyRow) -> None:
         self.token, self.verdict, self.row_before_token = token, verdict, row
         self.live_key_unknown, self.store_deadline = False, Deadline(self.STORING_TIME)
-
-    def note_failed_login(self, failure: WebkassaFailure) -> None:
-        self.login_outcome_unknown |= failure.may_have_logged_in
-        self.invalid_token_replies += failure.invalid_token_reply
 
 
 # ---- Webkassa: authorize kills the key before it, probe asks whether a key is alive
@@ -1523,7 +1532,7 @@ class KeyAge:
         """Return the row with the age of its key, as far as it was noted."""
         note = self.note.read()
         at_risk = self.risk.read().get("key") == row.key.fingerprint
-        with contextlib.suppress(KeyError, TypeError):  # one that is not whole counts as none
+        with contextlib.suppress(KeyError, TypeError):  # a note that is not whole counts as none
             age = row.clock + time.monotonic() - note["moment"]
             by_row = self.max_age if row.age is None else row.age
             if note["key"] == row.key.fingerprint and age >= (0 if note["stored"] else by_row):
@@ -1537,8 +1546,11 @@ class KeyAge:
 
     def note_first_sight(self, row: KeyRow) -> None:
         if row.key and self.note.read().get("key") != row.key.fingerprint:
-            self.risk.write(key=(row.key if row.at_risk else NO_KEY).fingerprint)
+            self.note_risk(row.key, row.at_risk)
             self.remember(row, stored=False)
+
+    def note_risk(self, key: Secret, at_risk: bool) -> None:
+        self.risk.write(key=(key if at_risk else NO_KEY).fingerprint)
 
     def note_renewal(self, row: KeyRow, early: bool) -> None:
         """Note that the key of this row was stored just now; the other file tells who watches it."""
@@ -2693,8 +2705,8 @@ class Terminal:
         told, heard = self.wait, False
         while True:
             time.sleep(0.1)
-            what, end, patience = wait = self.wait
-            if wait is not told and not patience.left:
+            what, end, delay = wait = self.wait
+            if wait is not told and not delay.left:
                 told, waiting = wait, "Waiting for {what}, {seconds:.0f} s at most ..."
                 say(Message(waiting, what=what, seconds=end.left), sys.stderr)
             if not heard and signal.SIGINT in signal.sigpending():

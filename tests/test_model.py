@@ -48,7 +48,7 @@ def places() -> Iterator[None]:
         (updater.KeyStore, "in_transaction", lambda _: True, ["plain"], {"unsent"}),
         (updater, "reconcile_after_reconnect", lambda *_: None, ["plain"] * 2, {"session ended"}),
         (updater, "superseded_by_late_login", lambda _: False, ["plain"], {"late"}),
-        (updater, "is_worse", lambda *_: False, ["plain"], {"refuses all", "refused"}),
+        (updater, "row_is_no_better", lambda *_: False, ["plain"], {"refuses all", "refused"}),
         (
             updater, "retry_or_give_up",
             lambda _, *state: updater.give_up(*state), ["plain"], {"cut off"},
