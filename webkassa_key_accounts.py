@@ -305,9 +305,9 @@ class Places:
         was_in = self.states[self.numbers[name]] == self.IN
         self.states[self.numbers[name]] = self.LEFT if was_in else self.OUT
 
-    def others(self, me: int, end: int) -> set[int]:
-        """Return how others of the same server stand, up to a number."""
-        others = (n for n in range(end) if n != me and self.servers[n] == self.servers[me])
+    def others(self, me: int, before: int) -> set[int]:
+        """Return how others of the same server stand, of those with a number below `before`."""
+        others = (n for n in range(before) if n != me and self.servers[n] == self.servers[me])
         return {self.states[n] for n in others}
 
     def connect(
@@ -361,7 +361,7 @@ def longest_run(plan: Plan) -> float:
 
 
 OURS = "service_name::text = ANY(%(services)s) OR service_name::text ~ '^Webkassa(:|$)'"
-READING, PROBES = 3.0, 32  # seconds, of the time that a status has; at a time
+READING, WORKERS = 3.0, 32  # seconds, of the time that a status has; at a time
 
 
 def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Report], list[Report]]:
@@ -370,7 +370,7 @@ def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Repor
     end, tables = updater.Deadline(updater.STATUS_TIME), group_by_table(accounts)
     read = functools.partial(read_rows, end.within(READING))
     late = updater.StoreUnavailable("PostgreSQL has not answered in time.")
-    rows = side_by_side(PROBES, read, [*tables.values()], late, READING + 0.5)
+    rows = side_by_side(read, [*tables.values()], late, READING + 0.5)
     found = dict(zip(tables, rows, strict=True))
     servers = [server_of(tables[t][0]) for t, rows in found.items() if isinstance(rows, dict)]
     for table, rows in found.items():  # a server that was full may have room for one
@@ -380,7 +380,7 @@ def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Repor
     why = updater.in_readers_language(updater.Message("no time was left to look"))
     lost: Report = {"status": "UNKNOWN", "message": why}
     # Whoever is left then is not probed, which a busy machine does in a moment, too
-    reports = side_by_side(PROBES, report, accounts, lost, end.left + 2)
+    reports = side_by_side(report, accounts, lost, end.left + 2)
     reports = [{"account": name} | one for (name, _), one in zip(accounts, reports, strict=True)]
     known = {account.service for group in tables.values() for account in group}
     faulty = {f"Webkassa:{n}" for n, plan in accounts if isinstance(plan.account, updater.Failure)}
@@ -390,10 +390,10 @@ def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Repor
 
 
 def side_by_side(
-    workers: int, work: Callable[[Any], Any], things: list[Any], late: Any, seconds: float
+    work: Callable[[Any], Any], things: list[Any], late: Any, seconds: float
 ) -> list[Any]:
     """Return what `work` gives for each thing, `late` for those that it has not done in time."""
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    pool = concurrent.futures.ThreadPoolExecutor(WORKERS)
     futures = [pool.submit(work, thing) for thing in things]
     concurrent.futures.wait(futures, seconds)
     pool.shutdown(wait=False, cancel_futures=True)
@@ -521,7 +521,8 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
         places.leave(name)
         if os.isatty(2):
             done = {"done": len(pool.codes), "count": len(accounts)}
-            say(updater.Message("{done} of {count} accounts", **done), end="\r")
+            told = updater.Message("{done} of {count} accounts", **done)
+            updater.say(told, sys.stderr, end="\r")
     code = sum_up(command, pool)
     if command.is_update and not command.options.account:  # else it tells nothing of the others
         updater.ping(monitor, code)
@@ -622,9 +623,6 @@ def print_reports(
 def tell_of_stop() -> None:
     """Tell who pressed Ctrl-C."""
     if os.isatty(2):
-        say(updater.Message("It ends as soon as no key can be lost any more ..."), before="\n")
-
-
-def say(message: updater.Message, before: str = "", end: str = "\n") -> None:
-    """Tell who sits at the terminal."""
-    updater.say(before + updater.in_readers_language(message), sys.stderr, end=end)
+        updater.say("", sys.stderr)  # else it stands behind ^C, or the count of accounts
+        what = "It ends as soon as no key can be lost any more ..."
+        updater.say(updater.Message(what), sys.stderr)
