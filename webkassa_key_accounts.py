@@ -195,8 +195,7 @@ class ProcessPool:
         self.codes: dict[str, int] = {}
         self.reasons: dict[str, updater.Message | None] = {}
         self.stopped = False
-        stops = updater.STOP_SIGNALS
-        self.stops = {number for number in stops if signal.getsignal(number) != signal.SIG_IGN}
+        self.stops = {n for n in updater.STOP_SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
 
     def run(self, work: Callable[[str, Any], int]) -> Iterator[str]:
         """Yield the name of each account that is done. Signals are held back from now on, and

@@ -592,9 +592,9 @@ def validate_token(
         raise odd
     logins.take_token(token, verdict, row)
     logins.odd_reply = odd.message if odd else None
-    is_second, logins.called_dead = logins.called_dead, verdict == DEAD
-    logins.against_probe = logins.called_dead and is_second
-    return not logins.called_dead or is_second
+    logins.against_probe = logins.called_dead and verdict == DEAD  # this one and the one before it
+    logins.called_dead = verdict == DEAD
+    return not logins.called_dead or logins.against_probe
 
 
 def sleep_or_signal(
@@ -636,16 +636,16 @@ class LoginState:
         self.login_outcome_unknown = False  # a login got no answer, and may yet take effect
         self.invalid_token_replies = 0
         self.live_key_unknown = False  # nobody can tell whether ours or the stored key lives
-        self.extra_login_sent = False  # for that reason
-        self.called_dead = False  # the token in hand, by the probe
+        self.extra_login_sent = False  # the one more that makes it certain
+        self.called_dead = False  # by the probe: the last token that was taken
         self.odd_reply = cast("Message | None", None)  # what stood beside the token
-        self.against_probe = False  # it is to be stored all the same
+        self.against_probe = False  # the token in hand is stored though the probe calls it dead
         self.store_attempts, self.pause, self.last_try = 0, 0.25, False
         self.renewed = False  # the key in the row is one of ours
         self.is_early = False  # a key younger than a minute is replaced, for it is dead
         self.ended_by = cast("Failure | None", None)  # what ended the logins with a token in hand
         self.has_waited = False  # for a lock that somebody else held
-        self.warned_of_stranger = False  # who uses the same login
+        self.warned_of_stranger = False  # of somebody else who uses this login
 
     @classmethod
     def longest_hold(cls, account: Account) -> float:
@@ -701,7 +701,7 @@ class Webkassa:
     def __init__(self, account: Account) -> None:
         self.account, self.session = account, new_session(account.ca_file)
         self.hosts, self.asked = [host_of(account.auth_url)], set[str]()
-        self.is_doubted = False  # the probe: it refused every new key
+        self.is_doubted = False  # the probe has refused every new key, and is not believed
 
     @property
     def host(self) -> str:

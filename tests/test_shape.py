@@ -136,8 +136,8 @@ def test_module_has_at_most_2824_lines() -> None:
     assert len(LINES) <= 2824
 
 
-def test_module_for_many_accounts_has_at_most_628_lines() -> None:
-    assert len((ROOT / "webkassa_key_accounts.py").read_text(encoding="utf-8").splitlines()) <= 628
+def test_module_for_many_accounts_has_at_most_627_lines() -> None:
+    assert len((ROOT / "webkassa_key_accounts.py").read_text(encoding="utf-8").splitlines()) <= 627
 
 
 @of_each_file
