@@ -93,6 +93,20 @@ def test_token_beside_an_error_counts_when_the_probe_proves_it(shop: Shop, statu
     shop.renew()
 
 
+def test_token_beside_an_error_that_nothing_proves_is_asked_for_three_times_at_most(
+    shop: Shop,
+) -> None:
+    """Each kills the key before it; the last one is stored."""
+    shop.webkassa.verdict = lambda token: UNCLEAR
+
+    def odd(handler: Handler, good: bytes) -> None:
+        handler.send(200, json.dumps(json.loads(good) | errors(-1)).encode())
+
+    shop.webkassa.script.extend([odd] * 9)
+    shop.expect(69, 3)
+    assert shop.key == shop.webkassa.live
+
+
 def test_token_beside_a_refusal_is_not_stored_over_a_key_that_lives(shop: Shop) -> None:
     """Both are called alive: the probe tells nothing, and code 1 says that nobody logged in."""
     token = "0123456789abcdef" * 2
