@@ -50,6 +50,14 @@ def test_status_levels(shop: Shop, age: str, probe: object, code: int, word: str
         assert re.search("Run again now: .* update", result.out)
 
 
+def test_last_change_of_the_row_is_said_in_utc(shop: Shop) -> None:
+    shop.age("1 hour")
+    select = "SELECT to_char(updated_at, 'YYYY-MM-DD HH24:MI:SS') FROM api_keys WHERE id = 1"
+    ((changed,),) = shop.sql(select)
+    result = shop.main("status", "--json", PGTZ="Asia/Almaty")
+    assert json.loads(result.out)["accounts"][0]["changed"] == f"{changed} UTC"
+
+
 @pytest.mark.parametrize(
     "statement", ["DROP TABLE api_keys", "DELETE FROM api_keys", "UPDATE api_keys SET api_key = ''"]
 )
