@@ -1870,13 +1870,13 @@ def read_text(path: Path, limit: int = 2**24) -> str:
         raise SettingsFault("cannot be read ({why})", why=error.strerror) from None
 
 
-def find_unknown_names(path: Path, file: Iterable[str], values: Iterable[str]) -> Iterator[Message]:
+def find_unknown_names(path: Path, names: Iterable[str], given: Iterable[str]) -> Iterator[Message]:
     """Yield unknown names that seem to decide which host or database is used; warn of others."""
-    for name in sorted({*file} - NAMES - OTHER_NAMES):
+    for name in sorted({*names} - NAMES - OTHER_NAMES):
         near = nearest_setting(name)
         what = "{name}: is not known; is {near} meant?" if near else "{name}: is not known"
         fault = Message(what, name=name, near=near)
-        if name.startswith(PREFIXES) and near in ALIASES.keys() - values:
+        if name.startswith(PREFIXES) and near in ALIASES.keys() - given:
             yield fault
         elif name.startswith(PREFIXES):
             log.warning(Message("{file}: {what}", file=path, what=fault))
@@ -1890,11 +1890,11 @@ def nearest_setting(name: str) -> str:
     return [*meant, *(alike[short] for short in near), ""][0]
 
 
-def warn_of_overruled(path: Path, file: Mapping[str, str], env: Mapping[str, str]) -> None:
+def warn_of_overruled(path: Path, given: Mapping[str, str], env: Mapping[str, str]) -> None:
     """Warn of what a file says of host, database or login, while the environment has another."""
     for name in sorted({*ALIASES, *LIBPQ, "WEBKASSA_SERVICE_NAME"} & env.keys()):
-        is_said = name in file or (name == "DATABASE_URL" and POSTGRES.keys() & file.keys())
-        if is_said and env[name] not in ("", file.get(name)):
+        is_given = name in given or (name == "DATABASE_URL" and POSTGRES.keys() & given.keys())
+        if is_given and env[name] not in ("", given.get(name)):
             what = "{name}: what the environment says counts, and not what {file} says"
             log.warning(Message(what, name=name, file=path))
 
@@ -2624,11 +2624,11 @@ class Command:
 
     def do_one(self, account: Account | SettingsFault, monitor: Secret) -> int:
         """Update or check one account; return the exit code."""
-        row = ""
+        prefix = ""
         try:
             if isinstance(account, SettingsFault):
                 raise account
-            row = self.label or f"{account.service}: "
+            prefix = self.label or f"{account.service}: "
             job = Job(account, self.options.mode, self.report_wait, self.connect)
             if not self.is_update:
                 return self.print_check(self.check(job), self.label)
@@ -2639,9 +2639,9 @@ class Command:
         except Exception as error:
             outcome = describe_failure(as_failure(error), NO_KEY, "", NO_KEY, asked=False)
         for warning in outcome.warnings:
-            log.warning("%s%s", row, self.as_typed(warning))
+            log.warning("%s%s", prefix, self.as_typed(warning))
         said = self.as_typed(outcome.message)
-        log.log(logging.ERROR if outcome.code else logging.INFO, "%s%s", row, said)
+        log.log(logging.ERROR if outcome.code else logging.INFO, "%s%s", prefix, said)
         if self.is_update:
             note_run(self.name, said, outcome)
             if self.options.json:
@@ -2653,12 +2653,12 @@ class Command:
             ping(monitor, outcome.code)
         return outcome.code
 
-    def print_check(self, findings: Iterable[Finding], row: str) -> int:
+    def print_check(self, findings: Iterable[Finding], prefix: str) -> int:
         """Print what a check found; return the exit code of the first thing that failed."""
         first = 0
         for level, message, advice, code in findings:
             said = " ".join(self.as_typed(part) for part in (message, advice) if part)
-            say(f"{level:5} {row}{said}")
+            say(f"{level:5} {prefix}{said}")
             first = first or code
         return first
 
