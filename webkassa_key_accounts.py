@@ -622,6 +622,6 @@ def print_reports(
 def tell_of_stop() -> None:
     """Tell who pressed Ctrl-C."""
     if os.isatty(2):
-        updater.say("", sys.stderr)  # else it stands behind ^C, or the count of accounts
-        what = "It ends as soon as no key can be lost any more ..."
-        updater.say(updater.Message(what), sys.stderr)
+        what = updater.Message("It ends as soon as no key can be lost any more ...")
+        # In a line of its own: the last one ends with ^C, or counts the accounts
+        updater.say("\n" + updater.in_readers_language(what), sys.stderr)
