@@ -1235,13 +1235,14 @@ class KeyStore:
         if 'Type": "Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
+        # As long as the key so far, and in its case: the column may have a CHECK of either
         length = max(32, len(row.key.value))
         alike = os.urandom(length).hex()[:length]
         stand_in = stand_in or Secret(alike.upper() if row.key.value.isupper() else alike)
         end = self.deadline.within(self.COMMIT_TIME / 2)  # of the time that the store will have
         self.write("SAVEPOINT rehearsal;", row, stand_in, NOTIFY, end)
-        ((needed,),) = self.try_run(USED) or [("",)]
-        self.run(LOCK_TIMEOUT + "ROLLBACK TO SAVEPOINT rehearsal;" + (needed or ""))
+        ((regain,),) = self.try_run(FIND_USED) or [("",)]
+        self.run(LOCK_TIMEOUT + "ROLLBACK TO SAVEPOINT rehearsal;" + (regain or ""))
 
     def store(self, row: KeyRow, token: Secret, deadline: Deadline, notify: bool) -> None:
         """Store the token and commit, in one message."""
@@ -1295,8 +1296,8 @@ READ_BACK = """
     END $check$;
 """
 # The rehearsal's end gives back the locks of what triggers write, but no value of a sequence: the
-# store needs both once more. Statements for that; what our role may not lock or read is left out
-USED = """
+# store needs both once more: statements for that, but for what our role may not lock or read
+FIND_USED = """
     SELECT string_agg(CASE WHEN relkind IN ('r', 'p') AND mode = 'RowExclusiveLock' AND relation <> %(oid)s AND n !~ '[%%{{}}$]' THEN
                format('DO $$ BEGIN LOCK TABLE ONLY %%s IN ROW EXCLUSIVE MODE NOWAIT; EXCEPTION WHEN lock_not_available THEN RAISE; WHEN OTHERS THEN NULL; END $$;', n)
            WHEN relkind = 'S' THEN CASE WHEN has_sequence_privilege(relation, 'USAGE, SELECT') THEN (
