@@ -1389,8 +1389,7 @@ def connect_targets(database: Mapping[str, Any], deadline: Deadline) -> Iterator
     lists = [str(database.get(name, "")).split(",") for name in Connector.ADDRESS]
     for i in range(max(len(lists[0]), len(lists[1]))):
         values = [entries[min(i, len(entries) - 1)] for entries in lists]
-        named = zip(Connector.ADDRESS, values, strict=True)
-        target = {name: value for name, value in named if value}
+        target = {n: v for n, v in zip(Connector.ADDRESS, values, strict=True) if v}
         found, host = [], target.get("host", "/")
         if "hostaddr" not in target and not host.startswith(("/", "@")) and not parse_address(host):
             end, lookup = Deadline(min(CONNECT_TIME, deadline.left / 2)), socket.getaddrinfo
