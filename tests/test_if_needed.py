@@ -6,7 +6,7 @@ import signal
 
 import pytest
 from world.shop import Shop
-from world.webkassa_simulator import ALIVE, UNCLEAR, answer, errors, respelled
+from world.webkassa_simulator import ALIVE, UNCLEAR, Behaviour, answer, errors, respelled
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,23 @@ def test_key_whose_update_was_killed_after_the_login_counts_as_no_young_one(shop
     assert shop.run("status").code == 2
     shop.renew("update", "--if-needed", logins=2)
     assert shop.run("status").code == 0
+
+
+@pytest.mark.parametrize(
+    ("replies", "code"),
+    [([answer(429, b"", {"Retry-After": "999"})], 69), ([answer(200, {"Data": {}})] * 3, 76)],
+    ids=["no login came of it", "the probe says alive"],
+)
+def test_key_that_a_failed_login_has_not_ended_is_no_risk(
+    shop: Shop, replies: list[Behaviour], code: int
+) -> None:
+    """What was noted before the login is void: with the probe off each would end a good key."""
+    shop.age("2 hours")
+    shop.webkassa.script.extend(replies)
+    shop.expect(code, len(replies))
+    shop.env["WEBKASSA_PROBE_URL"] = "off"
+    assert shop.run("status").code == 0
+    shop.expect(0, len(replies), "update", "--if-needed")
 
 
 def test_key_that_is_alive_after_all_is_no_risk_any_more(shop: Shop) -> None:
