@@ -851,6 +851,7 @@ def test_who_presses_ctrl_c_is_told_that_it_was_heard(shop: Shop) -> None:
     shown = b""
     while b"It ends as soon as no key can be lost any more" not in shown:
         shown += os.read(main, 65536)
+    assert shown.startswith(b"\r\n")  # not behind ^C
     go.set()
     assert process.wait(30) == 0
     assert accounts.renewed == {"a"}

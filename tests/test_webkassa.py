@@ -469,12 +469,13 @@ def test_certificate_of_another_name_is_never_accepted(tls_shop: Shop) -> None:
 
 @pytest.mark.parametrize("status", [200, 505])
 def test_505_leads_to_the_vendors_other_hosts_only(tls_shop: Shop, status: int) -> None:
+    """And at once: for how long one host is to be left alone says nothing of the next."""
     hosts = (
         "evil.example, webkassa.kz.evil.example, evilwebkassa.kz, http://x.webkassa.kz,"
         "kkm.webkassa.kz:81, kkm2.webkassa.kz"
     )
-    reply = answer(status, errors(505), {"AlternativeDomainNames": hosts})
-    tls_shop.webkassa.script.append(reply)
+    headers = {"AlternativeDomainNames": hosts, "Retry-After": "999"}
+    tls_shop.webkassa.script.append(answer(status, errors(505), headers))
     result = tls_shop.run()
     assert result.code == 0
     assert tls_shop.proxy.hosts == ["api.webkassa.kz", "kkm2.webkassa.kz"]
