@@ -662,6 +662,22 @@ def test_told_to_stop_it_starts_no_more_and_stores_what_was_asked_for(
     assert "2 of 6 accounts" in result.err
 
 
+def test_hangup_that_was_ignored_from_the_start_stops_nothing(shop: Shop) -> None:
+    """As under nohup."""
+    accounts, go = Accounts(shop, "a", "b"), threading.Event()
+    accounts.script("a").append(held_until(go))
+    ignoring = ["bash", "-c", "trap '' HUP; exec \"$@\"", "-", sys.executable, str(PROGRAM)]
+    process = subprocess.Popen(
+        [*ignoring, "update", "--jobs", "1", *shop.options],
+        env=shop.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    await_(lambda: shop.webkassa.authorizations == 1)
+    process.send_signal(signal.SIGHUP)
+    go.set()
+    assert shop.finish(process).code == 0
+    assert accounts.renewed == {"a", "b"}
+
+
 def test_who_waits_for_a_lock_ends_at_once_and_is_reported_as_not_tried(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     with shop.lock_held(row("a")):
