@@ -231,7 +231,7 @@ def update(job: Job) -> Outcome:
         if not logins.ended_by:
             logins.refusals.note.remove()
     if logins.row_before_first_login:
-        note_risk(logins.key_age, logins.row_before_first_login, done)
+        renew_note_of_risk(logins.key_age, logins.row_before_first_login, done)
     return done
 
 
@@ -320,7 +320,7 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
     return give_up(logins, failure) if stopped else None
 
 
-def note_risk(key_age: KeyAge, before: KeyRow, done: Outcome) -> None:
+def renew_note_of_risk(key_age: KeyAge, before: KeyRow, done: Outcome) -> None:
     """Note after a login whether the key that is stored now may be dead."""
     is_same, is_good = done.key == before.key, done.renewed and done.code in (0, SettingsFault.code)
     at_risk = done.verdict != ALIVE and not is_good
