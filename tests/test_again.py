@@ -40,6 +40,7 @@ def test_login_of_another_that_was_killed_before_it_stored_is_noticed(
     shop.renew(logins=2, **env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ACCESS EXCLUSIVE", "SHARE"])
 def test_lost_key_is_told_with_who_held_the_table(shop: Shop, mode: str) -> None:
     """A migration that holds it; in SHARE mode the row is free, and the write alone waits."""
