@@ -71,6 +71,7 @@ def type_printed(shop: Shop, result: Result, pattern: str) -> None:
 # A failure stays one account's -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_five_of_a_hundred_fail_in_five_ways_and_the_other_95_are_updated(shop: Shop) -> None:
     accounts = Accounts(shop, *HUNDRED)
     refused, down, unwritable, faulty, killed = bad = HUNDRED[10:95:20]
@@ -117,6 +118,7 @@ def test_what_heals_of_no_account_by_itself_is_not_tried_again(shop: Shop) -> No
     assert shop.run("update").code == 71
 
 
+@pytest.mark.slow
 def test_a_repetition_logs_in_only_for_those_that_failed(shop: Shop) -> None:
     names = HUNDRED[:8]
     accounts = Accounts(shop, *names)
@@ -368,6 +370,7 @@ def test_login_password_and_row_are_never_inherited(shop: Shop) -> None:
     assert shop.webkassa.authorizations == 1
 
 
+@pytest.mark.slow
 def test_the_only_account_of_before_is_not_forgotten_silently(shop: Shop) -> None:
     """All was OK, and its shop could sell no more after a day."""
     alone = shop.env.copy()
@@ -541,6 +544,7 @@ def few_places(shop: Shop) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["update", "check"])
 @pytest.mark.usefixtures("few_places")
 def test_more_jobs_than_connections_wait_for_a_place(shop: Shop, command: str) -> None:
@@ -811,6 +815,7 @@ def run_alone(program: str) -> None:
     assert process.returncode == 0, said
 
 
+@pytest.mark.slow
 def test_signals_close_together_are_one_and_none_is_missed(shop: Shop) -> None:
     """coreutils' timeout sends two. A parent that broke down would leave its children to die."""
     run_alone(TWICE)
@@ -889,6 +894,7 @@ def test_killed_parent_costs_no_key(shop: Shop) -> None:
 # By name ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "renewed"),
     [(("--account", "b"), {"b"}), (("--account", "almaty-*"), {"almaty-1", "almaty-2"}),
@@ -1017,6 +1023,7 @@ def test_check_says_a_line_per_account_and_finding(shop: Shop) -> None:
     assert (accounts.untouched, shop.webkassa.authorizations) == (set("abc"), 0)
 
 
+@pytest.mark.slow
 def test_check_of_good_accounts_says_a_line_of_each_and_v_every_step(shop: Shop) -> None:
     """Three faults of 300 accounts stood among 1,805 lines."""
     accounts = Accounts(shop, "a", "b", "c")
@@ -1081,7 +1088,7 @@ def test_status_reads_all_rows_of_a_table_at_once_and_probes_them_side_by_side(s
     assert result.out.startswith("WEBKASSA CRITICAL - 99 of 100 accounts are well; shop-98: no key")
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 def test_status_of_many_has_the_time_of_one_whatever_the_vendor_does(shop: Shop) -> None:
     accounts = Accounts(shop, *HUNDRED)
     shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
@@ -1257,6 +1264,7 @@ def test_commands_that_check_and_status_print_name_the_account(shop: Shop) -> No
         assert ends == {("--account", "a"), ("--account", "b")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["касса 1", "-x", "a.b", "b'c"])
 def test_a_command_for_a_file_whose_name_is_wrong_names_it_not(shop: Shop, name: str) -> None:
     """The command of a server takes no such name, and once the file is renamed there is none."""

@@ -27,6 +27,7 @@ def test_database_down_asks_webkassa_for_nothing(shop: Shop) -> None:
     assert f"port={shop.server.port}" in result.err
 
 
+@pytest.mark.slow
 def test_database_that_says_nothing_is_given_up(shop: Shop) -> None:
     """After 5 s and, since somebody listens, after 10 s more."""
     with socket.create_server(("127.0.0.1", 0)) as silent, within(60, least=14):
@@ -241,6 +242,7 @@ def test_error_of_the_database_is_passing_or_not(shop: Shop, state: str, code: i
     assert state in result.err
 
 
+@pytest.mark.slow
 def test_standby_asks_webkassa_for_nothing(shop: Shop) -> None:
     """A server in recovery refuses the write; after a failover it may be the primary soon."""
     with shop.server.standby() as folder:

@@ -63,6 +63,7 @@ def test_a_thousand_inherited_files_are_no_hindrance(shop: Shop) -> None:
     shop.assert_renewed(process)
 
 
+@pytest.mark.slow
 def test_a_day_of_the_key_is_the_same_for_everybody(shop: Shop, person: dict[str, str]) -> None:
     """Of a row with a Cyrillic name, by a settings file with one."""
     shop.sql("UPDATE api_keys SET service_name = 'Касса № 1' WHERE id = 1")

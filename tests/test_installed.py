@@ -51,6 +51,7 @@ def run(command: Path, *arguments: str, **env: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_modules_and_asks_for_what_they_need(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
@@ -101,6 +102,7 @@ def test_all_that_the_program_needs_is_locked() -> None:
     assert names == {*needed, "setuptools"}
 
 
+@pytest.mark.slow
 def test_the_installed_command_renews_the_key(command: Path, shop: Shop) -> None:
     result = run(command, **shop.env)
     assert result.returncode == 0, result.stderr

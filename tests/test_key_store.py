@@ -154,6 +154,7 @@ def test_server_of_another_encoding_serves_as_well(shop: Shop) -> None:
 # Through PgBouncer -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pgbouncer_in_transaction_mode_one_winner_and_nothing_leaks(pooled: Shop) -> None:
     pooled.webkassa.live = None
     runs = [pooled.start("update", "--if-needed") for _ in range(12)]

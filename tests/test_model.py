@@ -12,6 +12,7 @@ from model import KINDS, updater
 TIMES = {"touch", "minute"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("people", "faults", "kinds", "logins"),
     [

@@ -44,6 +44,7 @@ def nodes_asked(pooler: Pgpool, statement: str) -> set[str]:
     return set(re.findall(pattern, pooler.log.read_text()))
 
 
+@pytest.mark.slow
 def test_what_asks_whether_the_transaction_stands_reaches_the_primary(
     shop: Shop, standby: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_look_that_fails_ends_no_transaction(shop: Shop, standby: Path) -> None:
         assert nodes_asked(pooler, "SELECT 1") == {"0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [CACHE, UNCACHED])
 def test_check_names_a_cache_that_keeps_the_old_key(
     shop: Shop, standby: Path, settings: str

@@ -46,6 +46,7 @@ def test_refused_login_is_not_sent_again(refusing: Shop) -> None:
     assert refusing.is_untouched
 
 
+@pytest.mark.slow
 def test_twenty_waiters_send_one_refused_login(refusing: Shop) -> None:
     with refusing.lock_held():
         runs = [refusing.start(*IF_NEEDED, "-v") for _ in range(20)]
@@ -163,6 +164,7 @@ def test_only_a_refused_login_is_remembered(refusing: Shop) -> None:
     refused(refusing, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["update", "update --if-needed"])
 @pytest.mark.parametrize("cause", ["refused", "no token"])
 def test_who_waited_meanwhile_sends_a_failed_login_no_more(

@@ -101,6 +101,7 @@ def box(
     return box
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_of_once(box: AlertedBox, receiver: Monitor) -> None:
     box.fail()
     box.serve(told=1)
@@ -561,6 +562,7 @@ def test_a_full_disk_keeps_no_alert_back(box: AlertedBox) -> None:
     box.serve(told=1)
 
 
+@pytest.mark.slow
 def test_status_tells_of_alerts_that_do_not_arrive(box: AlertedBox, receiver: Monitor) -> None:
     receiver.refused = {"/a"}
     box.fail()

@@ -830,6 +830,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ROOT / "check-status.sh", *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_starter_passes_all_on() -> None:
     assert start("--help").stdout == str(server_status.__doc__).rstrip() + "\n"
     assert (start("--jsno").returncode, start("--json", "x").returncode) == (3, 3)

@@ -131,6 +131,7 @@ def test_options_may_stand_before_or_after_the_command(shop: Shop) -> None:
         assert shop.finish(shop.start(*line.split())).code == 0
 
 
+@pytest.mark.slow
 def test_help_and_version() -> None:
     for flag in ("--help", "-h", "--version"):
         run = subprocess.run([sys.executable, str(PROGRAM), flag], capture_output=True, text=True)
@@ -149,6 +150,7 @@ def test_exit_code_stands_when_nobody_reads_the_output(shop: Shop) -> None:
     assert process.stderr.read() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "code"), [("check", 0), ("status", 1), ("update", 0)])
 @pytest.mark.parametrize("sink", [">/dev/full", ">&-", "| true"])
 def test_exit_code_stands_whatever_becomes_of_the_output(

@@ -20,7 +20,7 @@ def test_connection_killed_after_the_answer_loses_no_key(shop: Shop) -> None:
     shop.renew()
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 def test_server_restarted_for_6_s_after_the_answer_loses_no_key(shop: Shop) -> None:
     def restart(token: str) -> None:
         shop.server.stop("immediate")
@@ -99,7 +99,7 @@ def test_write_refused_after_the_answer_is_tried_again(shop: Shop) -> None:
     shop.renew()
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 def test_key_that_cannot_be_stored_in_time_is_reported_lost(shop: Shop) -> None:
     """The time for it is 3 s here, not 60: that it is 60 shows in how long others wait."""
     shop.hurry(LoginState__STORING_TIME=3)

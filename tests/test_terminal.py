@@ -55,6 +55,7 @@ class Screen:
 CTRL_C = b"\x03"
 
 
+@pytest.mark.slow
 def test_person_is_told_that_webkassa_hangs_and_after_ctrl_c_that_it_ends_soon(shop: Shop) -> None:
     shop.webkassa.script.append(hang())
     screen = Screen(shop, WEBKASSA_DEADLINE="10s")

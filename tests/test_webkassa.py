@@ -290,6 +290,7 @@ def test_retry_after_is_obeyed_as_far_as_the_deadline_allows(
     assert (result.code, shop.webkassa.authorizations) == made
 
 
+@pytest.mark.slow
 def test_deadline_holds_against_a_server_that_drips(shop: Shop) -> None:
     """All at once: each is another service, and the same account."""
     shop.webkassa.script.extend([hang(), drip(0.5), drip(0.5, headers_too=True)])
@@ -301,6 +302,7 @@ def test_deadline_holds_against_a_server_that_drips(shop: Shop) -> None:
     assert all("does not answer in time" in result.err for result in results)
 
 
+@pytest.mark.slow
 def test_login_that_was_given_up_is_told_to_have_killed_the_key(shop: Shop) -> None:
     shop.webkassa.script.append(hang())  # it does log us in
     result = shop.expect(69, 1, WEBKASSA_DEADLINE="10s")
@@ -442,6 +444,7 @@ def test_unknown_certificate_is_never_accepted(tls_shop: Shop, command: str) -> 
     assert "certificate" in result.out + result.err
 
 
+@pytest.mark.slow
 def test_what_cannot_have_been_sent_leaves_the_key_as_it_was(tls_shop: Shop) -> None:
     junk = tls_shop.home / "junk.pem"
     junk.write_text("junk")
@@ -462,6 +465,7 @@ def test_what_cannot_have_been_sent_leaves_the_key_as_it_was(tls_shop: Shop) -> 
     assert tls_shop.webkassa.calls == []
 
 
+@pytest.mark.slow
 def test_certificate_of_another_name_is_never_accepted(tls_shop: Shop) -> None:
     url = "https://kassa.example.kz/api/Authorize"
     tls_shop.run_in_vain(69, WEBKASSA_AUTH_URL=url, WEBKASSA_DEADLINE="10s")
@@ -586,7 +590,7 @@ def is_token(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[!-~]{1,255}", value) is not None
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 @pytest.mark.xdist_group("hypothesis")
 def test_any_answer_leaves_the_row_or_stores_a_valid_token(shop: Shop, hypothesis: Any) -> None:
     bounds = hypothesis.settings(
