@@ -70,7 +70,7 @@ LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
 ALWAYS, IF_NEEDED = "always", "if needed"  # modes of an update
 ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
 DOUBTED = "dead, but not believed"  # of a probe that refused every new key: counts as unclear
-YOUNG = 60.0  # seconds: an age for which a probe is asked before --if-key ends a key
+YOUNG = 60.0  # seconds: a younger key that --if-key names is probed before anybody logs in
 FULL_LIFE = 20 * 3600.0  # seconds; Webkassa promises about a day
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
