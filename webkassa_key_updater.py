@@ -831,10 +831,10 @@ def fetch_answer(
     is_local = is_loopback(urlsplit(request.url).hostname or "")
     proxies = {} if is_local else requests.utils.get_environ_proxies(request.url)
     connect, read = min(CONNECT_TIME, max(end.left / 5, 2.0)), end.left + 1  # for each address
+    session.cookies.clear()  # of a login: consumers have none, and the probe asks for them
     with session.send(
         session.prepare_request(request), stream=True, allow_redirects=False,
-        proxies=proxies, verify=session.verify, timeout=(connect, read),
-    ) as response:  # fmt: skip
+        proxies=proxies, verify=session.verify, timeout=(connect, read)) as response:  # fmt: skip
         return Answer(response.status_code, response.headers, read_json(response.raw, limit))
 
 
