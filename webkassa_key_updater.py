@@ -232,8 +232,8 @@ def update(job: Job) -> Outcome:
         if not logins.ended_by:
             logins.refusals.note.remove()
     if before := logins.row_before_first_login:
-        same, stored = done.key == before.key, done.renewed and done.code in (0, SettingsFault.code)
-        at_risk = not stored and done.verdict != ALIVE if done.verdict else same and before.at_risk
+        same, stored = done.key == before.key, done.renewed and done.code == SettingsFault.code
+        at_risk = done.code != 0 and not stored if done.verdict else same and before.at_risk
         if at_risk or same:  # the note is void when another key is stored
             logins.key_age.risk.write(key=(done.key if at_risk else NO_KEY).fingerprint)
     return done

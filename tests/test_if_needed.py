@@ -6,7 +6,8 @@ import signal
 
 import pytest
 from world.shop import Shop
-from world.webkassa_simulator import ALIVE, UNCLEAR, answer, errors, respelled
+from world.waiting import await_
+from world.webkassa_simulator import ALIVE, UNCLEAR, answer, errors, late, respelled
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,19 @@ def test_key_whose_update_was_killed_after_the_login_counts_as_no_young_one(shop
     assert shop.run("status").code == 2
     shop.renew("update", "--if-needed", logins=2)
     assert shop.run("status").code == 0
+
+
+def test_key_that_a_late_login_may_still_end_counts_as_no_young_one(shop: Shop) -> None:
+    """The update said so. The hourly look, whose probe is off, left the key alone for a day."""
+    shop.age("2 hours")
+    no_more = answer(429, b"", {"Retry-After": "999"})
+    shop.webkassa.script.extend([late(0.5, hang_up=True), no_more])
+    assert "may still end it" in shop.expect(69, 2).err
+    await_(lambda: shop.webkassa.live != shop.old_key)
+    hourly = {"WEBKASSA_PROBE_URL": "off", "WEBKASSA_MAX_AGE": "25h"}
+    assert shop.run("status", **hourly).code == 2
+    shop.renew("update", "--if-needed", logins=3, **hourly)
+    assert shop.run("status", **hourly).code == 0
 
 
 def test_key_that_is_alive_after_all_is_no_risk_any_more(shop: Shop) -> None:
