@@ -2408,11 +2408,11 @@ def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
     old = "key {key}: older than 25 h; the probe says {verdict}"
     good = "key {key}; the probe says {verdict}"
     cases = (
-        (not row.key, "CRITICAL", "no key is stored", NOW),
-        (verdict == DEAD, "CRITICAL", "key {key}: it is dead", NOW),
+        (not row.key, "CRITICAL", "no key is stored", correct if refusal else NOW),
         (refusal and verdict == ALIVE and row.age is not None, "CRITICAL",
          "{why} The key {key}, works; Webkassa promises about a day, until {end}", correct),
         (refusal, "CRITICAL", "{why} Stored is the key {key}; the probe says {verdict}", correct),
+        (verdict == DEAD, "CRITICAL", "key {key}: it is dead", NOW),
         (row.at_risk and verdict in (UNCLEAR, OFF), "CRITICAL",
          "key {key}: it may be dead since the last login; the probe says {verdict}", NOW),
         (row.age is None and row_age < 0, "UNKNOWN",

@@ -137,6 +137,20 @@ def test_refusal_counts_for_the_token_that_was_stored_all_the_same(refusing: Sho
     refused(refusing, 2)
 
 
+@pytest.mark.parametrize("key", ["dead", "none"])
+def test_status_does_not_advise_to_send_a_refused_login_again(refusing: Shop, key: str) -> None:
+    """Of a dead key it said "Run again now", and not why there is no new one."""
+    refused(refusing, 1)
+    refusing.webkassa.issue()
+    if key == "none":
+        refusing.sql("DELETE FROM api_keys WHERE id = 1")
+        refused(refusing, 2)
+    status = refusing.main("status")
+    assert (status.code, "Correct WEBKASSA_LOGIN" in status.out) == (2, True)
+    assert "Run again now" not in status.out
+    assert ("Webkassa refused this login" in status.out) == (key == "dead")
+
+
 def test_memory_is_void_when_the_stored_key_has_changed(refusing: Shop) -> None:
     assert refusing.main(*IF_NEEDED).code == 77
     refusing.sql("UPDATE api_keys SET api_key = repeat('f', 32) WHERE id = 1")
