@@ -451,7 +451,7 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
             what = "The probe calls the young key {key} dead, and no note of it can be kept."
             raise WebkassaFailure(what, key=row.key.fingerprint)
         return None
-    if row.at_risk and verdict in (UNCLEAR, OFF):
+    if verdict in (UNCLEAR, OFF) and (row.at_risk or logins.refusals.find(row)):
         return None
     if row.at_risk and verdict == ALIVE:
         logins.key_age.risk.remove()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from world import webkassa_simulator
+from world.monitor import Monitor
 from world.shop import Result, Shop, fingerprint
 from world.waiting import await_
 
@@ -169,6 +170,19 @@ def test_young_key_is_no_matter_for_the_memory(refusing: Shop) -> None:
     refusing.age("0 s")
     assert refusing.main(*IF_NEEDED).code == 0
     assert refusing.webkassa.authorizations == 1
+
+
+def test_young_key_that_nothing_proves_alive_is_a_matter_for_the_memory(
+    refusing: Shop, monitor: Monitor
+) -> None:
+    """A consumer is told that it is dead, and the login is refused. The hourly look, whose probe is
+    off, told the monitor that all is well."""
+    refusing.env["HEALTHCHECK_URL"] = f"{monitor.origin}/200/x"
+    refusing.age("4 hours")
+    refusing.webkassa.issue()
+    refused(refusing, 1, "update", "--if-key", fingerprint(refusing.old_key))
+    refused(refusing, 1, WEBKASSA_PROBE_URL="off", WEBKASSA_MAX_AGE="25h")
+    assert monitor.paths == ["/200/x/fail"] * 2
 
 
 def test_only_a_refused_login_is_remembered(refusing: Shop) -> None:
