@@ -1081,7 +1081,7 @@ BEGIN = """
 Reply = tuple[list[Any], str]  # rows and command tag
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
 SELECT_ROWS = """
-    SELECT service_name::text, api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
+    SELECT service_name::text, coalesce(api_key::text, ''), to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
     FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table} WHERE {which}) AS r
 """
@@ -1208,9 +1208,9 @@ class KeyStore:
         times = ", ".join(f"{name}::timestamptz" for name in (*clocked, "NULL"))
         select, rows = SELECT_ROWS.replace("{times}", times).replace("{which}", which), []
         for service, key, changed, age in self.run_locking(select, values)[0]:
-            padded, known = (key or "").ljust(self.table.padding), (age or 0) > -self.CLOCK_SLACK
-            row = KeyRow(self.clock, True, Secret(key or ""), age if known else None, row_age=age)
-            rows.append((service, row._replace(changed=changed, padded=Secret(padded))))
+            known = age and max(age, 0.0) if (age or 0) > -self.CLOCK_SLACK else None
+            row = KeyRow(self.clock, True, Secret(key), known, row_age=age, changed=changed)
+            rows.append((service, row._replace(padded=Secret(key.ljust(self.table.padding)))))
         return rows
 
     def run_locking(self, statements: str, *more: Any) -> Reply:
