@@ -2263,8 +2263,9 @@ def check(job: Job) -> Iterator[Finding]:
             yield failed_step("login", refusal)
         found = classify(row, verdict, None)
         is_good = found.level in ("OK", "UNKNOWN") and not is_touched(row)
-        what = "stored key: {what}." if found.advice else "stored key: {what}"
-        yield Finding("ok" if is_good else "WARN", Message(what, what=found.message), found.advice)
+        advice = None if refusal else found.advice  # to run again would send it again
+        what = "stored key: {what}." if advice else "stored key: {what}"
+        yield Finding("ok" if is_good else "WARN", Message(what, what=found.message), advice)
     if account.healthcheck_url:
         yield check_host(account.ca_file, account.healthcheck_url.value, "monitor")
 
@@ -2783,8 +2784,7 @@ def note_run(account: str, said: str, outcome: Outcome) -> None:
         goes_on = code and code == last["code"] and max(renewals, default=0) < last["time"]
         note = {
             "account": account, "kind": kind, "time": now, "code": code, "outcome": said,
-            # Of the first run that failed with this code, with no renewal since
-            "since": last["since"] if goes_on else now,
+            "since": last["since"] if goes_on else now,  # of the first such failure since a renewal
             "key": {"": "as it was", ALIVE: ALIVE, DEAD: DEAD}.get(outcome.verdict, UNCLEAR),
             "renewed": now if outcome.renewed else last["renewed"],  # by this kind of run
             "invocation": os.environ.get("INVOCATION_ID", ""),  # systemd's number of this run

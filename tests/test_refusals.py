@@ -139,8 +139,8 @@ def test_refusal_counts_for_the_token_that_was_stored_all_the_same(refusing: Sho
 
 
 @pytest.mark.parametrize("key", ["dead", "none"])
-def test_status_does_not_advise_to_send_a_refused_login_again(refusing: Shop, key: str) -> None:
-    """Of a dead key it said "Run again now", and not why there is no new one."""
+def test_nobody_advises_to_send_a_refused_login_again(refusing: Shop, key: str) -> None:
+    """Of a dead key, status said "Run again now", and not why there is no new one."""
     refused(refusing, 1)
     refusing.webkassa.issue()
     if key == "none":
@@ -150,6 +150,9 @@ def test_status_does_not_advise_to_send_a_refused_login_again(refusing: Shop, ke
     assert (status.code, "Correct WEBKASSA_LOGIN" in status.out) == (2, True)
     assert "Run again now" not in status.out
     assert ("Webkassa refused this login" in status.out) == (key == "dead")
+    check = refusing.main("check")
+    assert (check.code, "Correct WEBKASSA_LOGIN" in check.out) == (77, True)
+    assert "Run again now" not in check.out
 
 
 def test_memory_is_void_when_the_stored_key_has_changed(refusing: Shop) -> None:
