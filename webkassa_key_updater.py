@@ -1272,7 +1272,7 @@ class KeyStore:
 # Keeps what the rehearsal's end gives back: the table's lock; of a unique key the row's whole lock
 KEEP_LOCKS = """
     SELECT FROM {table} WHERE service_name = %(service)s AND EXISTS (
-        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY((indkey::int2[])[0:coalesce((to_json(pg_index)->>'indnkeyatts')::int, indnatts) - 1]) -- since 11
         WHERE indrelid = %(oid)s AND indisunique AND indexprs IS NULL AND indpred IS NULL AND attname = 'api_key') FOR UPDATE;
     EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s
 """
