@@ -289,10 +289,10 @@ class ProcessPool:
 class Places:
     """Where the children's connections stand: a byte for each child, seen by all. A server says in
     its own words alone why it rejects somebody. So who is rejected while others of us are in takes
-    it for full, and tries again until they have left; of those who wait the first one does."""
+    it for full, and tries again, ever more seldom, while they are in: of those who wait the first."""
 
     OUT, TRYING, WAITING, IN, LEFT = range(5)
-    PAUSE, LEAVING = 0.1, 5.0  # seconds between two tries; that a server may take to free a place
+    PAUSE, LEAVING = 0.1, 5.0  # seconds until a second try; that a server may take to free a place
 
     def __init__(self, accounts: Accounts) -> None:
         self.connector = updater.Connector()
@@ -326,7 +326,7 @@ class Places:
     def connect_in_turn(
         self, me: int, account: updater.Account, deadline: updater.Deadline
     ) -> updater.Connection:
-        full, rejection = None, None
+        full, rejection, pause = None, None, self.PAUSE
         while True:
             others = self.others(me, len(self.servers))
             if self.IN in others or (self.LEFT in others and not full):
@@ -340,8 +340,8 @@ class Places:
                 except updater.StoreUnavailable as failure:
                     if not failure.is_rejected:
                         raise
-                    self.states[me], rejection = self.WAITING, failure
-            time.sleep(self.PAUSE)
+                    self.states[me], rejection, pause = self.WAITING, failure, min(2 * pause, 1.0)
+            time.sleep(pause)
 
 
 def server_of(account: updater.Account | updater.SettingsFault) -> list[str]:

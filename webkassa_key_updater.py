@@ -231,7 +231,7 @@ def update(job: Job) -> Outcome:
         if not logins.ended_by:
             logins.refusals.note.remove()
     if logins.row_before_first_login:
-        renew_note_of_risk(logins.key_age, logins.row_before_first_login, done)
+        renew_note_of_risk(logins, logins.row_before_first_login, done)
     return done
 
 
@@ -320,14 +320,14 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
     return give_up(logins, failure) if stopped else None
 
 
-def renew_note_of_risk(key_age: KeyAge, before: KeyRow, done: Outcome) -> None:
-    """Note after a login whether the key that is stored now may be dead."""
+def renew_note_of_risk(logins: LoginState, before: KeyRow, done: Outcome) -> None:
+    """Note after a login whether the key that is stored now is dead, or may be ended by that login."""
     is_same, is_good = done.key == before.key, done.renewed and done.code in (0, SettingsFault.code)
-    at_risk = done.verdict != ALIVE and not is_good
+    at_risk = (done.verdict != ALIVE or logins.login_outcome_unknown) and not is_good
     if not done.verdict:  # no login has touched the key
         at_risk = is_same and before.at_risk
     if at_risk or is_same:  # else another key is stored, and the note from before the login is void
-        key_age.note_risk(done.key, at_risk)
+        logins.key_age.note_risk(done.key, at_risk)
 
 
 class Outcome(NamedTuple):
@@ -456,7 +456,7 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
             what = "The probe calls the young key {key} dead, and no note of it can be kept."
             raise WebkassaFailure(what, key=row.key.fingerprint)
         return None
-    if row.at_risk and verdict in (UNCLEAR, OFF):
+    if verdict in (UNCLEAR, OFF) and (row.at_risk or logins.refusals.find(row)):
         return None
     if row.at_risk and verdict == ALIVE:
         logins.key_age.risk.remove()
@@ -831,10 +831,10 @@ def fetch_answer(
     is_local = is_loopback(urlsplit(request.url).hostname or "")
     proxies = {} if is_local else requests.utils.get_environ_proxies(request.url)
     connect, read = min(CONNECT_TIME, max(end.left / 5, 2.0)), end.left + 1  # for each address
+    session.cookies.clear()  # of a login: consumers have none, and the probe asks for them
     with session.send(
         session.prepare_request(request), stream=True, allow_redirects=False,
-        proxies=proxies, verify=session.verify, timeout=(connect, read),
-    ) as response:  # fmt: skip
+        proxies=proxies, verify=session.verify, timeout=(connect, read)) as response:  # fmt: skip
         return Answer(response.status_code, response.headers, read_json(response.raw, limit))
 
 
@@ -1074,7 +1074,7 @@ BEGIN = """
 Reply = tuple[list[Any], str]  # rows and command tag
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
 SELECT_ROWS = """
-    SELECT service_name::text, api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
+    SELECT service_name::text, coalesce(api_key::text, ''), to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
     FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table} WHERE {which}) AS r
 """
@@ -1201,10 +1201,10 @@ class KeyStore:
         times = ", ".join(f"{name}::timestamptz" for name in (*clocked, "NULL"))
         select, rows = SELECT_ROWS.replace("{times}", times).replace("{which}", which), []
         for service, key, changed, age in self.run_locking(select, values)[0]:
-            text, is_past = key or "", (age or 0) > -self.CLOCK_SLACK
+            is_past = (age or 0) > -self.CLOCK_SLACK
             rows.append((service, KeyRow(
-                self.clock, True, Secret(text), age if is_past else None, row_age=age,
-                changed=changed, padded=Secret(text.ljust(self.table.padding)))))  # fmt: skip
+                self.clock, True, Secret(key), age and max(age, 0.0) if is_past else None, row_age=age,
+                changed=changed, padded=Secret(key.ljust(self.table.padding)))))  # fmt: skip
         return rows
 
     def run_locking(self, statements: str, *more: Any) -> Reply:
@@ -1273,7 +1273,7 @@ HAS_ROW = "SET LOCAL lock_timeout = 1; SELECT EXISTS (SELECT FROM {table} WHERE 
 # Keeps what the rehearsal's end gives back: the table's lock; of a unique key the row's whole lock
 KEEP_LOCKS = """
     SELECT FROM {table} WHERE service_name = %(service)s AND EXISTS (
-        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY((indkey::int2[])[0:coalesce((to_json(pg_index)->>'indnkeyatts')::int, indnatts) - 1]) -- since 11
         WHERE indrelid = %(oid)s AND indisunique AND indexprs IS NULL AND indpred IS NULL AND attname = 'api_key') FOR UPDATE;
     EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s
 """
@@ -2257,8 +2257,9 @@ def check(job: Job) -> Iterator[Finding]:
             yield failed_step("login", refusal)
         found = classify(row, verdict, None)
         is_good = found.level in ("OK", "UNKNOWN") and not is_touched(row)
-        what = "stored key: {what}." if found.advice else "stored key: {what}"
-        yield Finding("ok" if is_good else "WARN", Message(what, what=found.message), found.advice)
+        advice = None if refusal else found.advice  # to run again would send it again
+        what = "stored key: {what}." if advice else "stored key: {what}"
+        yield Finding("ok" if is_good else "WARN", Message(what, what=found.message), advice)
     if account.healthcheck_url:
         yield check_host(account.ca_file, account.healthcheck_url.value, "monitor")
 
@@ -2402,11 +2403,11 @@ def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
     old = "key {key}: older than 25 h; the probe says {verdict}"
     good = "key {key}; the probe says {verdict}"
     cases = (
-        (not row.key, "CRITICAL", "no key is stored", NOW),
-        (verdict == DEAD, "CRITICAL", "key {key}: it is dead", NOW),
+        (not row.key, "CRITICAL", "no key is stored", correct if refusal else NOW),
         (refusal and verdict == ALIVE and row.age is not None, "CRITICAL",
          "{why} The key {key}, works; Webkassa promises about a day, until {end}", correct),
         (refusal, "CRITICAL", "{why} Stored is the key {key}; the probe says {verdict}", correct),
+        (verdict == DEAD, "CRITICAL", "key {key}: it is dead", NOW),
         (row.at_risk and verdict in (UNCLEAR, OFF), "CRITICAL",
          "key {key}: it may be dead since the last login; the probe says {verdict}", NOW),
         (row.age is None and row_age < 0, "UNKNOWN",
@@ -2777,8 +2778,7 @@ def note_run(account: str, said: str, outcome: Outcome) -> None:
         goes_on = code and code == last["code"] and max(renewals, default=0) < last["time"]
         note = {
             "account": account, "kind": kind, "time": now, "code": code, "outcome": said,
-            # Of the first run that failed with this code, with no renewal since
-            "since": last["since"] if goes_on else now,
+            "since": last["since"] if goes_on else now,  # of the first such failure since a renewal
             "key": {"": "as it was", ALIVE: ALIVE, DEAD: DEAD}.get(outcome.verdict, UNCLEAR),
             "renewed": now if outcome.renewed else last["renewed"],  # by this kind of run
             "invocation": os.environ.get("INVOCATION_ID", ""),  # systemd's number of this run

@@ -229,7 +229,7 @@ class Connection:
             self.rows = [("somebody",)]
         elif "SELECT 1" in text:
             self.ask("look at the transaction")
-        elif "SELECT service_name::text, api_key" in text:
+        elif "SELECT service_name::text, coalesce(api_key" in text:
             age, key = self.ask("lock the row" if "FOR NO KEY UPDATE" in text else "look")
             self.rows = [("Webkassa", secret(key).value, "", SECONDS[age])] if key else []
         elif "ROLLBACK" in text:

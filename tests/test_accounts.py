@@ -26,7 +26,7 @@ from world.nursery import Process
 from world.postgres import free_port
 from world.shop import PROGRAM, ROOT, UPDATERS, Result, Shop, fingerprint, trigger
 from world.waiting import await_, within
-from world.webkassa_simulator import Handler, Simulator, answer, errors, hang, held_until
+from world.webkassa_simulator import Handler, Simulator, answer, errors, hang, held_until, slow
 
 import webkassa_key_updater
 
@@ -586,6 +586,18 @@ def test_places_that_others_hold_are_waited_for_while_one_of_ours_is_in(shop: Sh
         go.set()
         assert shop.finish(process).code == 0
     assert accounts.renewed == {"a", "b", "c"}
+
+
+def test_who_is_rejected_while_others_are_in_tries_again_ever_more_seldom(shop: Shop) -> None:
+    """Seen: ten wrong passwords a second, for as long as the others took; servers lock out for less."""
+    accounts = Accounts(shop, "a", "b")
+    accounts.script("b").append(slow(1))
+    with shop.relay() as relay:
+        wrong = f"postgresql://postgres:canary@127.0.0.1:{relay.port}/shop"
+        accounts.write("a", DATABASE_URL=wrong)
+        result = shop.run("update", "--jobs", "2")
+        assert 2 * 3 < len(relay.links) < 2 * 20  # each try has two; there were 55 tries
+    assert (result.code, codes(result.err), accounts.renewed) == (75, {"a": 75}, {"b"})
 
 
 def test_who_is_let_in_nowhere_is_told_so_at_once_and_tries_once(shop: Shop) -> None:

@@ -58,6 +58,14 @@ def test_last_change_of_the_row_is_said_in_utc(shop: Shop) -> None:
     assert json.loads(result.out)["accounts"][0]["changed"] == f"{changed} UTC"
 
 
+def test_age_is_never_less_than_none(shop: Shop) -> None:
+    """Whoever wrote the row has a clock that is a little ahead: "-0.1 h old"."""
+    shop.age("-4 minutes")
+    status = shop.main("status", "--json")
+    assert (status.code, ", 0.0 h old; the probe says alive" in status.out) == (0, True)
+    assert json.loads(status.out)["accounts"][0]["age_seconds"] == 0
+
+
 @pytest.mark.parametrize(
     "statement", ["DROP TABLE api_keys", "DELETE FROM api_keys", "UPDATE api_keys SET api_key = ''"]
 )

@@ -17,6 +17,7 @@ from world.shop import Shop, fingerprint
 from world.tls import Authority
 from world.waiting import within
 from world.webkassa_simulator import (
+    ALIVE,
     Behaviour,
     Handler,
     Simulator,
@@ -174,6 +175,21 @@ def test_late_body_of_a_head_answer_is_not_taken_for_the_probes(shop: Shop) -> N
     assert shop.run("check").code == 0
     assert [call.method for call in shop.webkassa.calls] == ["HEAD", "POST"]
     assert len({call.client_port for call in shop.webkassa.calls}) == 2
+
+
+def test_probe_brings_no_cookie_of_the_login(shop: Shop) -> None:
+    """Consumers have none. Seen: a dead key "still works" by it, and the token in hand was lost."""
+
+    def log_in(handler: Handler, good: bytes) -> None:
+        body = json.dumps(json.loads(good) | errors(-1)).encode()
+        handler.send(200, body, {"Set-Cookie": "session=1; Path=/"})
+
+    def let_in(handler: Handler, good: bytes) -> None:
+        handler.send(200, json.dumps(ALIVE).encode() if "Cookie" in handler.headers else good)
+
+    shop.webkassa.script.extend([log_in] * 3)
+    shop.webkassa.probe_script.extend([let_in] * 9)
+    shop.renew()
 
 
 @pytest.mark.parametrize("reply", [answer(200, vendor.directory(4500)), vendor.real_gzip()])
