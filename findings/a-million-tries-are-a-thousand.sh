@@ -5,9 +5,9 @@
 # is said). The doubled number is reckoned before it is cut to the cap, and after 1,024 doublings it
 # is no number of the machine any more: OverflowError, in the place of the next try and of what the
 # server said. urllib3 does so, too, but calls itself for each try, and comes to the end of Python's
-# stack first: RecursionError. stamina 26.1.0 and tenacity 9.2.1 wait the cap and go on. (The kind is
-# known: stamina had it, issue 104; redis-py has it, pull request 4320. Of these three no issue was
-# found.)
+# stack first: RecursionError. stamina 26.1.0 and tenacity 9.2.1 wait the cap and go on. (The kind
+# is known: stamina had it, issue 104; redis-py has it, pull request 4320. Of these three no issue
+# was found.)
 # Seen: a million tries are allowed, the cap is a millisecond, and a server says 503 to each:
 # OverflowError after 1,024 requests of aiohttp-retry and of httpx-retries, RecursionError after 981
 # or so of urllib3. The other two make all their 1,100 tries.
@@ -16,6 +16,7 @@
 # have seen three tries, with an error that no list of errors has. Catch everything around such a
 # loop and begin it anew, or let a timer start the program again.
 
+# shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
 
 main() {

@@ -12,9 +12,10 @@
 # Why it matters: a board or a virtual machine without a clock of its own starts in the past, and
 # NTP sets it after the program has started; a laptop or a paused machine sleeps for three hours.
 # The job of 05:00 is from then on the job of 08:00, or of any hour, until the program is started
-# again: no error, and once a day as before. Let a loop look at the time each minute, or start
-# after time-sync.target and watch the hour of the last run.
+# again: no error, and once a day as before. Let a loop look at the time each minute, or start after
+# time-sync.target and watch the hour of the last run.
 
+# shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
 
 main() {

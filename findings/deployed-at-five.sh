@@ -6,14 +6,15 @@
 # which its manual has in the program's start, sets next_run anew from the present, also where
 # nothing of the schedule has changed. So a run that is due, and not yet pushed, is gone.
 # Seen with PostgreSQL 18.6: the daily job became due 5 minutes ago, and a program with a worker
-# starts. One that says nothing pushes the job at once; one that says the same schedule again
-# pushes nothing in ten looks, and the next run is tomorrow's.
+# starts. One that says nothing pushes the job at once; one that says the same schedule again pushes
+# nothing in ten looks, and the next run is tomorrow's.
 # Why it matters: a restart, or one host's start among many, at any moment between 05:00 and the
-# look that was to push the job takes away the run of that day, a host that was down from 04:55 to
-# 05:05 always does; without an error, with a schedule that catches up when it is tried by hand.
-# Say Cron.schedule() only where Cron.get_schedules() shows another line, and let the job run often
-# and ask itself whether there is anything to do.
+# look that was to push the job takes away the run of that day, and so does a lone host that was
+# down from 04:55 to 05:05; without an error, though the schedule catches up when that is tried. Say
+# Cron.schedule() only where Cron.get_schedules() shows another line, and let the job run often and
+# ask itself whether there is anything to do.
 
+# shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
 
 main() {
@@ -92,8 +93,8 @@ def main():
 if __name__ == "__main__":
     sys.exit(main())
 PYTHON
-    "$PYTHON" deployment.py 2> deployment.log > seen || { cat seen; tail deployment.log; changed 'see above'; }
-    grep '^it says' seen
+    "$PYTHON" deployment.py > deployment.log 2>&1 || changed "$(tail -n 20 deployment.log)"
+    grep '^it says' deployment.log
     still_so 'whoever says his schedule loses the run that is due'
 }
 

@@ -3,17 +3,18 @@
 #
 # Behaviour: a server may leave expires_in out of its answer to a login; it is only recommended (RFC
 # 6749, 5.1). These two then take the token for a JWT and look for its end in there. A token that is
-# none is a ValueError ("not enough values to unpack"), after the login, and before the token is kept
-# or sent. The next call finds nothing in the cache and logs in again. requests_oauth2client 1.8.0
-# and Authlib 1.9.10 log in once, and send the token for as long as it works.
+# none is a ValueError ("not enough values to unpack"), after the login, and before the token is
+# kept or sent. The next call finds nothing in the cache and logs in again. requests_oauth2client
+# 1.8.0 and Authlib 1.9.10 log in once, and send the token for as long as it works.
 # Seen: a server gives tokens of 32 hex digits and no expires_in; three calls: three logins, three
 # ValueErrors, no call at the server. With the other two: one login, three calls.
 # Why it matters: that a server stops to send expires_in, or sends it under another name, is a small
-# change. From then on no call is made, and each that is tried ends the key before it: also that in
-# the database, which others use, and which has not been touched. A loop that tries again does so
-# once a second. Log in with code of your own, keep the answer before you understand it, and hand
-# the library a token that is there.
+# change. From then on no call is made, and each that is tried ends the key before it: also that
+# which others have read from a database. A loop that tries again logs in once a second. Log in with
+# code of your own, keep the answer before you understand it, and hand the library a token that is
+# there.
 
+# shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
 
 main() {

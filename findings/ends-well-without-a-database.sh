@@ -6,13 +6,14 @@
 # (that the session is gone is an error that it catches). So both programs end, with exit code 0.
 # When PostgreSQL is away for longer than the 30 s of its pool, procrastinate ends with 1 (by hand).
 # Seen with PostgreSQL 18.6: it is restarted in good order, as for an upgrade: both end with 0. The
-# workers of chancy 0.26.0 and saq 0.26.4 live on (by hand). (That procrastinate stops is meant: pull
-# request 1463, which hopes for a restart. Of the exit code nothing is said.)
+# workers of chancy 0.26.0 and saq 0.26.4 live on (by hand). (That procrastinate stops is meant:
+# pull request 1463, which hopes for a restart. Of the exit code nothing was found.)
 # Why it matters: with Restart=on-failure of systemd (on-failure of Docker, too) a program that ends
 # with 0 has done its work: nobody starts it again, OnFailure= sends no alert, and the unit looks
 # well. A short restart of PostgreSQL ends the daily job for good, and a long outage, with its 1,
 # does not. Write Restart=always for whatever is not to end.
 
+# shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
 
 main() {

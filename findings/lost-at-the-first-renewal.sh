@@ -3,18 +3,18 @@
 #
 # Behaviour: a server that keeps its refresh token leaves it out when it renews a token, and the
 # client goes on with the one that it has (RFC 6749, 6). These three take the answer for all that
-# there is, and so have none after the first renewal. At the next end of a token the first sends the
-# dead one, and no NonRenewableTokenError ("if the token is not renewable") is raised; the others log
-# in with name and password again, at each second renewal. Authlib 1.9.10 keeps it (and
-# requests-oauthlib by its source).
-# Seen: a token's life is over four times. requests_oauth2client asks for one renewal, and then
-# sends its second token three times, refused each time; httpx-auth and requests-auth log in,
-# renew, log in, renew, log in; Authlib renews four times.
-# Why it matters: a renewal is tried on the day of its making, and works. It fails on the second day,
-# as "the server refuses our key", and what is a matter of no password for months is a login every
-# other day: one that ends the keys of others, is counted, or asks a person for a code. Try two
-# renewals, with a server that does not rotate, or keep the refresh token yourself.
+# there is, and have none after the first renewal. At the end of the second token the first of them
+# raises ExpiredAccessToken, from then on at each request; the others log in with name and password
+# again, at every second renewal. Authlib 1.9.10 keeps it.
+# Seen: a token's life is over four times. requests_oauth2client renews once, and raises three
+# times; httpx-auth and requests-auth log in, renew, log in, renew, log in; Authlib renews four
+# times.
+# Why it matters: a renewal is tried on the day when it is made, and works. On the second day the
+# job is dead, or a login with the password comes where none was to come for months: one that ends
+# the keys of others, is counted, or asks a person for a code. Try two renewals in a row, with a
+# server that sends no new refresh token, or keep the first one yourself.
 
+# shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
 
 main() {

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
 # pyrate-limiter 4.5.1: in the night when the clock goes back, its PostgreSQL lets nothing through
 #
-# Behaviour: PostgresBucket reckons in milliseconds since 1970, but writes into a TIMESTAMP without a
-# zone, by the zone of the session. A zone of PostgreSQL with summer time (initdb takes the
+# Behaviour: PostgresBucket reckons in milliseconds since 1970, but writes into a TIMESTAMP without
+# a zone, by the zone of the session. A zone of PostgreSQL with summer time (initdb takes the
 # machine's) has an hour that comes twice. What was written in the first is read as of the second:
 # an hour in the future, and in the window for as long. And two sessions with two zones read each
 # other's calls hours off.
 # Seen with PostgreSQL 18.6: one call a minute is allowed, and one comes every two minutes. Zone
 # Europe/Berlin, 25 October 2026: in the hour before 03:00 goes back to 02:00 one of 30 is let
-# through; in UTC all are. Of two sessions with UTC and with Asia/Almaty (UTC+5), the one lets a call
-# through a second after the other's, and is itself refused an hour after it.
+# through; in UTC all are. Of two sessions with UTC and with Asia/Almaty (UTC+5), the one lets a
+# call through a second after the other's, and is itself refused an hour after it.
 # Why it matters: a limit that many hosts share is what keeps them from logging in too often. For an
 # hour each year nobody renews, and whoever waits for his turn waits until it is over; and where the
 # zone of a role or a host differs, there is no limit, or none gets through for hours. Give the pool
 # of the bucket options="-c timezone=UTC".
 
+# shellcheck source=findings/common.sh
 source "$(dirname "$0")/common.sh"
 
 main() {
