@@ -26,7 +26,7 @@ MACHINES = ("boot", "containers")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "slow: computes for 0.8 s or waits for 8 s, or needs a machine or an engine"
+        "markers", "slow: computes as long as ten runs, waits for 8 s, or needs machine or engine"
     )
 
 

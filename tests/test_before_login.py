@@ -275,6 +275,7 @@ def test_who_waits_for_a_lock_waits_as_long_as_a_healthy_holder_may_take(
         shop.run_in_vain(75, WEBKASSA_DEADLINE="10s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", HELD)
 def test_who_waits_holds_no_connection(shop: Shop, held: str) -> None:
     """Eight waiters filled a pool of four, and consumers waited 24 s for a SELECT."""
@@ -309,6 +310,7 @@ def test_table_that_the_application_makes_meanwhile_is_used(shop: Shop) -> None:
     assert "made the missing table" not in shop.assert_renewed(process).err
 
 
+@pytest.mark.slow
 def test_migration_is_waited_for_without_a_connection(shop: Shop) -> None:
     with shop.transaction("LOCK TABLE api_keys IN SHARE MODE") as cursor:
         process = shop.start()

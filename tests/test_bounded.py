@@ -69,6 +69,7 @@ def test_answer_at_the_end_of_the_deadline_leaves_time_for_a_reconnect(shop: Sho
 # Before every further try the store is asked -----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_webkassa_that_returns_is_not_asked_while_the_database_is_away(
     shop: Shop, comes_back: bool

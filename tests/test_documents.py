@@ -371,6 +371,7 @@ def test_first_run_goes_as_written(desk: Desk, tmp_path: Path) -> None:
     assert desk.sql("SELECT service_name FROM api_keys") == [("Webkassa",)]
 
 
+@pytest.mark.slow
 def test_accounts_go_as_written(desk: Desk) -> None:
     desk.use_venv()
     own = {name: desk.settings.pop(name) for name in ("WEBKASSA_LOGIN", "WEBKASSA_PASSWORD")}
@@ -640,6 +641,7 @@ print(stored())
 """
 
 
+@pytest.mark.slow
 def test_django_objects_put_a_dead_key_back_unless_told_otherwise(shop: Shop) -> None:
     """As the manual says it of refresh_from_db() and save(update_fields=[...])."""
     database = ["127.0.0.1", f"{shop.server.port}", "postgres", PASSWORD, "shop"]

@@ -123,6 +123,7 @@ def test_empty_line_is_if_needed(dead: Shop, line: bytes) -> None:
     dead.assert_renewed(of_input(dead, line))
 
 
+@pytest.mark.slow
 def test_line_is_read_before_its_end_comes(dead: Shop) -> None:
     """A socket stays open: who asked waits there for the answer."""
     process = subprocess.Popen(

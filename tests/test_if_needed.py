@@ -85,6 +85,7 @@ def test_key_of_unknown_age_is_judged_by_the_probe_alone(
         assert "WEBKASSA_PROBE_URL" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["off", "fails, too"])
 def test_key_that_a_failed_login_may_have_ended_counts_as_no_young_one(
     shop: Shop, probe: str

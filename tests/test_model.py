@@ -41,6 +41,7 @@ def places() -> Iterator[None]:
     model.forget_places()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "name", "instead", "people", "kinds"),
     [

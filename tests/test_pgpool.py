@@ -61,6 +61,7 @@ def test_what_asks_whether_the_transaction_stands_reaches_the_primary(
         assert nodes_asked(pooler, "SELECT 1 + 1") == {"1"}  # where it sends what is no update's
 
 
+@pytest.mark.slow
 def test_look_that_fails_ends_no_transaction(shop: Shop, standby: Path) -> None:
     """At another table of this name, which somebody has locked."""
     shop.sql("CREATE SCHEMA other; CREATE TABLE other.api_keys (LIKE api_keys)")

@@ -274,6 +274,7 @@ def test_a_refused_login_of_any_run_is_critical(box: ShownBox, kind: str) -> Non
     assert box.show().code == 0
 
 
+@pytest.mark.slow
 def test_meanings_are_those_of_the_programs_help() -> None:
     text = subprocess.check_output([sys.executable, PROGRAM, "--help"], text=True)
     table = dict(re.findall(r"^ *(\d+)  (\S.*)$", text, re.MULTILINE))
