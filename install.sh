@@ -72,7 +72,7 @@ main() {
     parse_options "$@"
     examine_machine
     take_lock || die "Another install.sh or uninstall.sh is at work. Wait for its end, then run this again."
-    go_out_by_leave
+    leave_by_traps
     if wants account || wants accounts; then
         add_accounts 9>&-
     else
@@ -144,7 +144,7 @@ leave() {
     exit "$code"
 }
 
-again() { # this very command, with an option of ours
+this_command() { # to type again, with an option of ours
     local name wheels='' # where they lie in a folder: an address may hold a password
     [[ -z ${PIP_NO_INDEX-} || ${PIP_FIND_LINKS-} != /* ]] || wheels="PIP_NO_INDEX=1 PIP_FIND_LINKS=${PIP_FIND_LINKS@Q} "
     printf 'sudo %s%q%s' "$wheels" "$0" "${1:+ $1}"
@@ -412,7 +412,7 @@ check_release() {
         placed='' # to be filled in, so it must be there
         die "Fill in the settings ($SETTINGS), then run this again: until then this updater renews no key." "$code"
     fi
-    [[ -z $others ]] || die "The check failed (code $code, see above). Nothing was taken over. Mend it, then run: $(again --take-over)"
+    [[ -z $others ]] || die "The check failed (code $code, see above). Nothing was taken over. Mend it, then run: $(this_command --take-over)"
     die "The check failed (code $code, see above). The earlier version stays in use. Mend it, then run this again."
 }
 
@@ -422,7 +422,7 @@ show_said() {
     local text=$1 file=${options[env-file]-} typed
     if ((code)) && [[ $others && -z $earlier ]]; then
         for typed in 'update --if-needed' update check status; do
-            text=${text//"sudo webkassa-key $typed"/"$(again --take-over)"}
+            text=${text//"sudo webkassa-key $typed"/"$(this_command --take-over)"}
         done
         [[ -z $placed || -z $file ]] || text=${text//"$SETTINGS"/"$file"}
     fi
@@ -535,7 +535,7 @@ run_first_update() {
     show_said "$(journalctl --quiet --no-pager --output=cat "_SYSTEMD_UNIT=$service" \
         "_SYSTEMD_INVOCATION_ID=$(show "$service" InvocationID)")"
     if ((code == 0)); then
-        settle
+        clear_failed_runs
     elif [[ $others ]]; then
         die "The first update failed (code $code, see above). What renewed the key before is put back: \
 if the stored key is called dead above, run that now."

@@ -27,7 +27,7 @@ main() {
     (($# == 0)) || die "unknown arguments $*; see --help" 2
     is_root || die "must be run by root: sudo ./uninstall.sh"
     take_lock || die "Another install.sh or uninstall.sh is at work. Wait for its end, then run this again."
-    go_out_by_leave
+    leave_by_traps
     remove_all "$purge" 9>&-
 }
 

@@ -195,8 +195,7 @@ class ProcessPool:
         self.codes: dict[str, int] = {}
         self.reasons: dict[str, updater.Message | None] = {}
         self.stopped = False
-        stops = updater.STOP_SIGNALS
-        self.stops = {number for number in stops if signal.getsignal(number) != signal.SIG_IGN}
+        self.stops = {n for n in updater.STOP_SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
 
     def run(self, work: Callable[[str, Any], int]) -> Iterator[str]:
         """Yield the name of each account that is done. Signals are held back from now on, and
@@ -290,10 +289,10 @@ class ProcessPool:
 class Places:
     """Where the children's connections stand: a byte for each child, seen by all. A server says in
     its own words alone why it rejects somebody. So who is rejected while others of us are in takes
-    it for full, and tries again until they have left; of those who wait the first one does."""
+    it for full, and tries again, ever more seldom, while they are in: of those who wait the first."""
 
     OUT, TRYING, WAITING, IN, LEFT = range(5)
-    PAUSE, LEAVING = 0.1, 5.0  # seconds between two tries; that a server may take to free a place
+    PAUSE, LEAVING = 0.1, 5.0  # seconds until a second try; that a server may take to free a place
 
     def __init__(self, accounts: Accounts) -> None:
         self.connector = updater.Connector()
@@ -305,9 +304,9 @@ class Places:
         was_in = self.states[self.numbers[name]] == self.IN
         self.states[self.numbers[name]] = self.LEFT if was_in else self.OUT
 
-    def others(self, me: int, end: int) -> set[int]:
-        """Return how others of the same server stand, up to a number."""
-        others = (n for n in range(end) if n != me and self.servers[n] == self.servers[me])
+    def others(self, me: int, before: int) -> set[int]:
+        """Return how others of the same server stand, of those with a number below `before`."""
+        others = (n for n in range(before) if n != me and self.servers[n] == self.servers[me])
         return {self.states[n] for n in others}
 
     def connect(
@@ -327,7 +326,7 @@ class Places:
     def connect_in_turn(
         self, me: int, account: updater.Account, deadline: updater.Deadline
     ) -> updater.Connection:
-        full, rejection = None, None
+        full, rejection, pause = None, None, self.PAUSE
         while True:
             others = self.others(me, len(self.servers))
             if self.IN in others or (self.LEFT in others and not full):
@@ -341,13 +340,13 @@ class Places:
                 except updater.StoreUnavailable as failure:
                     if not failure.is_rejected:
                         raise
-                    self.states[me], rejection = self.WAITING, failure
-            time.sleep(self.PAUSE)
+                    self.states[me], rejection, pause = self.WAITING, failure, min(2 * pause, 1.0)
+            time.sleep(pause)
 
 
 def server_of(account: updater.Account | updater.SettingsFault) -> list[str]:
     database = {} if isinstance(account, updater.SettingsFault) else account.database
-    return [str(database.get(name)) for name in (*updater.ADDRESS, "service")]
+    return [str(database.get(name)) for name in (*updater.Connector.ADDRESS, "service")]
 
 
 def longest_run(plan: Plan) -> float:
@@ -361,7 +360,7 @@ def longest_run(plan: Plan) -> float:
 
 
 OURS = "service_name::text = ANY(%(services)s) OR service_name::text ~ '^Webkassa(:|$)'"
-READING, PROBES = 3.0, 32  # seconds, of the time that a status has; at a time
+READING, WORKERS = 3.0, 32  # seconds, of the time that a status has; at a time
 
 
 def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Report], list[Report]]:
@@ -370,7 +369,7 @@ def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Repor
     end, tables = updater.Deadline(updater.STATUS_TIME), group_by_table(accounts)
     read = functools.partial(read_rows, end.within(READING))
     late = updater.StoreUnavailable("PostgreSQL has not answered in time.")
-    rows = side_by_side(PROBES, read, [*tables.values()], late, READING + 0.5)
+    rows = side_by_side(read, [*tables.values()], late, READING + 0.5)
     found = dict(zip(tables, rows, strict=True))
     servers = [server_of(tables[t][0]) for t, rows in found.items() if isinstance(rows, dict)]
     for table, rows in found.items():  # a server that was full may have room for one
@@ -380,7 +379,7 @@ def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Repor
     why = updater.in_readers_language(updater.Message("no time was left to look"))
     lost: Report = {"status": "UNKNOWN", "message": why}
     # Whoever is left then is not probed, which a busy machine does in a moment, too
-    reports = side_by_side(PROBES, report, accounts, lost, end.left + 2)
+    reports = side_by_side(report, accounts, lost, end.left + 2)
     reports = [{"account": name} | one for (name, _), one in zip(accounts, reports, strict=True)]
     known = {account.service for group in tables.values() for account in group}
     faulty = {f"Webkassa:{n}" for n, plan in accounts if isinstance(plan.account, updater.Failure)}
@@ -390,10 +389,10 @@ def report_all(command: updater.Command, accounts: Accounts) -> tuple[list[Repor
 
 
 def side_by_side(
-    workers: int, work: Callable[[Any], Any], things: list[Any], late: Any, seconds: float
+    work: Callable[[Any], Any], things: list[Any], late: Any, seconds: float
 ) -> list[Any]:
     """Return what `work` gives for each thing, `late` for those that it has not done in time."""
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    pool = concurrent.futures.ThreadPoolExecutor(WORKERS)
     futures = [pool.submit(work, thing) for thing in things]
     concurrent.futures.wait(futures, seconds)
     pool.shutdown(wait=False, cancel_futures=True)
@@ -454,10 +453,6 @@ def read_rows(
     rows: dict[str, list[updater.KeyRow]] = {}
     try:
         with updater.KeyStore(job, deadline) as store:
-            if store.table.found is None:
-                return rows
-            if fault := updater.table_fault(store.table):
-                raise fault
             facts = {"services": [account.service for account in accounts], "limit": 1000}  # ms
             for service, row in store.select_rows(OURS, facts):
                 rows.setdefault(service, []).append(row)
@@ -525,7 +520,8 @@ def do_many(command: updater.Command, values: dict[str, str], faults: list[updat
         places.leave(name)
         if os.isatty(2):
             done = {"done": len(pool.codes), "count": len(accounts)}
-            say(updater.Message("{done} of {count} accounts", **done), end="\r")
+            told = updater.Message("{done} of {count} accounts", **done)
+            updater.say(told, sys.stderr, end="\r")
     code = sum_up(command, pool)
     if command.is_update and not command.options.account:  # else it tells nothing of the others
         updater.ping(monitor, code, [*everyone])
@@ -626,9 +622,6 @@ def print_reports(
 def tell_of_stop() -> None:
     """Tell who pressed Ctrl-C."""
     if os.isatty(2):
-        say(updater.Message("It ends as soon as no key can be lost any more ..."), before="\n")
-
-
-def say(message: updater.Message, before: str = "", end: str = "\n") -> None:
-    """Tell who sits at the terminal."""
-    updater.say(before + updater.in_readers_language(message), sys.stderr, end=end)
+        what = updater.Message("It ends as soon as no key can be lost any more ...")
+        # In a line of its own: the last one ends with ^C, or counts the accounts
+        updater.say("\n" + updater.in_readers_language(what), sys.stderr)

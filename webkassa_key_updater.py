@@ -70,6 +70,9 @@ LOGIN_REFUSED, NONSENSE = 77, 76  # exit codes
 ALWAYS, IF_NEEDED = "always", "if needed"  # modes of an update
 ALIVE, DEAD, UNCLEAR, OFF = "alive", "dead", "unclear", "off"  # a probe's verdicts
 DOUBTED = "dead, but not believed"  # of a probe that refused every new key: counts as unclear
+YOUNG = 60.0  # seconds: a younger key that --if-key names is probed before anybody logs in
+FULL_LIFE = 20 * 3600.0  # seconds; Webkassa promises about a day
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # ---- The words
 
@@ -127,12 +130,8 @@ class Message:
         return self.render(str)
 
     def render(self, translate: Callable[[str], str]) -> str:
-        values = dict(self.values)
-        for name, value in values.items():
-            if isinstance(value, Message):
-                values[name] = value.render(translate)
-            elif name == "faults" and isinstance(value, list):
-                values[name] = "".join(f"\n  {fault.render(translate)}" for fault in value)
+        values = {name: value.render(translate) if isinstance(value, Message) else value
+                  for name, value in self.values.items()}  # fmt: skip
         return translate(self.text).format(**values)
 
 
@@ -200,7 +199,7 @@ class KeyRow(NamedTuple):
     row_age: float | None = None  # what its columns say
     at_risk: bool = False  # a login of ours may have ended the key: see `KeyAge`
     changed: str | None = None  # UTC
-    others: Sequence[tuple[str, bool]] = ()  # where it is missing: rows beside, and whether similar
+    others: Sequence[tuple[str, bool]] = ()  # where it is missing: (other service, is similar)
     padded: Secret = NO_KEY  # the key as consumers read it from a column char(n)
 
 
@@ -231,11 +230,8 @@ def update(job: Job) -> Outcome:
         logins.key_age.note_renewal(logins.row, logins.is_early)
         if not logins.ended_by:
             logins.refusals.note.remove()
-    if before := logins.row_before_first_login:
-        same, stored = done.key == before.key, done.renewed and done.code in (0, SettingsFault.code)
-        at_risk = not stored and done.verdict != ALIVE if done.verdict else same and before.at_risk
-        if at_risk or same:  # the note is void when another key is stored
-            logins.key_age.risk.write(key=(done.key if at_risk else NO_KEY).fingerprint)
+    if logins.row_before_first_login:
+        renew_note_of_risk(logins, logins.row_before_first_login, done)
     return done
 
 
@@ -253,12 +249,12 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
         logins.webkassa.is_doubted = logins.probe_doubt.is_valid(row)
         if not logins.asked:
             store.reject_other_rows(row)
-        reason = reason_to_stop(job, logins, row, store.table)
-        if reason and store.in_transaction():
+        done = reason_to_stop(job, logins, row, store.table)
+        if done and store.in_transaction():
             if logins.ended_by:  # the token is stored, or another's; what ended the logins is said
                 logins.token, logins.login_outcome_unknown = NO_KEY, True
                 raise logins.ended_by
-            return reason
+            return done
 
         if not logins.token or logins.live_key_unknown or logins.ended_by:
             # 3. Rehearse: the very statement that will store the token, with a stand-in
@@ -267,7 +263,7 @@ def attempt(job: Job, logins: LoginState, shield: contextlib.ExitStack) -> Outco
 
             # 4. Authorize, which kills the key in use, and 5. validate the token
             if not logins.asked:
-                logins.key_age.risk.write(key=row.key.fingerprint)
+                logins.key_age.note_risk(row.key, at_risk=True)
                 shield.enter_context(hold_back_signals_and_log())
                 logins.start_asking(store.table.schema)
             log_in_or_keep(job, logins, store, row)
@@ -285,7 +281,7 @@ def store_token(logins: LoginState, store: KeyStore, row: KeyRow, deadline: Dead
     if logins.against_probe:
         logins.probe_doubt.remember(row)
     logins.store_attempts += 1
-    notify = logins.store_attempts == 1  # what hinders a NOTIFY shows at the commit alone
+    notify = logins.store_attempts == 1  # a NOTIFY can make the commit fail: then without it
     store.store(row, logins.token, deadline, notify)
     logins.row, logins.renewed = row._replace(key=logins.token), True
 
@@ -293,13 +289,15 @@ def store_token(logins: LoginState, store: KeyStore, row: KeyRow, deadline: Dead
 def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcome | None:
     """Step 7: return None after a pause, to begin again from step 2, for as long as something is
     in hand; else return what `failure` leaves behind."""
-    left = logins.current_deadline.left
-    over = left <= (logins.pause + LoginState.LAST_TRY if logins.asked else 0)
-    busy = failure if isinstance(failure, LockBusy) else None
-    is_waiting = busy or (logins.has_waited and isinstance(failure, StoreUnavailable))
-    is_final = isinstance(failure, (WebkassaFailure, NoLoginLeft))
-    has_tried = over and (logins.last_try or not logins.token) if logins.asked else logins.last_try
-    if is_final or has_tried or not (logins.asked or is_waiting):
+    left, busy = logins.current_deadline.left, failure if isinstance(failure, LockBusy) else None
+    if logins.asked:
+        over = left <= logins.pause + LoginState.LAST_TRY
+        is_last = over and (logins.last_try or not logins.token)
+    else:  # nothing was asked of Webkassa: only who waits for a lock tries again
+        over = not left
+        is_waiting = busy or (logins.has_waited and isinstance(failure, StoreUnavailable))
+        is_last = logins.last_try or not is_waiting
+    if is_last or isinstance(failure, (WebkassaFailure, NoLoginLeft)):
         return give_up(logins, failure)
     if over:  # perhaps the machine has slept: one try more, and with time
         logins.last_try = True
@@ -320,6 +318,16 @@ def retry_or_give_up(job: Job, logins: LoginState, failure: Exception) -> Outcom
     pause = pause if logins.asked or over else min(pause, left)
     stopped = sleep_or_signal(pause, ignore_signals=bool(logins.token))
     return give_up(logins, failure) if stopped else None
+
+
+def renew_note_of_risk(logins: LoginState, before: KeyRow, done: Outcome) -> None:
+    """Note after a login whether the key that is stored now is dead, or may be ended by that login."""
+    is_same, is_good = done.key == before.key, done.renewed and done.code in (0, SettingsFault.code)
+    at_risk = (done.verdict != ALIVE or logins.login_outcome_unknown) and not is_good
+    if not done.verdict:  # no login has touched the key
+        at_risk = is_same and before.at_risk
+    if at_risk or is_same:  # else another key is stored, and the note from before the login is void
+        logins.key_age.note_risk(done.key, at_risk)
 
 
 class Outcome(NamedTuple):
@@ -346,7 +354,7 @@ def hold_back_signals_and_log() -> Iterator[None]:
     finally:
         log.removeFilter(lines)
         while signal.sigtimedwait(signals, 0):
-            pass  # what they were to end has ended
+            pass  # they are dropped: the run that they were to end is over
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for line in lines:
             log.handle(line)
@@ -372,7 +380,8 @@ def superseded_by_late_login(logins: LoginState) -> bool:
     if verdict != DEAD or logins.against_probe:
         what = "Stored the new key {key}, but a login before it got no answer and may end it."
         raise WebkassaFailure(what, key=logins.row.key.fingerprint)
-    logins.invalid_token_replies, logins.store_attempts = logins.invalid_token_replies + 1, 0
+    logins.invalid_token_replies += 1
+    logins.store_attempts = 0
     enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
     if enough or not logins.login_deadline.left:
         raise WebkassaFailure("Webkassa is so slow that one login of ours killed the next.")
@@ -436,10 +445,6 @@ def reason_if_not_this_key(asked: str, row: KeyRow, logins: LoginState) -> Messa
     return Message(what, key=row.key.fingerprint)
 
 
-YOUNG = 60.0  # seconds for which a probe is asked before --if-key ends a key
-FULL_LIFE = 20 * 3600.0  # seconds; Webkassa promises about a day
-
-
 def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Message | None:
     """Return a sentence if the key is younger than WEBKASSA_MAX_AGE and not dead, else None. Where
     its age is not known, the probe decides alone; raise a Failure where it cannot."""
@@ -451,7 +456,7 @@ def reason_if_fresh(account: Account, row: KeyRow, logins: LoginState) -> Messag
             what = "The probe calls the young key {key} dead, and no note of it can be kept."
             raise WebkassaFailure(what, key=row.key.fingerprint)
         return None
-    if row.at_risk and verdict in (UNCLEAR, OFF):
+    if verdict in (UNCLEAR, OFF) and (row.at_risk or logins.refusals.find(row)):
         return None
     if row.at_risk and verdict == ALIVE:
         logins.key_age.risk.remove()
@@ -485,8 +490,9 @@ def reconcile_after_reconnect(
     changed = bool(row.key) and row.key != logins.row_before_token.key
     if changed and row.key == logins.token and verdict != DEAD:  # the commit had gone through
         return None if superseded_by_late_login(logins) else describe_stored(job, logins, table)
-    theirs = changed and verdict == DEAD and not logins.login_outcome_unknown  # nor can it kill it
-    if theirs and logins.probe(row.key) == ALIVE:
+    # While a login of ours got no answer, it may yet kill their key
+    is_theirs = changed and verdict == DEAD and not logins.login_outcome_unknown
+    if is_theirs and logins.probe(row.key) == ALIVE:
         what = "Another updater logged in after us and stored {key}; our key is dead."
         return Outcome(0, Message(what, key=describe_key(row)), row.key, verdict=ALIVE)
     logins.live_key_unknown = changed or verdict != ALIVE
@@ -504,7 +510,7 @@ def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -
             return log_in(job, logins, store, row)
         except WebkassaFailure as refusal:
             failure = refusal
-    is_kept = logins.token and is_worse(logins, row)
+    is_kept = logins.token and row_is_no_better(logins, row)
     if failure.code in (LOGIN_REFUSED, NONSENSE):
         logins.refusals.remember(logins.token if is_kept else row.key, failure.code)
     if is_kept:
@@ -515,8 +521,8 @@ def log_in_or_keep(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -
     raise failure
 
 
-def is_worse(logins: LoginState, row: KeyRow) -> bool:
-    """Say whether the row holds nothing better than the token in hand, after a failed login."""
+def row_is_no_better(logins: LoginState, row: KeyRow) -> bool:
+    """Say, after a failed login, whether the key in the row is no better than the token in hand."""
     before = logins.row_before_first_login
     if not row.key or not logins.extra_login_sent:  # our login has killed the stored key
         return logins.probe(row.key) != ALIVE
@@ -543,10 +549,12 @@ def log_in(job: Job, logins: LoginState, store: KeyStore, row: KeyRow) -> None:
             if validate_token(logins, row, token, verdict, odd):
                 return
         except WebkassaFailure as failure:
-            logins.note_failed_login(failure)
+            logins.login_outcome_unknown |= failure.may_have_logged_in
+            logins.invalid_token_replies += failure.invalid_token_reply
             pause, backoff = backoff * random.uniform(0.5, 1), min(backoff * 2, 30)
             has_host = webkassa.rotate_host(failure.alternative_hosts)
-            pause = 0.0 if webkassa.host not in webkassa.asked else max(pause, failure.wait)
+            is_new = webkassa.host not in webkassa.asked
+            pause = 0.0 if is_new else max(pause, failure.wait)
             enough = logins.invalid_token_replies >= LoginState.INVALID_REPLY_LIMIT
             if enough or not failure.retry or not has_host or pause >= deadline.left:
                 raise
@@ -584,9 +592,9 @@ def validate_token(
         raise odd
     logins.take_token(token, verdict, row)
     logins.odd_reply = odd.message if odd else None
-    is_second, logins.called_dead = logins.called_dead, verdict == DEAD
-    logins.against_probe = logins.called_dead and is_second
-    return not logins.called_dead or is_second
+    logins.against_probe = logins.called_dead and verdict == DEAD  # this one and the one before it
+    logins.called_dead = verdict == DEAD
+    return not logins.called_dead or logins.against_probe
 
 
 def sleep_or_signal(
@@ -604,9 +612,6 @@ def sleep_or_signal(
             return False
         if heartbeat:
             heartbeat()
-
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LoginState:
@@ -631,16 +636,16 @@ class LoginState:
         self.login_outcome_unknown = False  # a login got no answer, and may yet take effect
         self.invalid_token_replies = 0
         self.live_key_unknown = False  # nobody can tell whether ours or the stored key lives
-        self.extra_login_sent = False  # for that reason
-        self.called_dead = False  # the token in hand, by the probe
+        self.extra_login_sent = False  # the one more that makes it certain
+        self.called_dead = False  # by the probe: the last token that was taken
         self.odd_reply = cast("Message | None", None)  # what stood beside the token
-        self.against_probe = False  # it is to be stored all the same
+        self.against_probe = False  # the token in hand is stored though the probe calls it dead
         self.store_attempts, self.pause, self.last_try = 0, 0.25, False
         self.renewed = False  # the key in the row is one of ours
         self.is_early = False  # a key younger than a minute is replaced, for it is dead
         self.ended_by = cast("Failure | None", None)  # what ended the logins with a token in hand
         self.has_waited = False  # for a lock that somebody else held
-        self.warned_of_stranger = False  # who uses the same login
+        self.warned_of_stranger = False  # of somebody else who uses this login
 
     @classmethod
     def longest_hold(cls, account: Account) -> float:
@@ -678,10 +683,6 @@ class LoginState:
         self.token, self.verdict, self.row_before_token = token, verdict, row
         self.live_key_unknown, self.store_deadline = False, Deadline(self.STORING_TIME)
 
-    def note_failed_login(self, failure: WebkassaFailure) -> None:
-        self.login_outcome_unknown |= failure.may_have_logged_in
-        self.invalid_token_replies += failure.invalid_token_reply
-
 
 # ---- Webkassa: authorize kills the key before it, probe asks whether a key is alive
 
@@ -700,7 +701,7 @@ class Webkassa:
     def __init__(self, account: Account) -> None:
         self.account, self.session = account, new_session(account.ca_file)
         self.hosts, self.asked = [host_of(account.auth_url)], set[str]()
-        self.is_doubted = False  # the probe: it refused every new key
+        self.is_doubted = False  # the probe has refused every new key, and is not believed
 
     @property
     def host(self) -> str:
@@ -747,7 +748,7 @@ class Webkassa:
             return UNCLEAR
         if answer.codes & DEAD_CODES:
             return DOUBTED if self.is_doubted else DEAD
-        good = 200 <= answer.status < 300 and answer.is_vendors and not answer.errors
+        good = 200 <= answer.status < 300 and answer.is_vendors and not answer.body.get("Errors")
         return ALIVE if good or answer.codes & ALIVE_CODES else UNCLEAR
 
     def post(
@@ -766,15 +767,12 @@ class Webkassa:
 def read_token(host: str, answer: Answer) -> tuple[Secret, WebkassaFailure | None]:
     """Return the token of an answer to Authorize, and the failure that the answer tells beside it;
     raise that failure where there is no token."""
-    data = answer.body.get("Data") if isinstance(answer.body, dict) else None
+    data = answer.body.get("Data")
     token = data.get("Token") if isinstance(data, dict) else None
-    is_token = isinstance(token, str) and re.fullmatch("[!-~]{1,255}", token)
-    failure = read_failure(host, answer, bool(is_token))
-    if not is_token:
-        raise failure or WebkassaFailure(
-            "{host} answers HTTP {answer}, but no usable token.",
-            host=host, answer=answer.shown, code=NONSENSE, wait=answer.retry_after,
-            may_have_logged_in=True, invalid_token_reply=True)  # fmt: skip
+    is_token = isinstance(token, str) and bool(re.fullmatch("[!-~]{1,255}", token))
+    failure = read_failure(host, answer, is_token)
+    if failure and not is_token:
+        raise failure
     return Secret(str(token)), failure
 
 
@@ -782,6 +780,7 @@ def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure 
     """Return the failure that an answer to Authorize tells, by its status and codes."""
     codes, status = answer.codes, answer.status
     others = alternative_hosts(host, answer.headers.get("AlternativeDomainNames", ""))
+    no_token = {"code": NONSENSE, "may_have_logged_in": True, "invalid_token_reply": True}
     cases: tuple[tuple[object, str, dict[str, Any]], ...] = (
         (codes & {BAD_LOGIN, NOT_AUTHORIZED} or (status in (401, 403) and answer.is_vendors),
          "{host} answers HTTP {answer}: login refused.", {"code": LOGIN_REFUSED, "retry": False}),
@@ -794,10 +793,11 @@ def read_failure(host: str, answer: Answer, has_token: bool) -> WebkassaFailure 
          {"may_have_logged_in": True}),
         (codes or not 200 <= status < 300, "{host} answers HTTP {answer}: not an answer to a login.",
          {"code": NONSENSE, "retry": has_token}),
-        (answer.errors, "{host} answers HTTP {answer}, with errors that have no code.",
-         {"code": NONSENSE, "may_have_logged_in": True, "invalid_token_reply": True}))  # fmt: skip
-    facts: dict[str, Any] = {"host": host, "answer": answer.shown, "wait": answer.retry_after}
-    facts["invalid_token_reply"] = has_token
+        (answer.body.get("Errors"), "{host} answers HTTP {answer}, with errors that have no code.",
+         no_token),
+        (not has_token, "{host} answers HTTP {answer}, but no usable token.", no_token))  # fmt: skip
+    facts: dict[str, Any] = {"host": host, "answer": answer.shown, "wait": answer.retry_after,
+                             "invalid_token_reply": has_token}  # fmt: skip
     found = (WebkassaFailure(what, **facts | more) for is_so, what, more in cases if is_so)
     return next(found, None)
 
@@ -831,15 +831,15 @@ def fetch_answer(
     is_local = is_loopback(urlsplit(request.url).hostname or "")
     proxies = {} if is_local else requests.utils.get_environ_proxies(request.url)
     connect, read = min(CONNECT_TIME, max(end.left / 5, 2.0)), end.left + 1  # for each address
+    session.cookies.clear()  # of a login: consumers have none, and the probe asks for them
     with session.send(
         session.prepare_request(request), stream=True, allow_redirects=False,
-        proxies=proxies, verify=session.verify, timeout=(connect, read),
-    ) as response:  # fmt: skip
+        proxies=proxies, verify=session.verify, timeout=(connect, read)) as response:  # fmt: skip
         return Answer(response.status_code, response.headers, read_json(response.raw, limit))
 
 
-def read_json(raw: Any, limit: int) -> Any:
-    """Return the JSON object that a urllib3 response brings, or None. It is whole when its bytes
+def read_json(raw: Any, limit: int) -> dict[str, Any]:
+    """Return the JSON object that a urllib3 response brings, or {}. It is whole when its bytes
     are, however their transfer ends: what came is what counts."""
     content, value = bytearray(), None
     with contextlib.suppress(Exception):
@@ -849,12 +849,14 @@ def read_json(raw: Any, limit: int) -> Any:
             content += piece
             plain = decompress(content, limit)
             value = parse_json(plain) if plain.rstrip()[-1:] == b"}" else None
-        sock = raw.connection.sock  # if the end is here already, the probe needs no new connection,
-        sock.settimeout(0)  # in which consumers would hold a dead key
+        # Where the end is here already, read it: then the probe can use this connection again. To
+        # make a new one takes time, in which consumers hold a dead key
+        sock = raw.connection.sock
+        sock.settimeout(0)
         raw.read(1024)
         sock.settimeout(None)
     plain = decompress(content, limit)
-    return value or parse_json(plain) or rescue_token(plain)
+    return value or parse_json(plain) or rescue_token(plain) or {}
 
 
 def decompress(content: bytearray, limit: int) -> bytes | bytearray:
@@ -875,22 +877,22 @@ def parse_json(content: bytes | bytearray) -> Any:
     return None
 
 
-def rescue_token(content: bytes | bytearray) -> Any:
+def rescue_token(content: bytes | bytearray) -> dict[str, Any] | None:
     """Return an answer's JSON as far as its token can be read, whatever is missing or wrong."""
     token = re.search(rb'"Data"\s*:\s*\{\s*"Token"\s*:\s*"([!-~]{1,255}?)"', content)
     return {"Data": {"Token": token[1].decode()}} if token else None
 
 
 class Answer(NamedTuple):
-    """An HTTP answer; `body` is the JSON object in it, None where there is none."""
+    """An HTTP answer; `body` is the JSON object in it, {} where there is none."""
 
     status: int
     headers: Mapping[str, str]
-    body: Any
+    body: dict[str, Any]
 
     @property
     def is_vendors(self) -> bool:
-        return isinstance(self.body, dict) and not {"Errors", "Data"}.isdisjoint(self.body)
+        return not {"Errors", "Data"}.isdisjoint(self.body)
 
     @property
     def retry_after(self) -> float:
@@ -904,12 +906,9 @@ class Answer(NamedTuple):
         return Message(what if codes else "{status}", status=self.status, codes=codes)
 
     @property
-    def errors(self) -> Any:
-        return self.body.get("Errors") if isinstance(self.body, dict) else None
-
-    @property
     def codes(self) -> set[int]:
-        errors = self.errors if isinstance(self.errors, list) else [self.errors]
+        errors = self.body.get("Errors")
+        errors = errors if isinstance(errors, list) else [errors]
         found = [str(error.get("Code")) for error in errors if isinstance(error, dict)]
         numbers = [re.fullmatch(r" *(-?[0-9]{1,9})(\.0)? *", code) for code in found]
         return {int(number[1]) for number in numbers if number}
@@ -938,8 +937,9 @@ class PromptResponse(http.client.HTTPResponse):
         except http.client.HTTPException:
             if not isinstance(self.status, int):
                 raise
+            # It gives up at 100 headers; at just 100 the blank line is read already. None counts
             while self.fp.peek(1)[:1] != b"{" and self.fp.readline(65537).strip():
-                pass  # of 100 headers or more none counts; behind just 100 the blank line is read
+                pass
             self.headers = self.msg = http.client.HTTPMessage()
             self.length, self.chunked, self.will_close = None, False, True
             return
@@ -963,18 +963,13 @@ class PromptResponse(http.client.HTTPResponse):
         return super().read(min(amt, len(self.fp.peek(1)) or 1))
 
 
-# The connections of urllib3, but that their answers are a PromptResponse
-CONNECTIONS = {
-    scheme: type("Connection", (pool.ConnectionCls,), {"response_class": PromptResponse})
-    for scheme, pool in cast(Any, urllib3.poolmanager.pool_classes_by_scheme).items()
-}
-
-
 class Adapter(requests.adapters.HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Have the pool `conn` make our connections, and trust a bundle that is read already."""
+        """Have the connections of the pool `conn` read answers as PromptResponse does, and trust a
+        bundle that is read already."""
         super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
-        conn.ConnectionCls = CONNECTIONS[conn.scheme]
+        ours = {"response_class": PromptResponse}
+        conn.ConnectionCls = type("Connection", (type(conn).ConnectionCls,), ours)
         if conn.ca_certs and (context := tls_context(conn.ca_certs)):
             conn.conn_kw["ssl_context"], conn.ca_certs = context, None
 
@@ -1024,18 +1019,16 @@ def run_with_deadline(
     tasks.put((results, function, args))
     while True:
         is_last = not deadline.left  # then a moment more: this machine may have slept meanwhile
-        try:
+        with contextlib.suppress(queue.Empty):
             pause = 0.2 if is_last else min(deadline.left, HEARTBEAT)
             result, error = results.get(timeout=pause)
-        except queue.Empty:
-            if is_last:
-                raise TimeoutError from None
-            if heartbeat:
-                heartbeat()
-        else:
             if error:
                 raise error
             return result
+        if is_last:
+            raise TimeoutError
+        if heartbeat:
+            heartbeat()
 
 
 @functools.cache
@@ -1081,11 +1074,10 @@ BEGIN = """
 Reply = tuple[list[Any], str]  # rows and command tag
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(limit)s;"
 SELECT_ROWS = """
-    SELECT service_name::text, api_key::text, to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
+    SELECT service_name::text, coalesce(api_key::text, ''), to_char(changed, 'YYYY-MM-DD HH24:MI:SS "UTC"'),
            CASE WHEN isfinite(changed) THEN extract(epoch FROM clock_timestamp() - changed)::float8 END
     FROM (SELECT service_name, api_key, coalesce({times}) AS changed FROM {table} WHERE {which}) AS r
 """
-OTHER_TABLE = "SET LOCAL lock_timeout = 1; SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
 CREATE_TABLE = """
     CREATE TABLE IF NOT EXISTS {table} (id serial PRIMARY KEY,
         service_name varchar(50) UNIQUE NOT NULL, api_key varchar(255) NOT NULL,
@@ -1120,15 +1112,17 @@ class KeyStore:
 
     def run(
         self, statements: str, values: Mapping[str, Any] | None = None,
-        deadline: Deadline | None = None, table: sql.Identifier | None = None,
+        deadline: Deadline | None = None, table: Sequence[str] = (),
     ) -> Reply:  # fmt: skip
-        """Run statements in one message; return the rows and the command tag of the last."""
+        """Run statements in one message; return the rows and the command tag of the last. {table}
+        in them is our own, or the one of this schema and name."""
         deadline = self.connection.deadline = deadline or self.deadline.within(self.STATEMENT_TIME)
         # The server is to give up, and to say why, shortly before we do
         limit = max(int(deadline.left * 1000) - 500, 1)
         bounds = {"service": self.account.service, "oid": self.table.oid, "limit": limit}
-        table = table or identify(self.table.schema, self.table.name)
-        query = sql.SQL(statements).format(table=table)
+        names = table or (self.table.schema, self.table.name)
+        names = [name.replace("%", "%%") for name in names]  # one % starts a placeholder
+        query = sql.SQL(statements).format(table=sql.Identifier(*names))
         try:
             with self.connection.cursor() as cursor:
                 cursor.execute(query, {**bounds, **(values or {})})
@@ -1137,34 +1131,28 @@ class KeyStore:
         except (psycopg2.Error, UnicodeError, TimeoutError) as error:
             raise database_failure(error, self.table, self.account) from None
 
-    def find_table(self, begins: bool = True, wide: bool = False) -> Table:
+    def find_table(self, begin: bool = True, wide: bool = False) -> Table:
+        """Look the table up in the catalog; `wide`: also others of any schema that may be meant."""
         values = {"schema": self.schema or None, "name": self.account.table, "wide": wide}
-        ((clock, *found),), _ = self.run((BEGIN if begins else "") + FIND_TABLE, values)
+        ((clock, *found),), _ = self.run((BEGIN if begin else "") + FIND_TABLE, values)
         self.table, self.clock = Table(*found), clock - time.monotonic()
         return self.table
-
-    def read_row(self) -> KeyRow:
-        """Return the row as it is now."""
-        if self.table.found is None:
-            return KeyRow()
-        if fault := table_fault(self.table):
-            raise fault
-        return self.select_row("")
 
     def lock_row(self) -> KeyRow:
         """Take this row's lock until the transaction ends, then lock the row, and return it as it
         is then. Raise LockBusy where somebody else holds one: who waits holds no connection. The
         advisory lock works across hosts and behind a pooler; a row need not exist for it."""
         self.take_lock(f"{self.table.short}:{self.account.service}")
-        row = self.select_row("FOR NO KEY UPDATE")
-        row = row if row.exists else self.select_row("FOR NO KEY UPDATE")  # deleted, and put anew?
+        row = self.read_row("FOR NO KEY UPDATE")
+        if not row.exists:  # perhaps it was deleted and inserted anew while this waited for it
+            row = self.read_row("FOR NO KEY UPDATE")
         return row if row.exists else row._replace(others=self.run(OTHER_ROWS)[0])
 
     def reject_other_rows(self, row: KeyRow) -> None:
         """Raise WriteRefused where consumers may read another row than ours. Not to be asked with a
         token in hand, which is better stored in the wrong row than lost."""
-        similar = "".join([name for name, is_similar in row.others if is_similar][:1])
-        is_hidden = not row.exists and self.select_row("").exists
+        similar = next((name for name, is_similar in row.others if is_similar), "")
+        is_hidden = not row.exists and self.read_row().exists
         elsewhere = "" if self.account.schema else self.find_row_elsewhere(row)
         if fault := table_fault(self.table, self.account.service, is_hidden, similar, elsewhere):
             raise fault
@@ -1172,11 +1160,11 @@ class KeyStore:
     def find_row_elsewhere(self, row: KeyRow) -> str:
         """Return another table that consumers may read instead: one of this name and the search path
         that has such a row, too, or any that has one while ours has none. It waits for no lock."""
-        table = self.table if row.exists else self.find_table(begins=False, wide=True)
-        found = (n for n in table.others if self.try_run(OTHER_TABLE, identify(*n)) == [(True,)])
+        table = self.table if row.exists else self.find_table(begin=False, wide=True)
+        found = (other for other in table.others if self.try_run(HAS_ROW, other) == [(True,)])
         return ".".join(next(found, ()))
 
-    def try_run(self, statements: str, table: sql.Identifier | None = None) -> list[Any]:
+    def try_run(self, statements: str, table: Sequence[str] = ()) -> list[Any]:
         """Return the rows of a look that may fail, or none: a failure ends no transaction."""
         self.run_locking("SAVEPOINT look")  # alone, Pgpool-II 4.3 would send it to a standby, too
         try:
@@ -1193,7 +1181,8 @@ class KeyStore:
         if rows != [(True,)]:
             raise self.busy(number)
 
-    def select_row(self, row_lock: str) -> KeyRow:
+    def read_row(self, row_lock: str = "") -> KeyRow:
+        """Return the row as it is now, and lock it with FOR ..., if so."""
         limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
         rows = self.select_rows("service_name = %(service)s " + row_lock, {"limit": limit})
         if len(rows) > 1:
@@ -1204,13 +1193,18 @@ class KeyStore:
 
     def select_rows(self, which: str, values: Mapping[str, Any]) -> list[tuple[str, KeyRow]]:
         """Return rows by their services. A date is no time to count from."""
+        if self.table.found is None:
+            return []
+        if fault := table_fault(self.table):
+            raise fault
         clocked = [name for name in self.table.times if self.table.columns[name][0] != "date"]
         times = ", ".join(f"{name}::timestamptz" for name in (*clocked, "NULL"))
         select, rows = SELECT_ROWS.replace("{times}", times).replace("{which}", which), []
         for service, key, changed, age in self.run_locking(select, values)[0]:
-            padded, known = (key or "").ljust(self.table.padding), (age or 0) > -self.CLOCK_SLACK
-            row = KeyRow(self.clock, True, Secret(key or ""), age if known else None, row_age=age)
-            rows.append((service, row._replace(changed=changed, padded=Secret(padded))))
+            is_past = (age or 0) > -self.CLOCK_SLACK
+            rows.append((service, KeyRow(
+                self.clock, True, Secret(key), age and max(age, 0.0) if is_past else None, row_age=age,
+                changed=changed, padded=Secret(key.ljust(self.table.padding)))))  # fmt: skip
         return rows
 
     def run_locking(self, statements: str, *more: Any) -> Reply:
@@ -1241,12 +1235,14 @@ class KeyStore:
         if 'Type": "Foreign' in json.dumps(plan):
             what = "{table} is kept by another server: its far side makes promises of its own."
             raise WriteRefused(what, table=self.table.shown)
-        alike = os.urandom(length := max(32, len(row.key.value))).hex()[:length]
+        # As long as the key so far, and in its case: the column may have a CHECK of either
+        length = max(32, len(row.key.value))
+        alike = os.urandom(length).hex()[:length]
         stand_in = stand_in or Secret(alike.upper() if row.key.value.isupper() else alike)
         end = self.deadline.within(self.COMMIT_TIME / 2)  # of the time that the store will have
         self.write("SAVEPOINT rehearsal;", row, stand_in, NOTIFY, end)
-        ((needed,),) = self.try_run(USED) or [("",)]
-        self.run(LOCK_TIMEOUT + "ROLLBACK TO SAVEPOINT rehearsal;" + (needed or ""))
+        ((regain,),) = self.try_run(FIND_USED) or [("",)]
+        self.run(LOCK_TIMEOUT + "ROLLBACK TO SAVEPOINT rehearsal;" + (regain or ""))
 
     def store(self, row: KeyRow, token: Secret, deadline: Deadline, notify: bool) -> None:
         """Store the token and commit, in one message."""
@@ -1269,10 +1265,15 @@ class KeyStore:
         return self.run_locking(before + write + READ_BACK + after, {"token": token.value}, end)
 
 
+OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
+    SELECT service_name::text, lower(btrim(service_name::text)) = lower(btrim(%(service)s))
+    FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
+"""
+HAS_ROW = "SET LOCAL lock_timeout = 1; SELECT EXISTS (SELECT FROM {table} WHERE service_name = %(service)s)"
 # Keeps what the rehearsal's end gives back: the table's lock; of a unique key the row's whole lock
 KEEP_LOCKS = """
     SELECT FROM {table} WHERE service_name = %(service)s AND EXISTS (
-        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY((indkey::int2[])[0:coalesce((to_json(pg_index)->>'indnkeyatts')::int, indnatts) - 1]) -- since 11
         WHERE indrelid = %(oid)s AND indisunique AND indexprs IS NULL AND indpred IS NULL AND attname = 'api_key') FOR UPDATE;
     EXPLAIN (FORMAT JSON) UPDATE {table} SET api_key = api_key WHERE service_name = %(service)s
 """
@@ -1295,8 +1296,8 @@ READ_BACK = """
     END $check$;
 """
 # The rehearsal's end gives back the locks of what triggers write, but no value of a sequence: the
-# store needs both once more. Statements for that; what our role may not lock or read is left out
-USED = """
+# store needs both once more: statements for that, but for what our role may not lock or read
+FIND_USED = """
     SELECT string_agg(CASE WHEN relkind IN ('r', 'p') AND mode = 'RowExclusiveLock' AND relation <> %(oid)s AND n !~ '[%%{{}}$]' THEN
                format('DO $$ BEGIN LOCK TABLE ONLY %%s IN ROW EXCLUSIVE MODE NOWAIT; EXCEPTION WHEN lock_not_available THEN RAISE; WHEN OTHERS THEN NULL; END $$;', n)
            WHEN relkind = 'S' THEN CASE WHEN has_sequence_privilege(relation, 'USAGE, SELECT') THEN (
@@ -1315,7 +1316,7 @@ def create_missing_table(store: KeyStore, commit: bool = True, is_first: bool = 
         return
     store.take_lock(f"table:{store.table.short}")
     store.run(LOCK_TIMEOUT + CREATE_TABLE)
-    store.find_table(begins=False)
+    store.find_table(begin=False)
     if is_first:  # its name may be misspelt: then no table is left behind
         store.reject_other_rows(KeyRow())
     if commit:
@@ -1323,12 +1324,6 @@ def create_missing_table(store: KeyStore, commit: bool = True, is_first: bool = 
         what = "{service}: made the missing table {table}. Do consumers read this database?"
         log.warning(Message(what, service=store.account.service, table=store.table.shown))
         store.find_table()
-
-
-OTHER_ROWS = """ -- first those that differ from ours in case or blanks alone
-    SELECT service_name::text, lower(btrim(service_name::text)) = lower(btrim(%(service)s))
-    FROM {table} WHERE service_name <> %(service)s ORDER BY 2 DESC LIMIT 9
-"""
 
 
 class Connection(psycopg2.extensions.connection):
@@ -1354,6 +1349,7 @@ class Connector:
     """Connects to PostgreSQL. `known`: the address that let us in last, which is tried first: after
     a login its name may be resolved no more."""
 
+    ADDRESS = ("host", "hostaddr", "port")  # libpq's parameters
     LONG_TIME = 10.0  # seconds, for a server that listens, but lets nobody in for now
 
     def __init__(self) -> None:
@@ -1364,8 +1360,8 @@ class Connector:
         wait for the first of them only; then the slow ones again. Raise StoreUnavailable."""
         psycopg2.extensions.set_wait_callback(wait_for_server)
         options = {"client_encoding": "UTF8", "fallback_application_name": "webkassa_key_updater"}
-        given = {n: v for n, v in account.database.items() if n not in ADDRESS}
-        options |= {n: v.value if isinstance(v, Secret) else v for n, v in given.items()}
+        options |= {name: value.value if isinstance(value, Secret) else value
+                    for name, value in account.database.items() if name not in self.ADDRESS}  # fmt: skip
         failures, slow, spare = list[StoreUnavailable](), list[dict[str, str]](), list[Connection]()
         targets = connect_targets(account.database, deadline)
         for target in itertools.chain(self.known, targets, slow):
@@ -1387,16 +1383,13 @@ class Connector:
         raise next((f for f in failures if f.port_is_open), failures[-1])
 
 
-ADDRESS = ("host", "hostaddr", "port")
-
-
 def connect_targets(database: Mapping[str, Any], deadline: Deadline) -> Iterator[dict[str, str]]:
     """Yield host, hostaddr and port of each address that the parameters name, as libpq reads them.
     A name that cannot be resolved is left to libpq."""
-    lists = [str(database.get(name, "")).split(",") for name in ADDRESS]
+    lists = [str(database.get(name, "")).split(",") for name in Connector.ADDRESS]
     for i in range(max(len(lists[0]), len(lists[1]))):
         values = [entries[min(i, len(entries) - 1)] for entries in lists]
-        target = {name: value for name, value in zip(ADDRESS, values, strict=True) if value}
+        target = {n: v for n, v in zip(Connector.ADDRESS, values, strict=True) if v}
         found, host = [], target.get("host", "/")
         if "hostaddr" not in target and not host.startswith(("/", "@")) and not parse_address(host):
             end, lookup = Deadline(min(CONNECT_TIME, deadline.left / 2)), socket.getaddrinfo
@@ -1487,11 +1480,6 @@ class Table(NamedTuple):
 NO_TABLE = Table("", None, "", "", [""] * 3, None, {}, [], False, [])
 
 
-def identify(schema: str, name: str) -> sql.Identifier:
-    """Return a quoted name, for `KeyStore.run`, where a % would start a placeholder."""
-    return sql.Identifier(schema.replace("%", "%%"), name.replace("%", "%%"))
-
-
 # ---- Memory between runs: notes in the state folder, read and written under the lock
 
 
@@ -1544,7 +1532,7 @@ class KeyAge:
         """Return the row with the age of its key, as far as it was noted."""
         note = self.note.read()
         at_risk = self.risk.read().get("key") == row.key.fingerprint
-        with contextlib.suppress(KeyError, TypeError):  # one that is not whole counts as none
+        with contextlib.suppress(KeyError, TypeError):  # a note that is not whole counts as none
             age = row.clock + time.monotonic() - note["moment"]
             by_row = self.max_age if row.age is None else row.age
             if note["key"] == row.key.fingerprint and age >= (0 if note["stored"] else by_row):
@@ -1558,8 +1546,11 @@ class KeyAge:
 
     def note_first_sight(self, row: KeyRow) -> None:
         if row.key and self.note.read().get("key") != row.key.fingerprint:
-            self.risk.write(key=(row.key if row.at_risk else NO_KEY).fingerprint)
+            self.note_risk(row.key, row.at_risk)
             self.remember(row, stored=False)
+
+    def note_risk(self, key: Secret, at_risk: bool) -> None:
+        self.risk.write(key=(key if at_risk else NO_KEY).fingerprint)
 
     def note_renewal(self, row: KeyRow, early: bool) -> None:
         """Note that the key of this row was stored just now; the other file tells who watches it."""
@@ -1686,8 +1677,11 @@ def monitor_of(values: Mapping[str, str], faults: list[Message]) -> Secret:
 
 
 def settings_fault(faults: list[Message]) -> SettingsFault:
-    by_text = {str(fault): fault for fault in faults}
-    return SettingsFault("The settings are wrong:{faults}", faults=[*by_text.values()])
+    """Return what says all these faults, each in a line, and once."""
+    distinct = {str(fault): fault for fault in faults}.values()
+    by_name = {f"fault{number}": fault for number, fault in enumerate(distinct)}
+    lines = Message("".join(f"\n  {{{name}}}" for name in by_name), **by_name)
+    return SettingsFault("The settings are wrong:{faults}", faults=lines)
 
 
 def read_database(read: SettingsParser) -> dict[str, str | Secret]:
@@ -1874,13 +1868,13 @@ def read_text(path: Path, limit: int = 2**24) -> str:
         raise SettingsFault("cannot be read ({why})", why=error.strerror) from None
 
 
-def find_unknown_names(path: Path, file: Iterable[str], values: Iterable[str]) -> Iterator[Message]:
+def find_unknown_names(path: Path, names: Iterable[str], given: Iterable[str]) -> Iterator[Message]:
     """Yield unknown names that seem to decide which host or database is used; warn of others."""
-    for name in sorted({*file} - NAMES - OTHER_NAMES):
+    for name in sorted({*names} - NAMES - OTHER_NAMES):
         near = nearest_setting(name)
         what = "{name}: is not known; is {near} meant?" if near else "{name}: is not known"
         fault = Message(what, name=name, near=near)
-        if name.startswith(PREFIXES) and near in ALIASES.keys() - values:
+        if name.startswith(PREFIXES) and near in ALIASES.keys() - given:
             yield fault
         elif name.startswith(PREFIXES):
             log.warning(Message("{file}: {what}", file=path, what=fault))
@@ -1894,11 +1888,11 @@ def nearest_setting(name: str) -> str:
     return [*meant, *(alike[short] for short in near), ""][0]
 
 
-def warn_of_overruled(path: Path, file: Mapping[str, str], env: Mapping[str, str]) -> None:
+def warn_of_overruled(path: Path, given: Mapping[str, str], env: Mapping[str, str]) -> None:
     """Warn of what a file says of host, database or login, while the environment has another."""
     for name in sorted({*ALIASES, *LIBPQ, "WEBKASSA_SERVICE_NAME"} & env.keys()):
-        is_said = name in file or (name == "DATABASE_URL" and POSTGRES.keys() & file.keys())
-        if is_said and env[name] not in ("", file.get(name)):
+        is_given = name in given or (name == "DATABASE_URL" and POSTGRES.keys() & given.keys())
+        if is_given and env[name] not in ("", given.get(name)):
             what = "{name}: what the environment says counts, and not what {file} says"
             log.warning(Message(what, name=name, file=path))
 
@@ -2257,8 +2251,9 @@ def check(job: Job) -> Iterator[Finding]:
             yield failed_step("login", refusal)
         found = classify(row, verdict, None)
         is_good = found.level in ("OK", "UNKNOWN") and not is_touched(row)
-        what = "stored key: {what}." if found.advice else "stored key: {what}"
-        yield Finding("ok" if is_good else "WARN", Message(what, what=found.message), found.advice)
+        advice = None if refusal else found.advice  # to run again would send it again
+        what = "stored key: {what}." if advice else "stored key: {what}"
+        yield Finding("ok" if is_good else "WARN", Message(what, what=found.message), advice)
     if account.healthcheck_url:
         yield check_host(account.ca_file, account.healthcheck_url.value, "monitor")
 
@@ -2401,11 +2396,11 @@ def classify(row: KeyRow, verdict: str, refusal: Failure | None) -> Finding:
     old = "key {key}: older than 25 h; the probe says {verdict}"
     good = "key {key}; the probe says {verdict}"
     cases = (
-        (not row.key, "CRITICAL", "no key is stored", NOW),
-        (verdict == DEAD, "CRITICAL", "key {key}: it is dead", NOW),
+        (not row.key, "CRITICAL", "no key is stored", correct if refusal else NOW),
         (refusal and verdict == ALIVE and row.age is not None, "CRITICAL",
          "{why} The key {key}, works; Webkassa promises about a day, until {end}", correct),
         (refusal, "CRITICAL", "{why} Stored is the key {key}; the probe says {verdict}", correct),
+        (verdict == DEAD, "CRITICAL", "key {key}: it is dead", NOW),
         (row.at_risk and verdict in (UNCLEAR, OFF), "CRITICAL",
          "key {key}: it may be dead since the last login; the probe says {verdict}", NOW),
         (row.age is None and row_age < 0, "UNKNOWN",
@@ -2619,11 +2614,11 @@ class Command:
 
     def do_one(self, account: Account | SettingsFault, monitor: Secret) -> int:
         """Update or check one account; return the exit code."""
-        row = ""
+        prefix = ""
         try:
             if isinstance(account, SettingsFault):
                 raise account
-            row = self.label or f"{account.service}: "
+            prefix = self.label or f"{account.service}: "
             job = Job(account, self.options.mode, self.report_wait, self.connect)
             if not self.is_update:
                 return self.print_check(self.check(job), self.label)
@@ -2634,9 +2629,9 @@ class Command:
         except Exception as error:
             outcome = describe_failure(as_failure(error), NO_KEY, "", NO_KEY, asked=False)
         for warning in outcome.warnings:
-            log.warning("%s%s", row, self.as_typed(warning))
+            log.warning("%s%s", prefix, self.as_typed(warning))
         said = self.as_typed(outcome.message)
-        log.log(logging.ERROR if outcome.code else logging.INFO, "%s%s", row, said)
+        log.log(logging.ERROR if outcome.code else logging.INFO, "%s%s", prefix, said)
         if self.is_update:
             note_run(self.name, said, outcome)
             if self.options.json:
@@ -2648,12 +2643,12 @@ class Command:
             ping(monitor, outcome.code, [self.name], self.name)
         return outcome.code
 
-    def print_check(self, findings: Iterable[Finding], row: str) -> int:
+    def print_check(self, findings: Iterable[Finding], prefix: str) -> int:
         """Print what a check found; return the exit code of the first thing that failed."""
         first = 0
         for level, message, advice, code in findings:
             said = " ".join(self.as_typed(part) for part in (message, advice) if part)
-            say(f"{level:5} {row}{said}")
+            say(f"{level:5} {prefix}{said}")
             first = first or code
         return first
 
@@ -2698,8 +2693,8 @@ class Terminal:
         told, heard = self.wait, False
         while True:
             time.sleep(0.1)
-            what, end, patience = wait = self.wait
-            if wait is not told and not patience.left:
+            what, end, delay = wait = self.wait
+            if wait is not told and not delay.left:
                 told, waiting = wait, "Waiting for {what}, {seconds:.0f} s at most ..."
                 say(Message(waiting, what=what, seconds=end.left), sys.stderr)
             if not heard and signal.SIGINT in signal.sigpending():
@@ -2764,8 +2759,7 @@ def note_run(account: str, said: str, outcome: Outcome) -> None:
         goes_on = code and code == last["code"] and max(renewals, default=0) < last["time"]
         note = {
             "account": account, "kind": kind, "time": now, "code": code, "outcome": said,
-            # Of the first run that failed with this code, with no renewal since
-            "since": last["since"] if goes_on else now,
+            "since": last["since"] if goes_on else now,  # of the first such failure since a renewal
             "key": {"": "as it was", ALIVE: ALIVE, DEAD: DEAD}.get(outcome.verdict, UNCLEAR),
             "renewed": now if outcome.renewed else last["renewed"],  # by this kind of run
             "invocation": os.environ.get("INVOCATION_ID", ""),  # systemd's number of this run

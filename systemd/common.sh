@@ -100,7 +100,7 @@ take_lock() {
 }
 
 # From now on `leave` is the one way out. Who pipes the output into head has all done the same
-go_out_by_leave() {
+leave_by_traps() {
     trap leave EXIT
     trap '' PIPE
     trap 'exit 130' INT
@@ -197,7 +197,7 @@ kill_unit() { # unit, signal
 
 # After a good run: a failed one of the services is over, and a waiting one would only log in once
 # more, where all keys are new. (--if-needed may have found nothing to do)
-settle() { # yes: all keys are new
+clear_failed_runs() { # yes: all keys are new
     local unit
     for unit in "$UPDATE" "$BOOT" "$NET"; do
         case $(show "$unit" SubState) in

@@ -194,7 +194,7 @@ def alarm(report: Report) -> Alert:
 
 def in_short(report: Report) -> Words:
     """Say in a few words whether the shop can sell: the worst of all accounts."""
-    sells = Sells.of(report)
+    sells = AccountsByProbe.of(report)
     if len(sells.rows) > 1:
         count = len(sells.dead or sells.unknown)
         text = "all {all} accounts can sell for now"
@@ -208,7 +208,7 @@ def in_short(report: Report) -> Words:
     return Message("whether the shop can sell is not known")
 
 
-class Sells(NamedTuple):
+class AccountsByProbe(NamedTuple):
     """The accounts by what the probe said of their keys; only its "alive" is known to sell."""
 
     rows: list[dict[str, Any]]
@@ -217,7 +217,7 @@ class Sells(NamedTuple):
     unknown: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, report: Report) -> Sells:
+    def of(cls, report: Report) -> AccountsByProbe:
         rows = report.key["accounts"] if report.key else []
         # A row without a file of settings is none of ours
         rows = [row for row in rows if row.get("status") != OK or "probe" in row]
@@ -229,7 +229,7 @@ class Sells(NamedTuple):
 
 def can_sell(report: Report) -> list[Words]:
     """Answer the first two questions: can the shop sell, and until when."""
-    sells = Sells.of(report)
+    sells = AccountsByProbe.of(report)
     if len(sells.rows) > 1:
         return can_sell_many(sells)
     row = sells.rows[0] if sells.rows else {}
@@ -269,7 +269,7 @@ UNKNOWN_BY_PROBE = {  # what status says of a probe
 }  # fmt: skip
 
 
-def can_sell_many(sells: Sells) -> list[Words]:
+def can_sell_many(sells: AccountsByProbe) -> list[Words]:
     """The same of many accounts, the worst first."""
     ends = [end for row in sells.alive if (end := end_of(row))]
     said = list[Words]()
@@ -514,7 +514,7 @@ def serve(server: Server) -> int:
         since = memory.get("open") or (memory.get("pending") or {}).get("message")
         if since and since[0] == "failure":
             report = make_report(server)
-            if report.worst.level in (OK, WARNING) and not Sells.of(report).dead:
+            if report.worst.level in (OK, WARNING) and not AccountsByProbe.of(report).dead:
                 alert = all_is_well(report, f"{since[1]}")
                 pending = {"message": alert, "time": now, "reached": [], "reasons": {}}
                 memory.put(pending=pending, open=None)

@@ -37,11 +37,8 @@ from typing import Any, NamedTuple
 from server_words import Joined, Message, Words, choose, in_words, text_of, when
 
 USER, CLIENTS = "webkassa-key-updater", "webkassa-key-clients"
-PYTHON_OPTIONS = (
-    "-B",
-    "-E",
-    "-s",
-)  # leave no files behind, see nothing of the caller's environment
+# Leave no files behind, see nothing of the caller's environment
+PYTHON_OPTIONS = ("-B", "-E", "-s")
 
 OK, WARNING, CRITICAL, UNKNOWN = "OK", "WARNING", "CRITICAL", "UNKNOWN"
 UNSEEN, OFF = "UNSEEN", "OFF"  # said, but counted neither as good nor as bad

@@ -20,7 +20,7 @@ look_for_others() {
         others=''
     else
         die "To move exactly these (but not what is called \"look\") to a \
-folder in $BACKUPS and install: $(again --take-over)"
+folder in $BACKUPS and install: $(this_command --take-over)"
     fi
 }
 

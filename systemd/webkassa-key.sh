@@ -70,7 +70,7 @@ broken. Nothing was asked of Webkassa, the key is as it was. Run: sudo $CURRENT/
     refuse_other_command
     run_module "webkassa-key-command-$$" "$CURRENT" "$@" || code=$?
     if [[ $1 == update && $* != *--account* ]] && ((code == 0)); then
-        settle "$([[ $* == *--if-* ]] || echo yes)"
+        clear_failed_runs "$([[ $* == *--if-* ]] || echo yes)"
     fi
     [[ $1 == status ]] || explain "$code"
     exit "$code"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import zlib
 from collections.abc import Iterator
@@ -24,25 +25,38 @@ MACHINES = ("boot", "containers")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "begins_first: waits long; the others run beside it")
+    config.addinivalue_line(
+        "markers", "slow: computes as long as ten runs, waits for 8 s, or needs machine or engine"
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Collect without a search for garbage, and let none look at what was collected."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in MACHINES:
             item.add_marker(pytest.mark.timeout(1800))  # the first makes machine or engine
+            item.add_marker(pytest.mark.slow)
     items.sort(key=turn)
 
 
 def turn(item: pytest.Item) -> tuple[int, int]:
-    """Return when a test is to begin. What waits long is first; then machine and engine, each in its
-    order; the rest is mixed, the same way each time, so that some wait while others compute."""
-    if item.get_closest_marker("begins_first"):
-        return 0, 0
+    """Return when a test is to begin: machine and engine first, each in its order; then what is
+    slow. Both are mixed, the same way each time, so that some wait while others compute."""
     if item.path.parent.name in MACHINES:
-        return 1, 0
+        return 0, 0
     group = item.get_closest_marker("xdist_group")
-    return 2, zlib.crc32((group.args[0] if group else item.nodeid).encode())
+    number = zlib.crc32((group.args[0] if group else item.nodeid).encode())
+    return 1 if item.get_closest_marker("slow") else 2, number
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -229,7 +229,7 @@ class Connection:
             self.rows = [("somebody",)]
         elif "SELECT 1" in text:
             self.ask("look at the transaction")
-        elif "SELECT service_name::text, api_key" in text:
+        elif "SELECT service_name::text, coalesce(api_key" in text:
             age, key = self.ask("lock the row" if "FOR NO KEY UPDATE" in text else "look")
             self.rows = [("Webkassa", secret(key).value, "", SECONDS[age])] if key else []
         elif "ROLLBACK" in text:
@@ -251,8 +251,8 @@ class Connection:
 
 
 STATEFUL = (updater.LoginState, updater.Webkassa, updater.KeyStore, Connection)
-JSON: dict[str, tuple[int, Any]] = {  # what Webkassa's answers are: HTTP status and body
-    "alive": (200, {"Data": []}), "dead": (200, {"Errors": [{"Code": 2}]}), "unclear": (500, None),
+JSON: dict[str, tuple[int, dict[str, Any]]] = {  # what Webkassa's answers are: HTTP status and body
+    "alive": (200, {"Data": []}), "dead": (200, {"Errors": [{"Code": 2}]}), "unclear": (500, {}),
     "garbage": (200, {"Data": {}}), "refused": (200, {"Errors": [{"Code": 1}]}),
 }  # fmt: skip
 BESIDE = {"failing with a token": [{"Code": -1}], "refused with a token": [{"Code": 1}]}

@@ -26,7 +26,7 @@ from world.nursery import Process
 from world.postgres import free_port
 from world.shop import PROGRAM, ROOT, UPDATERS, Result, Shop, fingerprint, trigger
 from world.waiting import await_, within
-from world.webkassa_simulator import Handler, Simulator, answer, errors, hang, held_until
+from world.webkassa_simulator import Handler, Simulator, answer, errors, hang, held_until, slow
 
 import webkassa_key_updater
 
@@ -71,6 +71,7 @@ def type_printed(shop: Shop, result: Result, pattern: str) -> None:
 # A failure stays one account's -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_five_of_a_hundred_fail_in_five_ways_and_the_other_95_are_updated(shop: Shop) -> None:
     accounts = Accounts(shop, *HUNDRED)
     refused, down, unwritable, faulty, killed = bad = HUNDRED[10:95:20]
@@ -99,6 +100,7 @@ def test_five_of_a_hundred_fail_in_five_ways_and_the_other_95_are_updated(shop: 
     assert (accounts.logins(unwritable), accounts.logins(faulty)) == (0, 0)
 
 
+@pytest.mark.slow
 def test_failures_of_one_kind_give_its_exit_code(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b", "c")
     for name in "ab":
@@ -107,6 +109,7 @@ def test_failures_of_one_kind_give_its_exit_code(shop: Shop) -> None:
     assert (result.code, accounts.renewed, set(summary(result.err))) == (69, {"c"}, {"a", "b"})
 
 
+@pytest.mark.slow
 def test_what_heals_of_no_account_by_itself_is_not_tried_again(shop: Shop) -> None:
     """71 is, by units and clusters: with a refused password each time, or an alert two hours late."""
     accounts = Accounts(shop, "a", "b", "c", "d")
@@ -117,6 +120,7 @@ def test_what_heals_of_no_account_by_itself_is_not_tried_again(shop: Shop) -> No
     assert shop.run("update").code == 71
 
 
+@pytest.mark.slow
 def test_a_repetition_logs_in_only_for_those_that_failed(shop: Shop) -> None:
     names = HUNDRED[:8]
     accounts = Accounts(shop, *names)
@@ -176,6 +180,7 @@ TWINS: dict[str, tuple[dict[str, str], dict[str, str]]] = {  # what a's and b's 
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TWINS)
 def test_one_login_or_row_in_two_files_stops_these_two_alone(shop: Shop, case: str) -> None:
     accounts = Accounts(shop, "a", "b", "c")
@@ -328,6 +333,7 @@ def schemas(shop: Shop) -> Accounts:
     return accounts
 
 
+@pytest.mark.slow
 def test_rows_of_one_name_do_not_forget_one_anothers_refusals(
     shop: Shop, schemas: Accounts
 ) -> None:
@@ -338,6 +344,7 @@ def test_rows_of_one_name_do_not_forget_one_anothers_refusals(
     assert (schemas.logins("a"), schemas.logins("b")) == (1, 1)
 
 
+@pytest.mark.slow
 def test_accounts_of_one_rows_name_are_told_apart(shop: Shop, schemas: Accounts) -> None:
     result = shop.run("update")
     assert result.code == 0
@@ -368,6 +375,7 @@ def test_login_password_and_row_are_never_inherited(shop: Shop) -> None:
     assert shop.webkassa.authorizations == 1
 
 
+@pytest.mark.slow
 def test_the_only_account_of_before_is_not_forgotten_silently(shop: Shop) -> None:
     """All was OK, and its shop could sell no more after a day."""
     alone = shop.env.copy()
@@ -392,6 +400,7 @@ def test_the_only_account_of_before_is_not_forgotten_silently(shop: Shop) -> Non
     assert "go into main-1.env" in shop.run("check").err
 
 
+@pytest.mark.slow
 def test_account_file_wins_over_the_environment_and_that_over_the_base(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     base = shop.home / "base.env"
@@ -418,6 +427,7 @@ def test_database_of_an_account_wins_over_the_url_of_the_base(shop: Shop) -> Non
     assert (accounts.untouched, shop.webkassa.calls) == ({"a"}, [])
 
 
+@pytest.mark.slow
 def test_the_monitor_of_the_base_hears_of_all_and_an_accounts_own_of_it_alone(
     shop: Shop, monitor: Monitor
 ) -> None:
@@ -477,6 +487,7 @@ def close(handler: Handler, good: bytes) -> None:
     handler.send(200, good, {"Connection": "close"})
 
 
+@pytest.mark.slow
 def test_the_certificates_are_read_once_for_all_accounts_and_connections(tls_shop: Shop) -> None:
     settings = tls_shop.options
     accounts = Accounts(tls_shop, *"abcdef")
@@ -490,6 +501,7 @@ def test_the_certificates_are_read_once_for_all_accounts_and_connections(tls_sho
     assert result.err.count("READ THE BUNDLE") == 1
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_none_stops_those_alone_who_use_it(
     tls_shop: Shop, webkassa: Simulator
 ) -> None:
@@ -513,6 +525,7 @@ def test_a_bundle_that_is_none_stops_those_alone_who_use_it(
 # At the same time --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_so_many_at_a_time_as_jobs_says_and_so_many_connections(shop: Shop) -> None:
     accounts = Accounts(shop, *"abcdef")
     together, connections = threading.Barrier(3, timeout=20), []
@@ -541,6 +554,7 @@ def few_places(shop: Shop) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["update", "check"])
 @pytest.mark.usefixtures("few_places")
 def test_more_jobs_than_connections_wait_for_a_place(shop: Shop, command: str) -> None:
@@ -552,6 +566,7 @@ def test_more_jobs_than_connections_wait_for_a_place(shop: Shop, command: str) -
     assert accounts.renewed == (set(accounts.names) if command == "update" else set())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_places")
 def test_status_of_more_tables_than_connections_reads_all(shop: Shop) -> None:
     accounts = Accounts(shop, *(f"shop-{number:02}" for number in range(14)))
@@ -564,6 +579,7 @@ def test_status_of_more_tables_than_connections_reads_all(shop: Shop) -> None:
     assert "rejected" in shop.run("status", POSTGRES_PASSWORD="canary").out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_places")
 def test_places_that_others_hold_are_waited_for_while_one_of_ours_is_in(shop: Shop) -> None:
     accounts, go = Accounts(shop, "a", "b", "c"), threading.Event()
@@ -584,6 +600,18 @@ def test_places_that_others_hold_are_waited_for_while_one_of_ours_is_in(shop: Sh
     assert accounts.renewed == {"a", "b", "c"}
 
 
+def test_who_is_rejected_while_others_are_in_tries_again_ever_more_seldom(shop: Shop) -> None:
+    """Seen: ten wrong passwords a second, for as long as the others took; servers lock out for less."""
+    accounts = Accounts(shop, "a", "b")
+    accounts.script("b").append(slow(1))
+    with shop.relay() as relay:
+        wrong = f"postgresql://postgres:canary@127.0.0.1:{relay.port}/shop"
+        accounts.write("a", DATABASE_URL=wrong)
+        result = shop.run("update", "--jobs", "2")
+        assert 2 * 3 < len(relay.links) < 2 * 20  # each try has two; there were 55 tries
+    assert (result.code, codes(result.err), accounts.renewed) == (75, {"a": 75}, {"b"})
+
+
 def test_who_is_let_in_nowhere_is_told_so_at_once_and_tries_once(shop: Shop) -> None:
     accounts = Accounts(shop, *"abcdef")
     with shop.relay() as relay:
@@ -593,6 +621,7 @@ def test_who_is_let_in_nowhere_is_told_so_at_once_and_tries_once(shop: Shop) -> 
     assert accounts.untouched == set("abcdef")
 
 
+@pytest.mark.slow
 def test_machines_whose_folders_differ_do_every_account_once(shop: Shop) -> None:
     """One has a file more, or another order: what both have, is done by one of them."""
     accounts = Accounts(shop, *"abcdefgh")
@@ -662,6 +691,22 @@ def test_told_to_stop_it_starts_no_more_and_stores_what_was_asked_for(
     assert "2 of 6 accounts" in result.err
 
 
+def test_hangup_that_was_ignored_from_the_start_stops_nothing(shop: Shop) -> None:
+    """As under nohup."""
+    accounts, go = Accounts(shop, "a", "b"), threading.Event()
+    accounts.script("a").append(held_until(go))
+    ignoring = ["bash", "-c", "trap '' HUP; exec \"$@\"", "-", sys.executable, str(PROGRAM)]
+    process = subprocess.Popen(
+        [*ignoring, "update", "--jobs", "1", *shop.options],
+        env=shop.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    await_(lambda: shop.webkassa.authorizations == 1)
+    process.send_signal(signal.SIGHUP)
+    go.set()
+    assert shop.finish(process).code == 0
+    assert accounts.renewed == {"a", "b"}
+
+
 def test_who_waits_for_a_lock_ends_at_once_and_is_reported_as_not_tried(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     with shop.lock_held(row("a")):
@@ -694,6 +739,7 @@ def test_a_child_killed_while_all_are_told_to_stop_is_no_account_that_was_not_tr
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["on", "off"])
 def test_who_reads_that_a_child_was_killed_can_type_what_heals_its_key(
     shop: Shop, probe: str
@@ -725,6 +771,7 @@ os.fork = scarce
 """
 
 
+@pytest.mark.slow
 def test_a_machine_short_of_processes_does_so_many_at_a_time_as_it_can(shop: Shop) -> None:
     accounts = Accounts(shop, *"abcde")
     shop.run_after(SCARCE.format(living=2))
@@ -795,11 +842,13 @@ def run_alone(program: str) -> None:
     assert process.returncode == 0, said
 
 
+@pytest.mark.slow
 def test_signals_close_together_are_one_and_none_is_missed(shop: Shop) -> None:
     """coreutils' timeout sends two. A parent that broke down would leave its children to die."""
     run_alone(TWICE)
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_is_killed_and_the_others_go_on(shop: Shop) -> None:
     run_alone(HANGING)
 
@@ -851,6 +900,7 @@ def test_who_presses_ctrl_c_is_told_that_it_was_heard(shop: Shop) -> None:
     shown = b""
     while b"It ends as soon as no key can be lost any more" not in shown:
         shown += os.read(main, 65536)
+    assert shown.startswith(b"\r\n")  # not behind ^C
     go.set()
     assert process.wait(30) == 0
     assert accounts.renewed == {"a"}
@@ -872,6 +922,7 @@ def test_killed_parent_costs_no_key(shop: Shop) -> None:
 # By name ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "renewed"),
     [(("--account", "b"), {"b"}), (("--account", "almaty-*"), {"almaty-1", "almaty-2"}),
@@ -938,6 +989,7 @@ def test_a_name_for_one_account_alone_is_wrong_usage(shop: Shop) -> None:
     assert (result.code, shop.webkassa.calls) == (2, [])
 
 
+@pytest.mark.slow
 def test_a_consumer_that_names_its_key_alone_waits_for_no_other_account(shop: Shop) -> None:
     """With 300 accounts it waited 6 s, for 299 lines of the others."""
     accounts = Accounts(shop, *HUNDRED[:20])
@@ -958,6 +1010,7 @@ def test_a_consumer_that_names_its_key_alone_waits_for_no_other_account(shop: Sh
     assert shop.webkassa.authorizations == 2
 
 
+@pytest.mark.slow
 def test_a_consumer_whose_row_nobody_renews_is_not_told_that_it_holds_another_key(
     shop: Shop, monitor: Monitor
 ) -> None:
@@ -987,6 +1040,7 @@ def test_a_consumer_that_reads_a_padded_key_may_name_it_so(shop: Shop) -> None:
 # For a person and a monitor ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_check_says_a_line_per_account_and_finding(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b", "c")
     accounts.write("b", API_KEYS_TABLE="nowhere.api_keys")
@@ -1000,6 +1054,7 @@ def test_check_says_a_line_per_account_and_finding(shop: Shop) -> None:
     assert (accounts.untouched, shop.webkassa.authorizations) == (set("abc"), 0)
 
 
+@pytest.mark.slow
 def test_check_of_good_accounts_says_a_line_of_each_and_v_every_step(shop: Shop) -> None:
     """Three faults of 300 accounts stood among 1,805 lines."""
     accounts = Accounts(shop, "a", "b", "c")
@@ -1043,6 +1098,7 @@ def test_status_says_how_every_account_stands_and_the_worst_first(shop: Shop) ->
     assert shop.webkassa.authorizations == 0
 
 
+@pytest.mark.slow
 def test_status_reads_all_rows_of_a_table_at_once_and_probes_them_side_by_side(shop: Shop) -> None:
     """300 accounts took 22 s, and a monitor ended it after 10."""
     accounts = Accounts(shop, *HUNDRED)
@@ -1064,7 +1120,7 @@ def test_status_reads_all_rows_of_a_table_at_once_and_probes_them_side_by_side(s
     assert result.out.startswith("WEBKASSA CRITICAL - 99 of 100 accounts are well; shop-98: no key")
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 def test_status_of_many_has_the_time_of_one_whatever_the_vendor_does(shop: Shop) -> None:
     accounts = Accounts(shop, *HUNDRED)
     shop.sql("UPDATE api_keys SET updated_at = now() AT TIME ZONE 'UTC'")
@@ -1113,6 +1169,7 @@ def test_status_says_of_each_database_why_it_cannot_be_read(shop: Shop) -> None:
     assert "2 rows are of this service" in found["c"]["message"]
 
 
+@pytest.mark.slow
 def test_status_names_rows_whose_file_is_gone_and_takes_them_for_no_fault(shop: Shop) -> None:
     """Somebody may have removed the account, or another machine may renew it."""
     accounts = Accounts(shop, "a", "b", "c")
@@ -1147,6 +1204,7 @@ def test_steps_of_many_accounts_bear_their_names(shop: Shop) -> None:
     assert {line.split()[1] for line in steps} == {"a:", "b:"}
 
 
+@pytest.mark.slow
 def test_many_good_accounts_are_ok(shop: Shop) -> None:
     Accounts(shop, "a", "b")
     assert shop.run("update").code == 0
@@ -1156,6 +1214,7 @@ def test_many_good_accounts_are_ok(shop: Shop) -> None:
     assert len(result.out.splitlines()) == 4  # in all, two accounts, the row from before
 
 
+@pytest.mark.slow
 def test_progress_is_for_a_terminal_alone(shop: Shop) -> None:
     Accounts(shop, "a", "b")
     assert "\r" not in shop.run("update").err
@@ -1176,6 +1235,7 @@ def read_terminal(main: int) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_terminal_that_goes_away_stops_nothing(shop: Shop) -> None:
     accounts, go = Accounts(shop, "a", "b", "c"), threading.Event()
     accounts.script("a").append(held_until(go))
@@ -1187,6 +1247,7 @@ def test_terminal_that_goes_away_stops_nothing(shop: Shop) -> None:
     assert accounts.renewed == set("abc")
 
 
+@pytest.mark.slow
 def test_a_printed_command_leaves_good_keys_alone(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     accounts.script("a").append(BUSY)
@@ -1196,6 +1257,7 @@ def test_a_printed_command_leaves_good_keys_alone(shop: Shop) -> None:
     assert accounts.renewed == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_a_printed_command_overcomes_the_memory_of_a_refusal(shop: Shop) -> None:
     """The login was right, and Webkassa has let it in again."""
     accounts = Accounts(shop, "a", "b")
@@ -1208,6 +1270,7 @@ def test_a_printed_command_overcomes_the_memory_of_a_refusal(shop: Shop) -> None
     assert accounts.renewed == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_a_command_of_its_own_is_printed_with_the_folder_that_was_given(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b")
     accounts.script("b").append(BUSY)
@@ -1219,6 +1282,7 @@ def test_a_command_of_its_own_is_printed_with_the_folder_that_was_given(shop: Sh
     assert ": webkassa-key update --account b\n" in result.err
 
 
+@pytest.mark.slow
 def test_a_printed_command_is_for_the_same_account_whatever_files_come(shop: Shop) -> None:
     """By its place in the folder it was for another one, whose key was good, once one was added."""
     accounts = Accounts(shop, "a", "b")
@@ -1230,6 +1294,7 @@ def test_a_printed_command_is_for_the_same_account_whatever_files_come(shop: Sho
     assert (accounts.logins("a"), accounts.logins("a0"), accounts.logins("b")) == (1, 0, 2)
 
 
+@pytest.mark.slow
 def test_commands_that_check_and_status_print_name_the_account(shop: Shop) -> None:
     accounts, seen = Accounts(shop, "a", "b"), r"(\S+ \S+webkassa_key_updater\.py .*)$"
     accounts.write("b", API_KEYS_TABLE="nowhere.api_keys")
@@ -1240,6 +1305,7 @@ def test_commands_that_check_and_status_print_name_the_account(shop: Shop) -> No
         assert ends == {("--account", "a"), ("--account", "b")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["касса 1", "-x", "a.b", "b'c"])
 def test_a_command_for_a_file_whose_name_is_wrong_names_it_not(shop: Shop, name: str) -> None:
     """The command of a server takes no such name, and once the file is renamed there is none."""
@@ -1263,6 +1329,7 @@ def test_folder_may_be_named_by_a_relative_path(shop: Shop) -> None:
 # A file of its own -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["update", "check", "status"])
 def test_the_one_file_alone_serves_one_account_and_says_what_many_need(
     shop: Shop, monitor: Monitor, command: str
@@ -1281,6 +1348,7 @@ def test_the_one_file_alone_serves_one_account_and_says_what_many_need(
     assert shop.run("check").code == 0
 
 
+@pytest.mark.slow
 def test_isolated_python_finds_the_file_for_many_accounts(shop: Shop) -> None:
     """As the units start it: no folder of the program is looked in for modules."""
     accounts = Accounts(shop, "a", "b")

@@ -67,7 +67,7 @@ class CutOff:
             self.accounts.shop.kill_connections()
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 @pytest.mark.xdist_group("hypothesis")
 def test_no_row_ever_holds_the_token_of_another_account(shop: Shop, hypothesis: Any) -> None:
     st = hypothesis.strategies

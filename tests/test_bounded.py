@@ -41,7 +41,7 @@ def frozen() -> Iterator[list[int]]:
 # The vendor's time -------------------------------------------------------------------------------
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 def test_login_that_takes_33_s_is_waited_for_and_the_lock_is_kept(shop: Shop) -> None:
     """The server ends a transaction that falls silent for 30 s; ours is asked meanwhile."""
     shop.webkassa.script.append(slow(33))
@@ -50,7 +50,7 @@ def test_login_that_takes_33_s_is_waited_for_and_the_lock_is_kept(shop: Shop) ->
         assert len(relay.links) == 1  # it was never lost
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 def test_pause_of_33_s_that_webkassa_asks_for_keeps_the_lock(shop: Shop) -> None:
     shop.webkassa.script.append(answer(503, b"", {"Retry-After": "33"}))
     with shop.relay() as relay:
@@ -58,6 +58,7 @@ def test_pause_of_33_s_that_webkassa_asks_for_keeps_the_lock(shop: Shop) -> None
         assert len(relay.links) == 1
 
 
+@pytest.mark.slow
 def test_answer_at_the_end_of_the_deadline_leaves_time_for_a_reconnect(shop: Shop) -> None:
     """To store it there are 60 s more."""
     shop.webkassa.script.append(late(9, reply=True))
@@ -68,6 +69,7 @@ def test_answer_at_the_end_of_the_deadline_leaves_time_for_a_reconnect(shop: Sho
 # Before every further try the store is asked -----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_webkassa_that_returns_is_not_asked_while_the_database_is_away(
     shop: Shop, comes_back: bool

@@ -123,6 +123,7 @@ def test_probe_that_is_off_is_said(shop: Shop, url: str) -> None:
     assert shop.webkassa.probes == 0
 
 
+@pytest.mark.slow
 def test_probe_host_of_its_own_is_blamed_for_its_own_word(shop: Shop) -> None:
     with Simulator() as other:
         url = f"{other.origin}/api/references/RefUnits"

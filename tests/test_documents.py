@@ -43,7 +43,9 @@ BY_BOOT = {"server install", "server status", "server others", "server take over
 # The outputs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize(
+    "name", [pytest.param("demo", marks=pytest.mark.slow), *sorted(SCENES.keys() - {"demo"})]
+)
 @pytest.mark.parametrize("number", [0, 1], ids=shown.LANGUAGES)
 def test_output_is_what_the_program_says_now(server: Postgres, name: str, number: int) -> None:
     """Stale? .venv-dev/bin/python tests/shown.py makes them all anew, in both manuals."""
@@ -337,6 +339,7 @@ def pack(name: str, folder: Path) -> None:
             pack(re.match(r"[\w.-]+", line)[0], folder)
 
 
+@pytest.mark.slow
 def test_first_run_goes_as_written(desk: Desk, tmp_path: Path) -> None:
     """Line by line, with a virtual environment of its own. pip gets what is installed here: of
     another day, the certificate of a package index is not valid."""
@@ -368,6 +371,7 @@ def test_first_run_goes_as_written(desk: Desk, tmp_path: Path) -> None:
     assert desk.sql("SELECT service_name FROM api_keys") == [("Webkassa",)]
 
 
+@pytest.mark.slow
 def test_accounts_go_as_written(desk: Desk) -> None:
     desk.use_venv()
     own = {name: desk.settings.pop(name) for name in ("WEBKASSA_LOGIN", "WEBKASSA_PASSWORD")}
@@ -392,6 +396,7 @@ def project(folder: Path) -> Iterator[Path]:
     yield copy
 
 
+@pytest.mark.slow
 def test_stage_leads_every_setting_to_what_is_not_real(tmp_path: Path) -> None:
     with project(tmp_path) as folder:
         done = subprocess.run(
@@ -456,6 +461,7 @@ def in_asyncio(code: str) -> str:
     return re.sub(r"^def ", "async def ", re.sub(calls, r"await \1(", code), flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("example", "code"), [("psycopg2", 2), ("SQLAlchemy", 3), ("SQLAlchemy in asyncio", 2)]
 )
@@ -564,6 +570,7 @@ echo renew($dead), " ", read_key($database);
     assert shop.webkassa.authorizations == 1
 
 
+@pytest.mark.slow
 def test_orm_objects_keep_a_dead_key_unless_told_otherwise(shop: Shop) -> None:
     """As the manual says it of SQLAlchemy."""
     from sqlalchemy import Text, create_engine, select
@@ -634,6 +641,7 @@ print(stored())
 """
 
 
+@pytest.mark.slow
 def test_django_objects_put_a_dead_key_back_unless_told_otherwise(shop: Shop) -> None:
     """As the manual says it of refresh_from_db() and save(update_fields=[...])."""
     database = ["127.0.0.1", f"{shop.server.port}", "postgres", PASSWORD, "shop"]

@@ -49,6 +49,7 @@ def run(shop: Shop, person: dict[str, str], *arguments: str, **env: str) -> Resu
     return shop.finish(process)
 
 
+@pytest.mark.slow
 def test_a_thousand_inherited_files_are_no_hindrance(shop: Shop) -> None:
     """`select` knows no file above 1,023: it was "a bug of this program"."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -63,6 +64,7 @@ def test_a_thousand_inherited_files_are_no_hindrance(shop: Shop) -> None:
     shop.assert_renewed(process)
 
 
+@pytest.mark.slow
 def test_a_day_of_the_key_is_the_same_for_everybody(shop: Shop, person: dict[str, str]) -> None:
     """Of a row with a Cyrillic name, by a settings file with one."""
     shop.sql("UPDATE api_keys SET service_name = 'Касса № 1' WHERE id = 1")
@@ -88,6 +90,7 @@ def test_a_day_of_the_key_is_the_same_for_everybody(shop: Shop, person: dict[str
     assert shop.row("Касса № 1") == row
 
 
+@pytest.mark.slow
 def test_codes_stand_in_the_help_for_everybody(shop: Shop, person: dict[str, str]) -> None:
     """check-status.sh reads there what a code means."""
     shown = run(shop, person, "--help")

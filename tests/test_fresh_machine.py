@@ -28,6 +28,7 @@ esac
 """
 
 
+@pytest.mark.slow
 def test_demo_and_tests_keep_to_a_folder_of_their_own(tmp_path: Path) -> None:
     """.venv is what the README has people make for their shop; nothing can be downloaded here."""
     (tmp_path / "tests").mkdir()
@@ -114,6 +115,7 @@ def test_a_missing_library_is_a_sentence_with_the_command_that_helps(tmp_path: P
     assert (done.stdout, done.stderr) == (said, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [(3, 8), (3, 9)])
 def test_an_older_python_is_told_that_it_is_too_old(
     version: tuple[int, int], tmp_path: Path

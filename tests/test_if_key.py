@@ -95,6 +95,7 @@ def test_two_that_end_each_others_keys_log_in_once_a_minute(dead: Shop) -> None:
     assert "the stored key is as it was" in result.err
 
 
+@pytest.mark.slow
 def test_twenty_at_once_make_one_login(dead: Shop) -> None:
     with dead.lock_held():
         key = fingerprint(dead.old_key)
@@ -122,6 +123,7 @@ def test_empty_line_is_if_needed(dead: Shop, line: bytes) -> None:
     dead.assert_renewed(of_input(dead, line))
 
 
+@pytest.mark.slow
 def test_line_is_read_before_its_end_comes(dead: Shop) -> None:
     """A socket stays open: who asked waits there for the answer."""
     process = subprocess.Popen(
@@ -207,6 +209,7 @@ def test_age_that_is_not_known_renews(dead: Shop) -> None:
     assert dead.webkassa.authorizations == 1
 
 
+@pytest.mark.slow
 def test_silent_client_is_not_waited_for_longer_than_10_s(shop: Shop) -> None:
     """At the socket, silent clients would else hold all its places."""
     silent, writing = os.pipe()

@@ -6,7 +6,16 @@ import signal
 
 import pytest
 from world.shop import Shop
-from world.webkassa_simulator import ALIVE, UNCLEAR, answer, errors, respelled
+from world.waiting import await_
+from world.webkassa_simulator import (
+    ALIVE,
+    UNCLEAR,
+    Behaviour,
+    answer,
+    errors,
+    late,
+    respelled,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -76,6 +85,7 @@ def test_key_of_unknown_age_is_judged_by_the_probe_alone(
         assert "WEBKASSA_PROBE_URL" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["off", "fails, too"])
 def test_key_that_a_failed_login_may_have_ended_counts_as_no_young_one(
     shop: Shop, probe: str
@@ -107,6 +117,36 @@ def test_key_whose_update_was_killed_after_the_login_counts_as_no_young_one(shop
     assert shop.run("status").code == 2
     shop.renew("update", "--if-needed", logins=2)
     assert shop.run("status").code == 0
+
+
+@pytest.mark.parametrize(
+    ("replies", "code"),
+    [([answer(429, b"", {"Retry-After": "999"})], 69), ([answer(200, errors(7))], 76)],
+    ids=["no login came of it", "the probe says alive"],
+)
+def test_key_that_a_failed_login_has_not_ended_is_no_risk(
+    shop: Shop, replies: list[Behaviour], code: int
+) -> None:
+    """What was noted before the login is void: with the probe off each would end a good key."""
+    shop.age("2 hours")
+    shop.webkassa.script.extend(replies)
+    shop.expect(code, len(replies))
+    shop.env["WEBKASSA_PROBE_URL"] = "off"
+    assert shop.run("status").code == 0
+    shop.expect(0, len(replies), "update", "--if-needed")
+
+
+def test_key_that_a_late_login_may_still_end_counts_as_no_young_one(shop: Shop) -> None:
+    """The update said so. The hourly look, whose probe is off, left the key alone for a day."""
+    shop.age("2 hours")
+    no_more = answer(429, b"", {"Retry-After": "999"})
+    shop.webkassa.script.extend([late(0.5, hang_up=True), no_more])
+    assert "may still end it" in shop.expect(69, 2).err
+    await_(lambda: shop.webkassa.live != shop.old_key)
+    hourly = {"WEBKASSA_PROBE_URL": "off", "WEBKASSA_MAX_AGE": "25h"}
+    assert shop.run("status", **hourly).code == 2
+    shop.renew("update", "--if-needed", logins=3, **hourly)
+    assert shop.run("status", **hourly).code == 0
 
 
 def test_key_that_is_alive_after_all_is_no_risk_any_more(shop: Shop) -> None:

@@ -51,6 +51,7 @@ def run(command: Path, *arguments: str, **env: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_modules_and_asks_for_what_they_need(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
@@ -101,6 +102,7 @@ def test_all_that_the_program_needs_is_locked() -> None:
     assert names == {*needed, "setuptools"}
 
 
+@pytest.mark.slow
 def test_the_installed_command_renews_the_key(command: Path, shop: Shop) -> None:
     result = run(command, **shop.env)
     assert result.returncode == 0, result.stderr
@@ -109,11 +111,13 @@ def test_the_installed_command_renews_the_key(command: Path, shop: Shop) -> None
     assert len(compiled) == 1  # at the installation, and not at each start
 
 
+@pytest.mark.slow
 def test_the_installed_command_speaks_russian(command: Path, shop: Shop) -> None:
     result = run(command, "status", **shop.env | {"WEBKASSA_LANG": "ru"})
     assert result.stdout.startswith("WEBKASSA WARNING - ключ "), result.stderr
 
 
+@pytest.mark.slow
 def test_installed_it_says_how_it_gets_settings_and_what_to_type(command: Path) -> None:
     """No .env lies beside a module in site-packages."""
     result = run(command, "check", HOME="/nonexistent")
@@ -123,6 +127,7 @@ def test_installed_it_says_how_it_gets_settings_and_what_to_type(command: Path) 
     assert then == f"{sys.executable} {command} check"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_installed_command_at_once(command: Path, shop: Shop) -> None:
     """As a program, not as a module that Python interrupts."""
     env = shop.env | {"PYTHONPATH": str(command.parents[1])}

@@ -56,6 +56,7 @@ def test_no_times_at_all(shop: Shop) -> None:
     assert shop.run("status").code == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows", ["DELETE FROM api_keys WHERE service_name = 'Webkassa'", "SELECT 1"]
 )
@@ -137,6 +138,7 @@ def test_odd_service_names(shop: Shop) -> None:
         assert shop.row(name)["api_key"] == shop.webkassa.live
 
 
+@pytest.mark.slow
 def test_server_of_another_encoding_serves_as_well(shop: Shop) -> None:
     with contextlib.closing(connect(shop.server, "postgres")) as admin, admin.cursor() as cursor:
         cursor.execute("DROP DATABASE IF EXISTS old")
@@ -154,6 +156,7 @@ def test_server_of_another_encoding_serves_as_well(shop: Shop) -> None:
 # Through PgBouncer -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pgbouncer_in_transaction_mode_one_winner_and_nothing_leaks(pooled: Shop) -> None:
     pooled.webkassa.live = None
     runs = [pooled.start("update", "--if-needed") for _ in range(12)]

@@ -486,6 +486,7 @@ UNANSWERED = {
 }
 
 
+@pytest.mark.slow
 def test_login_without_an_answer_leaves_no_certainty(shop: Shop) -> None:
     """Each of a service and a Webkassa of its own; they take the whole deadline, so all at once."""
     with contextlib.ExitStack() as stack:

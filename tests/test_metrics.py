@@ -95,6 +95,7 @@ def test_what_cannot_be_told_is_left_out(shop: Shop) -> None:
     assert metrics(shop)["Webkassa",] == {"status": 2, "login_refused": 0}
 
 
+@pytest.mark.slow
 def test_metrics_of_many_are_told_by_account_and_service(shop: Shop) -> None:
     accounts = Accounts(shop, "a", "b", "c", "d")
     accounts.write("b", WEBKASSA_PASSWORD="")
@@ -121,6 +122,7 @@ def test_odd_names_hold(shop: Shop) -> None:
     assert metrics(shop).keys() == {("a", ODD), ('b "\\\n',), ("??",)}
 
 
+@pytest.mark.slow
 def test_metrics_are_utf_8_whatever_the_terminals_encoding_is() -> None:
     report = json.dumps([{"service": ODD, "status": "OK"}])
     lines = "import json, sys, webkassa_key_updater as u; u.load_module('metrics').print_metrics(json.loads(sys.argv[1]))"
@@ -130,6 +132,7 @@ def test_metrics_are_utf_8_whatever_the_terminals_encoding_is() -> None:
     assert parsed(said.decode()) == {(ODD,): {"status": 0}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_folder", [True, False])
 def test_text_that_could_not_be_printed_is_no_success(shop: Shop, has_folder: bool) -> None:
     if has_folder:
@@ -170,6 +173,7 @@ def test_the_one_file_alone_says_what_metrics_need(shop: Shop) -> None:
 # The recipes of the manual ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_file_for_node_exporter_is_renamed_when_it_is_whole(shop: Shop) -> None:
     line = snippet("textfile").strip()
     folder, bin = shop.home / "textfile", shop.home / "bin"

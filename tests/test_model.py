@@ -12,6 +12,7 @@ from model import KINDS, updater
 TIMES = {"touch", "minute"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("people", "faults", "kinds", "logins"),
     [
@@ -40,6 +41,7 @@ def places() -> Iterator[None]:
     model.forget_places()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "name", "instead", "people", "kinds"),
     [
@@ -48,7 +50,7 @@ def places() -> Iterator[None]:
         (updater.KeyStore, "in_transaction", lambda _: True, ["plain"], {"unsent"}),
         (updater, "reconcile_after_reconnect", lambda *_: None, ["plain"] * 2, {"session ended"}),
         (updater, "superseded_by_late_login", lambda _: False, ["plain"], {"late"}),
-        (updater, "is_worse", lambda *_: False, ["plain"], {"refuses all", "refused"}),
+        (updater, "row_is_no_better", lambda *_: False, ["plain"], {"refuses all", "refused"}),
         (
             updater, "retry_or_give_up",
             lambda _, *state: updater.give_up(*state), ["plain"], {"cut off"},

@@ -32,6 +32,7 @@ def test_uptime_kuma_is_told_in_its_own_dialect(shop: Shop, monitor: Monitor) ->
                              "/api/push/canary-token?status=down&msg=exit+code+75"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_monitor_that_hangs_or_is_gone_never_changes_the_outcome(
     shop: Shop, monitor: Monitor
 ) -> None:

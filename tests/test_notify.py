@@ -23,6 +23,7 @@ def test_consumers_are_notified_once_without_the_key(shop: Shop) -> None:
     assert heard == [("webkassa_key_updated", "Webkassa")]
 
 
+@pytest.mark.slow
 def test_key_is_stored_though_the_queue_of_notifications_is_full(
     webkassa: Simulator, tmp_path: Path
 ) -> None:

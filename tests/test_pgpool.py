@@ -44,6 +44,7 @@ def nodes_asked(pooler: Pgpool, statement: str) -> set[str]:
     return set(re.findall(pattern, pooler.log.read_text()))
 
 
+@pytest.mark.slow
 def test_what_asks_whether_the_transaction_stands_reaches_the_primary(
     shop: Shop, standby: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_what_asks_whether_the_transaction_stands_reaches_the_primary(
         assert nodes_asked(pooler, "SELECT 1 + 1") == {"1"}  # where it sends what is no update's
 
 
+@pytest.mark.slow
 def test_look_that_fails_ends_no_transaction(shop: Shop, standby: Path) -> None:
     """At another table of this name, which somebody has locked."""
     shop.sql("CREATE SCHEMA other; CREATE TABLE other.api_keys (LIKE api_keys)")
@@ -73,6 +75,7 @@ def test_look_that_fails_ends_no_transaction(shop: Shop, standby: Path) -> None:
         assert nodes_asked(pooler, "SELECT 1") == {"0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [CACHE, UNCACHED])
 def test_check_names_a_cache_that_keeps_the_old_key(
     shop: Shop, standby: Path, settings: str

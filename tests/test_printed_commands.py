@@ -69,6 +69,7 @@ def shell(shop: Shop, command: str, folder: str = "/") -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", AS_TYPED)
 def test_command_printed_by_a_failed_update_works_as_it_stands(
     shop: Shop, settings: Path, way: str

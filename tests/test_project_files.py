@@ -92,6 +92,7 @@ def test_newest_change_is_of_this_version() -> None:
     assert newest == webkassa_key_updater.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository")
 def test_a_release_is_made_of_a_clean_commit_with_its_tag_alone(tmp_path: Path) -> None:
     clone, version = tmp_path / "clone", webkassa_key_updater.__version__

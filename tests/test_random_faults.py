@@ -6,7 +6,7 @@ import pytest
 from world.shop import Shop
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 def test_live_key_is_left_whatever_goes_wrong(shop: Shop) -> None:
     from world import random_faults
 

@@ -78,6 +78,7 @@ def slow_to_let_in(link: Link, data: bytes) -> bytes:
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["from the start", "after the login"])
 def test_server_that_lets_in_after_6_s_is_waited_for(shop: Shop, when: str) -> None:
     with shop.relay() as relay:
@@ -106,7 +107,7 @@ def test_name_that_is_known_no_more_after_a_login_costs_no_key(shop: Shop) -> No
     shop.renew(POSTGRES_HOST="db.example.kz")
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 def test_primary_is_found_though_the_old_one_lets_in_as_a_standby(shop: Shop) -> None:
     """After a failover in the middle of a login, the address that let us in was tried again and
     again, or the first of two hosts: it only reads, and the key was lost."""

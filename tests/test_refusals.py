@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from world import webkassa_simulator
+from world.monitor import Monitor
 from world.shop import Result, Shop, fingerprint
 from world.waiting import await_
 
@@ -46,6 +47,7 @@ def test_refused_login_is_not_sent_again(refusing: Shop) -> None:
     assert refusing.is_untouched
 
 
+@pytest.mark.slow
 def test_twenty_waiters_send_one_refused_login(refusing: Shop) -> None:
     with refusing.lock_held():
         runs = [refusing.start(*IF_NEEDED, "-v") for _ in range(20)]
@@ -137,6 +139,23 @@ def test_refusal_counts_for_the_token_that_was_stored_all_the_same(refusing: Sho
     refused(refusing, 2)
 
 
+@pytest.mark.parametrize("key", ["dead", "none"])
+def test_nobody_advises_to_send_a_refused_login_again(refusing: Shop, key: str) -> None:
+    """Of a dead key, status said "Run again now", and not why there is no new one."""
+    refused(refusing, 1)
+    refusing.webkassa.issue()
+    if key == "none":
+        refusing.sql("DELETE FROM api_keys WHERE id = 1")
+        refused(refusing, 2)
+    status = refusing.main("status")
+    assert (status.code, "Correct WEBKASSA_LOGIN" in status.out) == (2, True)
+    assert "Run again now" not in status.out
+    assert ("Webkassa refused this login" in status.out) == (key == "dead")
+    check = refusing.main("check")
+    assert (check.code, "Correct WEBKASSA_LOGIN" in check.out) == (77, True)
+    assert "Run again now" not in check.out
+
+
 def test_memory_is_void_when_the_stored_key_has_changed(refusing: Shop) -> None:
     assert refusing.main(*IF_NEEDED).code == 77
     refusing.sql("UPDATE api_keys SET api_key = repeat('f', 32) WHERE id = 1")
@@ -157,12 +176,26 @@ def test_young_key_is_no_matter_for_the_memory(refusing: Shop) -> None:
     assert refusing.webkassa.authorizations == 1
 
 
+def test_young_key_that_nothing_proves_alive_is_a_matter_for_the_memory(
+    refusing: Shop, monitor: Monitor
+) -> None:
+    """A consumer is told that it is dead, and the login is refused. The hourly look, whose probe is
+    off, told the monitor that all is well."""
+    refusing.env["HEALTHCHECK_URL"] = f"{monitor.origin}/200/x"
+    refusing.age("4 hours")
+    refusing.webkassa.issue()
+    refused(refusing, 1, "update", "--if-key", fingerprint(refusing.old_key))
+    refused(refusing, 1, WEBKASSA_PROBE_URL="off", WEBKASSA_MAX_AGE="25h")
+    assert monitor.paths == ["/200/x/fail"] * 2
+
+
 def test_only_a_refused_login_is_remembered(refusing: Shop) -> None:
     refusing.webkassa.script.append(webkassa_simulator.answer(404, b""))
     assert refusing.main(*IF_NEEDED).code == 76
     refused(refusing, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["update", "update --if-needed"])
 @pytest.mark.parametrize("cause", ["refused", "no token"])
 def test_who_waited_meanwhile_sends_a_failed_login_no_more(

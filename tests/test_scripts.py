@@ -535,7 +535,7 @@ def test_a_command_to_type_again_is_this_one_with_an_option_more(wheels: str, ty
     lines = f"""unset PIP_NO_INDEX PIP_FIND_LINKS
     export {wheels}
     options=([unpinned]=yes [with-alerts]=yes [no-run]=yes)
-    again --take-over
+    this_command --take-over
     printf '\\n%q' "$0" """
     shown, script = after("install.sh", lines).splitlines()[-2:]
     assert shown == f"sudo {typed}{script} --take-over --with-alerts --unpinned --no-run"

@@ -102,6 +102,7 @@ def box(
     return box
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_of_once(box: AlertedBox, receiver: Monitor) -> None:
     box.fail()
     box.serve(told=1)
@@ -243,6 +244,7 @@ def test_what_to_type_is_said_third_and_once(box: AlertedBox, code: int, command
     assert alert.body.count(command) == 1
 
 
+@pytest.mark.slow
 def test_of_many_accounts_the_worst_are_said_first(box: AlertedBox) -> None:
     names = [f"till-{number}" for number in range(15)]
     box.make_many(*names)
@@ -280,6 +282,7 @@ def test_of_many_accounts_the_worst_are_said_first(box: AlertedBox) -> None:
     assert answer(box)[3].endswith("11 of 15 accounts; the promised day of 1 is over.")
 
 
+@pytest.mark.slow
 def test_an_alert_in_russian_is_russian_whole(box: AlertedBox, receiver: Monitor) -> None:
     box.settings.write_text("WEBKASSA_LANG=ru\n")
     box.says("OK", "ключ 1a2b3c4d (ему 4.0 ч); проверка: жив", age_seconds=4 * HOUR)
@@ -367,6 +370,7 @@ def test_who_installs_again_is_told_that_it_is_over(box: AlertedBox, receiver: M
     assert receiver.alerts("/a")[0]["type"] == "success"
 
 
+@pytest.mark.slow
 def test_an_account_that_fails_anew_is_news_though_another_never_was_well(
     box: AlertedBox, receiver: Monitor
 ) -> None:
@@ -504,6 +508,7 @@ def test_a_tagged_line_and_a_yaml_file_are_told_too(box: AlertedBox, receiver: M
     assert receiver.paths.count("/yaml") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [12, 300])
 def test_an_alert_of_many_accounts_is_short_and_the_worst_come_first(
     box: AlertedBox, receiver: Monitor, count: int
@@ -597,6 +602,7 @@ def test_a_full_disk_keeps_no_alert_back(box: AlertedBox) -> None:
     box.serve(told=1)
 
 
+@pytest.mark.slow
 def test_status_tells_of_alerts_that_do_not_arrive(box: AlertedBox, receiver: Monitor) -> None:
     receiver.refused = {"/a"}
     box.fail()
@@ -609,6 +615,7 @@ def test_status_tells_of_alerts_that_do_not_arrive(box: AlertedBox, receiver: Mo
     assert "-> sudo webkassa-key alert\n" in screen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "code", "said"),
     [("--help", 0, str(server_alert.__doc__).rstrip() + "\n"), ("--tset", 2, "")],

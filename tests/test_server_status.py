@@ -295,6 +295,7 @@ def test_a_refused_login_of_any_run_is_critical(box: ShownBox, kind: str) -> Non
     assert box.show().code == 0
 
 
+@pytest.mark.slow
 def test_meanings_are_those_of_the_programs_help() -> None:
     text = subprocess.check_output([sys.executable, PROGRAM, "--help"], text=True)
     table = dict(re.findall(r"^ *(\d+)  (\S.*)$", text, re.MULTILINE))
@@ -878,6 +879,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ROOT / "check-status.sh", *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_starter_passes_all_on() -> None:
     assert start("--help").stdout == str(server_status.__doc__).rstrip() + "\n"
     assert (start("--jsno").returncode, start("--json", "x").returncode) == (3, 3)

@@ -82,6 +82,11 @@ def test_all_faults_are_reported_at_once(shop: Shop) -> None:
     assert shop.webkassa.calls == []
 
 
+def test_fault_that_is_found_twice_is_said_once(shop: Shop) -> None:
+    result = shop.main("update", DATABASE_URL="host=a:b user=c:d")
+    assert (result.code, result.err.count("DATABASE_URL: holds a character")) == (78, 1)
+
+
 def test_missing_login_and_password_are_named(shop: Shop) -> None:
     result = shop.run(WEBKASSA_LOGIN="", WEBKASSA_PASSWORD="")
     assert result.code == 78

@@ -45,6 +45,7 @@ def test_sigkill_leaves_the_old_row_and_the_next_run_works_at_once(
         shop.renew(logins=None)
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_leaves_an_old_or_a_new_row(shop: Shop) -> None:
     for step in range(12):
         process = shop.start()
@@ -114,6 +115,7 @@ def test_signal_while_the_database_is_waited_for_with_a_token_in_hand_loses_no_k
         shop.assert_renewed(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_ignored", [True, False])
 def test_hangup_that_was_ignored_from_the_start_ends_no_retries(
     shop: Shop, is_ignored: bool

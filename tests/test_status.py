@@ -50,6 +50,22 @@ def test_status_levels(shop: Shop, age: str, probe: object, code: int, word: str
         assert re.search("Run again now: .* update", result.out)
 
 
+def test_last_change_of_the_row_is_said_in_utc(shop: Shop) -> None:
+    shop.age("1 hour")
+    select = "SELECT to_char(updated_at, 'YYYY-MM-DD HH24:MI:SS') FROM api_keys WHERE id = 1"
+    ((changed,),) = shop.sql(select)
+    result = shop.main("status", "--json", PGTZ="Asia/Almaty")
+    assert json.loads(result.out)["accounts"][0]["changed"] == f"{changed} UTC"
+
+
+def test_age_is_never_less_than_none(shop: Shop) -> None:
+    """Whoever wrote the row has a clock that is a little ahead: "-0.1 h old"."""
+    shop.age("-4 minutes")
+    status = shop.main("status", "--json")
+    assert (status.code, ", 0.0 h old; the probe says alive" in status.out) == (0, True)
+    assert json.loads(status.out)["accounts"][0]["age_seconds"] == 0
+
+
 @pytest.mark.parametrize(
     "statement", ["DROP TABLE api_keys", "DELETE FROM api_keys", "UPDATE api_keys SET api_key = ''"]
 )
@@ -123,6 +139,7 @@ def test_options_may_stand_before_or_after_the_command(shop: Shop) -> None:
         assert shop.finish(shop.start(*line.split())).code == 0
 
 
+@pytest.mark.slow
 def test_help_and_version() -> None:
     for flag in ("--help", "-h", "--version"):
         run = subprocess.run([sys.executable, str(PROGRAM), flag], capture_output=True, text=True)
@@ -141,6 +158,7 @@ def test_exit_code_stands_when_nobody_reads_the_output(shop: Shop) -> None:
     assert process.stderr.read() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "code"), [("check", 0), ("status", 1), ("update", 0)])
 @pytest.mark.parametrize("sink", [">/dev/full", ">&-", "| true"])
 def test_exit_code_stands_whatever_becomes_of_the_output(

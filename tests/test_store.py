@@ -20,7 +20,7 @@ def test_connection_killed_after_the_answer_loses_no_key(shop: Shop) -> None:
     shop.renew()
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 def test_server_restarted_for_6_s_after_the_answer_loses_no_key(shop: Shop) -> None:
     def restart(token: str) -> None:
         shop.server.stop("immediate")
@@ -99,7 +99,7 @@ def test_write_refused_after_the_answer_is_tried_again(shop: Shop) -> None:
     shop.renew()
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 def test_key_that_cannot_be_stored_in_time_is_reported_lost(shop: Shop) -> None:
     """The time for it is 3 s here, not 60: that it is 60 shows in how long others wait."""
     shop.hurry(LoginState__STORING_TIME=3)
@@ -111,6 +111,14 @@ def test_key_that_cannot_be_stored_in_time_is_reported_lost(shop: Shop) -> None:
     assert "un again now" in result.err
 
 
+# Whose catalog has no indnkeyatts. Seen with 10.23: each update and check was 73, undefined_column
+LIKE_POSTGRESQL_10 = """
+    CREATE SCHEMA old; ALTER DATABASE shop SET search_path = old, pg_catalog, public;
+    CREATE VIEW old.pg_index AS
+        SELECT indexrelid, indrelid, indnatts, indisunique, indkey, indexprs, indpred FROM pg_index;
+"""
+
+
 @pytest.mark.parametrize(
     ("index", "waits"),
     [
@@ -119,6 +127,7 @@ def test_key_that_cannot_be_stored_in_time_is_reported_lost(shop: Shop) -> None:
         ("CREATE UNIQUE INDEX ON api_keys (api_key) WHERE id > 0;", False),
         ("CREATE UNIQUE INDEX ON api_keys (service_name, api_key);", True),
         ("CREATE UNIQUE INDEX ON api_keys (api_key);", True),
+        (LIKE_POSTGRESQL_10 + "CREATE UNIQUE INDEX ON api_keys (api_key);", True),
     ],
 )
 def test_new_row_that_refers_to_ours_holds_no_key_back(shop: Shop, index: str, waits: bool) -> None:

@@ -55,6 +55,7 @@ class Screen:
 CTRL_C = b"\x03"
 
 
+@pytest.mark.slow
 def test_person_is_told_that_webkassa_hangs_and_after_ctrl_c_that_it_ends_soon(shop: Shop) -> None:
     shop.webkassa.script.append(hang())
     screen = Screen(shop, WEBKASSA_DEADLINE="10s")
@@ -84,6 +85,7 @@ def test_ctrl_c_while_webkassa_is_slow_stores_the_key_first(shop: Shop) -> None:
     assert shop.holds_the_live_key
 
 
+@pytest.mark.slow
 def test_person_is_told_who_holds_the_lock_and_ctrl_c_ends_that_wait(shop: Shop) -> None:
     with shop.lock_held():
         screen = Screen(shop)
@@ -111,6 +113,7 @@ def test_wait_for_the_next_try_is_told_and_ctrl_c_ends_it(shop: Shop) -> None:
     assert time.monotonic() - screen.start < 8
 
 
+@pytest.mark.slow
 def test_person_is_told_that_the_key_waits_for_postgresql(shop: Shop) -> None:
     """It tries again and again; to a person that is one wait."""
     shop.webkassa.on_issue = lambda token: shop.server.stop()

@@ -12,6 +12,7 @@ from world.waiting import await_
 from world.webkassa_simulator import ALIVE, UNCLEAR, Handler
 
 
+@pytest.mark.slow
 def test_many_if_needed_on_a_dead_key_make_one_authorize(shop: Shop) -> None:
     shop.webkassa.live = None
     runs = [shop.start("update", "--if-needed") for _ in range(20)]
@@ -19,6 +20,7 @@ def test_many_if_needed_on_a_dead_key_make_one_authorize(shop: Shop) -> None:
     assert (shop.webkassa.authorizations, shop.holds_the_live_key) == (1, True)
 
 
+@pytest.mark.slow
 def test_many_plain_updates_leave_the_live_key(shop: Shop) -> None:
     runs = [shop.start() for _ in range(20)]
     assert [shop.finish(run).code for run in runs] == [0] * 20
@@ -51,6 +53,7 @@ def test_row_deleted_during_the_wait_is_no_new_key(shop: Shop) -> None:
     shop.assert_renewed(process)
 
 
+@pytest.mark.slow
 def test_waits_for_lock_and_row_share_one_deadline(shop: Shop) -> None:
     """The wait for the row, which comes after the lock, is shorter by what the lock took."""
     with shop.transaction("SELECT 1 FROM api_keys FOR UPDATE"):

@@ -155,6 +155,7 @@ def test_dead_key_in_russian(shop: Shop) -> None:
     assert second == "Запустите сейчас же: sudo webkassa-key update"
 
 
+@pytest.mark.slow
 def test_lost_key_in_russian(shop: Shop) -> None:
     """After the login the database is gone for good."""
     shop.hurry(LoginState__STORING_TIME=3)

@@ -62,6 +62,7 @@ def locks(shop: Shop, *services: str) -> int:
     )
 
 
+@pytest.mark.slow
 def test_timers_that_fire_together_log_in_once_for_each_account(
     shop: Shop, hosts: tuple[Host, Host]
 ) -> None:
@@ -74,6 +75,7 @@ def test_timers_that_fire_together_log_in_once_for_each_account(
     assert [accounts.logins(name) for name in names] == [1] * 12
 
 
+@pytest.mark.slow
 def test_plain_updates_of_two_hosts_leave_the_live_keys(
     shop: Shop, hosts: tuple[Host, Host]
 ) -> None:
@@ -125,7 +127,7 @@ def test_cut_connection_of_one_host_leaves_one_live_key(
     assert shop.holds_the_live_key
 
 
-@pytest.mark.begins_first  # it takes half a minute of waiting
+@pytest.mark.slow
 def test_host_that_lost_its_power_holds_no_lock_longer_than_30_s(
     shop: Shop, hosts: tuple[Host, Host]
 ) -> None:

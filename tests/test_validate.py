@@ -39,6 +39,7 @@ def test_new_key_that_somebody_killed_is_replaced_by_one_login_more(shop: Shop) 
 REFUSES_ALL = answer(401, errors(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "code"), [((), 78), (("--if-needed",), 0)])
 def test_probe_that_refuses_every_new_key_takes_no_shop_down(
     shop: Shop, mode: tuple[str, ...], code: int
@@ -91,6 +92,20 @@ def test_token_beside_an_error_counts_when_the_probe_proves_it(shop: Shop, statu
 
     shop.webkassa.script.append(odd)
     shop.renew()
+
+
+def test_token_beside_an_error_that_nothing_proves_is_asked_for_three_times_at_most(
+    shop: Shop,
+) -> None:
+    """Each kills the key before it; the last one is stored."""
+    shop.webkassa.verdict = lambda token: UNCLEAR
+
+    def odd(handler: Handler, good: bytes) -> None:
+        handler.send(200, json.dumps(json.loads(good) | errors(-1)).encode())
+
+    shop.webkassa.script.extend([odd] * 9)
+    shop.expect(69, 3)
+    assert shop.key == shop.webkassa.live
 
 
 def test_token_beside_a_refusal_is_not_stored_over_a_key_that_lives(shop: Shop) -> None:
@@ -175,6 +190,7 @@ def test_token_in_hand_outlives_a_connection_lost_with_the_last_login(shop: Shop
     assert shop.holds_the_live_key
 
 
+@pytest.mark.slow
 def test_probe_that_refuses_every_key_is_no_proof_of_a_late_login(shop: Shop) -> None:
     """A login got no answer; of the next two keys, both called dead, the second is stored."""
     shop.webkassa.verdict = lambda token: errors(2)
@@ -184,6 +200,7 @@ def test_probe_that_refuses_every_key_is_no_proof_of_a_late_login(shop: Shop) ->
     assert "a login before it got no answer and may end it" in result.err
 
 
+@pytest.mark.slow
 def test_probe_is_believed_again_once_it_has_called_a_key_alive(shop: Shop) -> None:
     shop.webkassa.probe_script.extend([REFUSES_ALL] * 100)
     assert shop.run().code == 78
@@ -201,6 +218,7 @@ def test_who_tries_whether_a_doubt_can_be_noted_leaves_none(shop: Shop) -> None:
         shop.renew("update", "--if-needed", logins=None)
 
 
+@pytest.mark.slow
 def test_without_a_memory_nobody_logs_in_on_the_word_of_such_a_probe(shop: Shop) -> None:
     """Each --if-needed would kill a young key that works."""
     shop.webkassa.probe_script.extend([REFUSES_ALL] * 100)
@@ -215,6 +233,7 @@ def test_without_a_memory_nobody_logs_in_on_the_word_of_such_a_probe(shop: Shop)
     assert shop.webkassa.authorizations > made
 
 
+@pytest.mark.slow
 def test_key_that_is_called_alive_is_not_said_to_be_dead(shop: Shop) -> None:
     """Each answer is a 503 with a token that is none; the row is left, and its key works."""
     token = "0123456789abcdef" * 2

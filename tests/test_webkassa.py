@@ -17,6 +17,7 @@ from world.shop import Shop, fingerprint
 from world.tls import Authority
 from world.waiting import within
 from world.webkassa_simulator import (
+    ALIVE,
     Behaviour,
     Handler,
     Simulator,
@@ -176,6 +177,21 @@ def test_late_body_of_a_head_answer_is_not_taken_for_the_probes(shop: Shop) -> N
     assert len({call.client_port for call in shop.webkassa.calls}) == 2
 
 
+def test_probe_brings_no_cookie_of_the_login(shop: Shop) -> None:
+    """Consumers have none. Seen: a dead key "still works" by it, and the token in hand was lost."""
+
+    def log_in(handler: Handler, good: bytes) -> None:
+        body = json.dumps(json.loads(good) | errors(-1)).encode()
+        handler.send(200, body, {"Set-Cookie": "session=1; Path=/"})
+
+    def let_in(handler: Handler, good: bytes) -> None:
+        handler.send(200, json.dumps(ALIVE).encode() if "Cookie" in handler.headers else good)
+
+    shop.webkassa.script.extend([log_in] * 3)
+    shop.webkassa.probe_script.extend([let_in] * 9)
+    shop.renew()
+
+
 @pytest.mark.parametrize("reply", [answer(200, vendor.directory(4500)), vendor.real_gzip()])
 def test_long_directory_is_read_whole_and_at_once(shop: Shop, reply: Any) -> None:
     """Consumers hold a dead key meanwhile. A parse at every brace took minutes for so long a list."""
@@ -290,6 +306,7 @@ def test_retry_after_is_obeyed_as_far_as_the_deadline_allows(
     assert (result.code, shop.webkassa.authorizations) == made
 
 
+@pytest.mark.slow
 def test_deadline_holds_against_a_server_that_drips(shop: Shop) -> None:
     """All at once: each is another service, and the same account."""
     shop.webkassa.script.extend([hang(), drip(0.5), drip(0.5, headers_too=True)])
@@ -301,6 +318,7 @@ def test_deadline_holds_against_a_server_that_drips(shop: Shop) -> None:
     assert all("does not answer in time" in result.err for result in results)
 
 
+@pytest.mark.slow
 def test_login_that_was_given_up_is_told_to_have_killed_the_key(shop: Shop) -> None:
     shop.webkassa.script.append(hang())  # it does log us in
     result = shop.expect(69, 1, WEBKASSA_DEADLINE="10s")
@@ -442,6 +460,7 @@ def test_unknown_certificate_is_never_accepted(tls_shop: Shop, command: str) -> 
     assert "certificate" in result.out + result.err
 
 
+@pytest.mark.slow
 def test_what_cannot_have_been_sent_leaves_the_key_as_it_was(tls_shop: Shop) -> None:
     junk = tls_shop.home / "junk.pem"
     junk.write_text("junk")
@@ -462,6 +481,7 @@ def test_what_cannot_have_been_sent_leaves_the_key_as_it_was(tls_shop: Shop) -> 
     assert tls_shop.webkassa.calls == []
 
 
+@pytest.mark.slow
 def test_certificate_of_another_name_is_never_accepted(tls_shop: Shop) -> None:
     url = "https://kassa.example.kz/api/Authorize"
     tls_shop.run_in_vain(69, WEBKASSA_AUTH_URL=url, WEBKASSA_DEADLINE="10s")
@@ -469,12 +489,13 @@ def test_certificate_of_another_name_is_never_accepted(tls_shop: Shop) -> None:
 
 @pytest.mark.parametrize("status", [200, 505])
 def test_505_leads_to_the_vendors_other_hosts_only(tls_shop: Shop, status: int) -> None:
+    """And at once: for how long one host is to be left alone says nothing of the next."""
     hosts = (
         "evil.example, webkassa.kz.evil.example, evilwebkassa.kz, http://x.webkassa.kz,"
         "kkm.webkassa.kz:81, kkm2.webkassa.kz"
     )
-    reply = answer(status, errors(505), {"AlternativeDomainNames": hosts})
-    tls_shop.webkassa.script.append(reply)
+    headers = {"AlternativeDomainNames": hosts, "Retry-After": "999"}
+    tls_shop.webkassa.script.append(answer(status, errors(505), headers))
     result = tls_shop.run()
     assert result.code == 0
     assert tls_shop.proxy.hosts == ["api.webkassa.kz", "kkm2.webkassa.kz"]
@@ -585,7 +606,7 @@ def is_token(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[!-~]{1,255}", value) is not None
 
 
-@pytest.mark.begins_first
+@pytest.mark.slow
 @pytest.mark.xdist_group("hypothesis")
 def test_any_answer_leaves_the_row_or_stores_a_valid_token(shop: Shop, hypothesis: Any) -> None:
     bounds = hypothesis.settings(

@@ -355,6 +355,7 @@ def without_root(*command: str) -> list[str]:
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["file", "folder"])
 @pytest.mark.parametrize("command", ["update", "status"])
 def test_unreadable_file_is_called_so_and_nothing_else(
