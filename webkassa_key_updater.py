@@ -2178,7 +2178,7 @@ def describe_grants(table: Table) -> Message:
             "  GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};\nThen run: `check`")  # fmt: skip
     if table.found is None:
         what = "As its owner run:\n  GRANT USAGE, CREATE ON SCHEMA {schema} TO {role};\nThen run: `check`"
-    return Message(what, **dict(zip(("role", "schema", "name"), table.quoted, strict=True)))
+    return Message(what, role=table.quoted[0], schema=table.quoted[1], name=table.quoted[2])
 
 
 def table_fault(
