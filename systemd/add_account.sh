@@ -97,7 +97,7 @@ show_check() { # what the check said
         done
         while [[ $said =~ $command ]]; do # of the first account, it is not "main" yet
             name=${BASH_REMATCH[1]}
-            [[ ! ${added[${BASH_REMATCH[3]}]-} ]] || name=$(again "$typed")
+            [[ ! ${added[${BASH_REMATCH[3]}]-} ]] || name=$(this_command "$typed")
             said=${said/"${BASH_REMATCH[0]}"/"$name"}
         done
     fi
