@@ -1760,7 +1760,8 @@ class SettingsParser:
         self.faults.append(Message(what, name=name, **facts))
 
     def text(self, name: str, default: str | None = "", any_end: bool = False) -> str:
-        """Return any text; `default` None: it is required; `any_end`: it may begin with a blank."""
+        """Return any text; `default` None: it is required. A quote or a blank at an end is an
+        oversight, but not of a password (`any_end`)."""
         value = self.values.get(name, default or "")
         odd = "" if value.isprintable() else value  # of 300 accounts, each character takes its time
         hidden = [ord(c) for c in odd if unicodedata.category(c) in self.HIDDEN]
@@ -1976,7 +1977,8 @@ def odd_for_consumers(table: Table, key: Secret) -> Iterator[str]:
 def describe_failure(
     failure: Failure, key: Secret, verdict: str, lost: Secret, asked: bool
 ) -> Outcome:
-    """Say why it failed, how `key` stands by a probe's `verdict` ("": unharmed), and what to do."""
+    """Say why an update failed, how the stored `key` stands, and what to do now. `verdict`: a
+    probe's word on it, "" where no login can have killed it; `lost`: a token that was not stored."""
     now = advice = advice_for(failure)
     if lost:
         now = Message("Fix it. Run again now: `update`")
@@ -2125,7 +2127,8 @@ def port_open(host: str, port: int) -> bool:
 
 
 def database_failure(error: Any, table: Table, account: Account) -> Failure:
-    """Name an error by its SQLSTATE and the catalog's names: texts, and made-up names, carry keys."""
+    """Name an error by its SQLSTATE and by names that the catalog has: its text can carry a key,
+    and so can a name that a trigger made up."""
     state = getattr(error, "pgcode", None)
     if state is None:  # psycopg2 2.9 has none of a server that hangs up, as PgBouncer does
         refusal = first_that_holds(  # its words are always English
@@ -2553,7 +2556,8 @@ def read_line() -> str:
 
 
 class Command:
-    """Does what was typed. `name`, `label` (of its lines): of one of many accounts, in its child."""
+    """Does what was typed, and says how it went. `name` is, in the child of one of many accounts,
+    that account's, and `label` what its lines begin with; `report_wait` and `connect` are a Job's."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.folder, self.name, self.label = options, options.accounts_dir, "", ""
@@ -2601,7 +2605,8 @@ class Command:
         return values, faults
 
     def as_typed(self, message: Message) -> str:
-        """Translate a message, with the program as it was called, for this account, in `command`."""
+        """Return a message in the reader's language, with the program as it was called in the place
+        of `command`. Of many accounts it is to be for one, or must leave the good keys alone."""
         words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
         words += ["--env-file", self.options.env_file] if self.options.env_file else []
         program = os.environ.get("WEBKASSA_KEY_COMMAND") or shlex.join(words)
