@@ -319,7 +319,7 @@ def look_at_timers(server: Server, units: dict[str, dict[str, str]]) -> Iterator
     if units[BOOT_TIMER]["UnitFileState"] != "enabled":
         what = Message("a run that was missed while the machine was off is not made up for")
         yield Finding(WARNING, "timer", what, server.enable(BOOT_TIMER))
-    # The commands run in units of their own, which have what is new: the night would have the old
+    # The night runs as before; a command has what is new if it stands in webkassa-key-.service.d
     if changed := [name for name, unit in units.items() if unit["NeedDaemonReload"] == "yes"]:
         what = Message("{unit} was changed, and systemd has not read that yet", unit=changed[0])
         yield Finding(WARNING, "timer", what, "sudo systemctl daemon-reload")
