@@ -366,7 +366,9 @@ def test_who_installs_again_is_told_that_it_is_over(box: AlertedBox, receiver: M
     receiver.refused.clear()
     release = box.current.rename(box.current.with_name("release"))
     box.current.symlink_to(release)
-    os.utime(box.current, (box.now, box.now), follow_symlinks=False)  # a disk has a clock of its own
+    os.utime(
+        box.current, (box.now, box.now), follow_symlinks=False
+    )  # a disk has a clock of its own
     box.serve(told=1)
     assert receiver.alerts("/a")[0]["type"] == "success"
 
