@@ -23,11 +23,10 @@ main() {
     tell_finding
     install aiohttp-retry==2.9.1 aiohttp==3.14.5 httpx-retries==0.6.0 httpx==0.28.1 urllib3==2.8.0 \
         stamina==26.1.0 tenacity==9.2.1
+    make_web_server
     "$PYTHON" - << 'PYTHON' || changed 'see above'
 import asyncio
-import http.server
 import logging
-import threading
 
 import aiohttp
 import aiohttp_retry
@@ -36,28 +35,22 @@ import httpx_retries
 import stamina
 import tenacity
 import urllib3
+import web_server
 
 MILLION, CAP, FIRST, ENOUGH = 1_000_000, 0.001, 0.0005, 1100
 requests = 0
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Server(web_server.Handler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         global requests
         requests += 1
-        self.send_response(503 if requests < ENOUGH else 200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
+        self.answer(status=503 if requests < ENOUGH else 200)
 
 
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-url = f"http://127.0.0.1:{server.server_port}"
+url = f"http://{web_server.serve(Server)}"
 
 
 async def by_aiohttp_retry():

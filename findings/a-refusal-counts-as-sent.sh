@@ -19,11 +19,11 @@ main() {
     install apprise==2.3.0
     make_tls_proxy localhost
     "$PYTHON" - << 'PYTHON' || changed 'see above'
-import json
 import os
 import subprocess
 
 import tls_proxy
+import web_server
 
 REFUSALS = {
     "oapi.dingtalk.com": {"errcode": 310000, "errmsg": "keywords not in content"},
@@ -41,10 +41,10 @@ class Handler(tls_proxy.Handler):
     def do_POST(self):
         self.read_body()
         asked.append(self.headers["Host"].partition(":")[0])
-        self.answer(json.dumps(REFUSALS[asked[-1]]).encode())
+        self.answer(REFUSALS[asked[-1]])
 
 
-address = tls_proxy.serve(Handler)
+address = web_server.serve(Handler)
 os.environ.update(https_proxy=f"http://{address}", no_proxy="127.0.0.1")
 token = 32 * "a"
 seen = []

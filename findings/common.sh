@@ -48,35 +48,23 @@ install_npm() {
         || cannot 'npm install fails'
 }
 
-# Make $TMP/tls_proxy.py: a proxy that takes the place of every server behind it, with a
-# certificate.pem of a host's name.
-make_tls_proxy() { # name
-    [[ $(type -P openssl) ]] || cannot 'no openssl'
+# Make $TMP/web_server.py: what the web servers of these scripts share.
+make_web_server() {
     cd "$TMP"
-    openssl req -x509 -newkey rsa:2048 -nodes -subj "/CN=$1" -days 2 -keyout key.pem \
-        -addext "subjectAltName=DNS:$1" -out certificate.pem 2> openssl.log
-    cat > tls_proxy.py << 'PYTHON'
+    cat > web_server.py << 'PYTHON'
 import http.server
-import ssl
+import json
 import threading
-
-TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-TLS.load_cert_chain("certificate.pem", "key.pem")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_CONNECT(self):
-        self.send_response(200)
-        self.end_headers()
-        self.request = TLS.wrap_socket(self.request, server_side=True)
-        self.setup()
-        self.handle()
-
     def read_body(self):
         return self.rfile.read(int(self.headers["Content-Length"]))
 
-    def answer(self, body=b""):
-        self.send_response(200)
+    def answer(self, body=b"", status=200):
+        """Send bytes as they are, and anything else as JSON."""
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -91,6 +79,32 @@ def serve(handler):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"127.0.0.1:{server.server_port}"
+PYTHON
+}
+
+# Make $TMP/tls_proxy.py: a proxy that takes the place of every server behind it, with a
+# certificate.pem of a host's name. It is served by web_server.
+make_tls_proxy() { # name
+    [[ $(type -P openssl) ]] || cannot 'no openssl'
+    make_web_server
+    openssl req -x509 -newkey rsa:2048 -nodes -subj "/CN=$1" -days 2 -keyout key.pem \
+        -addext "subjectAltName=DNS:$1" -out certificate.pem 2> openssl.log
+    cat > tls_proxy.py << 'PYTHON'
+import ssl
+
+import web_server
+
+TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+TLS.load_cert_chain("certificate.pem", "key.pem")
+
+
+class Handler(web_server.Handler):
+    def do_CONNECT(self):
+        self.send_response(200)
+        self.end_headers()
+        self.request = TLS.wrap_socket(self.request, server_side=True)
+        self.setup()
+        self.handle()
 PYTHON
 }
 

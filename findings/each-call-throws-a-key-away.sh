@@ -21,26 +21,24 @@ main() {
     tell_finding
     install httpx-auth==0.23.1 httpx==0.28.1 requests-auth==8.0.0 requests==2.34.2 \
         requests_oauth2client==1.8.0 Authlib==1.9.10
+    make_web_server
     "$PYTHON" - << 'PYTHON' || changed 'see above'
-import http.server
-import json
-import threading
-
 import httpx
 import httpx_auth
 import requests
 import requests_auth
 import requests_oauth2client
 from authlib.integrations.requests_client import OAuth2Session
+import web_server
 
 logins = calls = 0
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Server(web_server.Handler):
     def do_POST(self):
         global logins
         logins += 1
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.read_body()
         self.answer({"access_token": f"{logins:032x}", "token_type": "Bearer"})
 
     def do_GET(self):
@@ -48,21 +46,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         calls += self.headers["Authorization"] == f"Bearer {logins:032x}"
         self.answer({})
 
-    def answer(self, body):
-        body = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
-    def log_message(self, *_):
-        pass
-
-
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-url = f"http://127.0.0.1:{server.server_port}"
+url = f"http://{web_server.serve(Server)}"
 CLIENT = {"client_id": "shop", "client_secret": "secret"}
 
 

@@ -20,10 +20,9 @@ source "$(dirname "$0")/common.sh"
 main() {
     tell_finding
     install httpx-auth==0.23.1 httpx==0.28.1 requests-auth==8.0.0 requests==2.34.2
+    make_web_server
     "$PYTHON" - << 'PYTHON' || changed 'see above'
 import concurrent.futures
-import http.server
-import json
 import threading
 import time
 
@@ -31,37 +30,25 @@ import httpx
 import httpx_auth
 import requests
 import requests_auth
+import web_server
 
 CALLERS = 10
 tokens = []
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Server(web_server.Handler):
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.read_body()
         time.sleep(0.5)
         tokens.append(f"key-{len(tokens)}")
-        self.answer(200, {"access_token": tokens[-1], "expires_in": 36})
+        self.answer({"access_token": tokens[-1], "expires_in": 36})
 
     def do_GET(self):
         time.sleep(1)  # the work, at whose end the key has to be alive
-        self.answer(200 if self.headers["Authorization"] == f"Bearer {tokens[-1]}" else 401, {})
-
-    def answer(self, status, body):
-        body = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+        self.answer({}, 200 if self.headers["Authorization"] == f"Bearer {tokens[-1]}" else 401)
 
 
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-url = f"http://127.0.0.1:{server.server_port}"
+url = f"http://{web_server.serve(Server)}"
 
 
 def call(library, auths, callers):

@@ -21,10 +21,8 @@ main() {
     tell_finding
     install requests_oauth2client==1.8.0 requests==2.34.2 requests-auth==8.0.0 \
         httpx-auth==0.23.1 httpx==0.28.1 Authlib==1.9.10
+    make_web_server
     "$PYTHON" - << 'PYTHON' || changed 'see above'
-import http.server
-import json
-import threading
 import time
 import urllib.parse
 
@@ -34,42 +32,30 @@ import requests
 import requests_auth
 import requests_oauth2client
 from authlib.integrations.requests_client import OAuth2Session
+import web_server
 
 LIFE = 3  # of a token
 grants, issued, answers = [], {}, []
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Server(web_server.Handler):
     def do_POST(self):
-        form = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        form = self.read_body().decode()
         grant = urllib.parse.parse_qs(form)["grant_type"][0]
         grants.append(grant)
         token = f"token-{len(grants)}"
         issued[token] = time.monotonic()
         body = {"access_token": token, "token_type": "Bearer", "expires_in": LIFE}
-        self.answer(200, body if grant == "refresh_token" else {**body, "refresh_token": "keep"})
+        self.answer(body if grant == "refresh_token" else {**body, "refresh_token": "keep"})
 
     def do_GET(self):
         token = self.headers["Authorization"].removeprefix("Bearer ")
         status = 200 if time.monotonic() - issued[token] < LIFE else 401
         answers.append(status)
-        self.answer(status, {})
-
-    def answer(self, status, body):
-        body = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+        self.answer({}, status)
 
 
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-url = f"http://127.0.0.1:{server.server_port}"
+url = f"http://{web_server.serve(Server)}"
 USER = {"username": "shop", "password": "secret"}
 
 

@@ -30,6 +30,7 @@ import sys
 import urllib.parse
 
 import tls_proxy
+import web_server
 
 told = []
 
@@ -49,7 +50,7 @@ class Monitor(tls_proxy.Handler):
         self.answer()
 
 
-place = tls_proxy.serve(Monitor)
+place = web_server.serve(Monitor)
 os.environ.update(https_proxy=f"http://{place}", CRONALIVE_PING_DOMAIN=f"http://{place}")
 
 import cronalive  # noqa: E402, which look at the environment
