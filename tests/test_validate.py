@@ -13,6 +13,7 @@ from world.webkassa_simulator import (
     Behaviour,
     Handler,
     answer,
+    beside,
     cut,
     errors,
     hang,
@@ -86,11 +87,9 @@ def test_token_called_dead_is_not_stored_over_a_key_that_is_called_alive(shop: S
 
 @pytest.mark.parametrize("status", [200, 500, 400, 404, 409, 302])
 def test_token_beside_an_error_counts_when_the_probe_proves_it(shop: Shop, status: int) -> None:
-    def odd(handler: Handler, good: bytes) -> None:
-        body = json.loads(good) | {"Errors": [{"Code": 7}] if status == 200 else None}
-        handler.send(status, json.dumps(body).encode())
-
-    shop.webkassa.script.append(odd)
+    shop.webkassa.script.append(
+        beside({"Errors": [{"Code": 7}] if status == 200 else None}, status)
+    )
     shop.renew()
 
 
@@ -99,11 +98,7 @@ def test_token_beside_an_error_that_nothing_proves_is_asked_for_three_times_at_m
 ) -> None:
     """Each kills the key before it; the last one is stored."""
     shop.webkassa.verdict = lambda token: UNCLEAR
-
-    def odd(handler: Handler, good: bytes) -> None:
-        handler.send(200, json.dumps(json.loads(good) | errors(-1)).encode())
-
-    shop.webkassa.script.extend([odd] * 9)
+    shop.webkassa.script.extend([beside(errors(-1))] * 9)
     shop.expect(69, 3)
     assert shop.key == shop.webkassa.live
 
@@ -129,9 +124,7 @@ def test_token_beside_a_refusal_is_not_stored_over_a_key_that_cannot_be_probed(s
 
 def test_token_beside_a_refusal_may_have_killed_a_key_that_cannot_be_probed(shop: Shop) -> None:
     """It was "as it was", and dead."""
-    shop.webkassa.script.append(
-        lambda handler, good: handler.send(200, json.dumps(json.loads(good) | errors(1)).encode())
-    )
+    shop.webkassa.script.append(beside(errors(1)))
     shop.webkassa.probe_script.extend([answer(500)] * 2)
     result = shop.run()
     assert (result.code, shop.key) == (77, shop.old_key) != (77, shop.webkassa.live)

@@ -22,6 +22,7 @@ from world.webkassa_simulator import (
     Handler,
     Simulator,
     answer,
+    beside,
     cut,
     drip,
     errors,
@@ -180,14 +181,11 @@ def test_late_body_of_a_head_answer_is_not_taken_for_the_probes(shop: Shop) -> N
 def test_probe_brings_no_cookie_of_the_login(shop: Shop) -> None:
     """Consumers have none. Seen: a dead key "still works" by it, and the token in hand was lost."""
 
-    def log_in(handler: Handler, good: bytes) -> None:
-        body = json.dumps(json.loads(good) | errors(-1)).encode()
-        handler.send(200, body, {"Set-Cookie": "session=1; Path=/"})
-
     def let_in(handler: Handler, good: bytes) -> None:
         handler.send(200, json.dumps(ALIVE).encode() if "Cookie" in handler.headers else good)
 
-    shop.webkassa.script.extend([log_in] * 3)
+    cookie = {"Set-Cookie": "session=1; Path=/"}
+    shop.webkassa.script.extend([beside(errors(-1), headers=cookie)] * 3)
     shop.webkassa.probe_script.extend([let_in] * 9)
     shop.renew()
 

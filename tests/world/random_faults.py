@@ -7,7 +7,6 @@ is loaded here, in one worker, and not where all of them look for tests.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import Any
@@ -30,12 +29,8 @@ WISHES = [(), ("--if-needed",)]
 LATE = 0.6  # seconds
 
 
-def beside_an_error(handler: vendor.Handler, good: bytes) -> None:
-    handler.send(200, json.dumps(json.loads(good) | errors(7)).encode())
-
-
 AUTHORIZE = {
-    "a token beside an error": lambda: beside_an_error,
+    "a token beside an error": lambda: vendor.beside(errors(7)),
     "an interim answer first": lambda: vendor.interim(seconds=0.3),
     "chunks without an end": vendor.unfinished_chunks,
     "good": lambda: slow(0),

@@ -573,6 +573,17 @@ def false_gzip() -> Behaviour:
     return Behaviour(lambda handler, good: handler.send(200, good, {"Content-Encoding": "gzip"}))
 
 
+def beside(
+    more: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
+) -> Behaviour:
+    """Put more beside the token of a good answer, an error, say."""
+
+    def act(handler: Handler, good: bytes) -> None:
+        handler.send(status, json.dumps(json.loads(good) | more).encode(), headers)
+
+    return Behaviour(act)
+
+
 def respelled(spell: Callable[[str], str] = str.lower) -> Behaviour:
     """Spell the names in the JSON otherwise."""
 
