@@ -51,7 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def turn(item: pytest.Item) -> tuple[int, int]:
     """Return when a test is to begin: machine and engine first, each in its order; then what is
-    slow. Both are mixed, the same way each time, so that some wait while others compute."""
+    slow, then the rest: these two are mixed, the same way each time, so that some wait while others
+    compute."""
     if item.path.parent.name in MACHINES:
         return 0, 0
     group = item.get_closest_marker("xdist_group")
