@@ -965,11 +965,11 @@ class PromptResponse(http.client.HTTPResponse):
 
 class Adapter(requests.adapters.HTTPAdapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Have the connections of the pool `conn` read answers as PromptResponse does, and trust a
-        bundle that is read already."""
+        """Have a pool read answers by PromptResponse, and trust a bundle that is read already."""
         super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
-        ours = {"response_class": PromptResponse}
-        conn.ConnectionCls = type("Connection", (type(conn).ConnectionCls,), ours)
+        if conn.ConnectionCls is type(conn).ConnectionCls:  # at the pool's first request
+            ours = {"response_class": PromptResponse}
+            conn.ConnectionCls = type("Connection", (conn.ConnectionCls,), ours)
         if conn.ca_certs and (context := tls_context(conn.ca_certs)):
             conn.conn_kw["ssl_context"], conn.ca_certs = context, None
 
