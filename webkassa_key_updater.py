@@ -2645,7 +2645,7 @@ class Command:
                 facts |= {"fingerprint": outcome.key.fingerprint, "account": self.name or None}
                 say(json.dumps(facts | {"message": said}))
             self.report_wait(Message("the monitor"), CHECK_TIME)
-            ping(monitor, outcome.code, [self.name], self.name)
+            ping(monitor, outcome.code, [self.name])
         return outcome.code
 
     def print_check(self, findings: Iterable[Finding], prefix: str) -> int:
@@ -2783,19 +2783,20 @@ def read_notes(end: str) -> dict[str, dict[str, Any]]:
     return notes
 
 
-def failure_stands(accounts: Sequence[str], one: str) -> bool:
+def failure_stands(accounts: Sequence[str]) -> bool:
     """Say whether the status knows of a failure of one of these accounts, with no renewal since."""
+    end = f"{accounts[0]}.json" if len(accounts) == 1 else ".json"  # of 300, one reads its own
     with contextlib.suppress(Exception):
-        notes = [n for n in read_notes(f"{one}.json").values() if n.get("account") in accounts]
+        notes = [note for note in read_notes(end).values() if note.get("account") in accounts]
         renewed = dict(sorted((n["account"], n["renewed"] or 0) for n in notes))  # the last counts
         return any(n["code"] and n["time"] > renewed[n["account"]] for n in notes
                    if n["kind"] in ("daily", "boot", "net") or n["code"] == LOGIN_REFUSED)  # fmt: skip
     return False
 
 
-def ping(url: Secret, code: int, accounts: Sequence[str], one: str = "") -> None:
+def ping(url: Secret, code: int, accounts: Sequence[str]) -> None:
     """Tell a monitor how it ended: Healthchecks or one like it, or Uptime Kuma; change nothing."""
-    if not url or (not code and failure_stands(accounts, one)):  # then it is no success
+    if not url or (not code and failure_stands(accounts)):  # then it is no success
         return
     whole, said = re.sub(r"/*(\?.*)?$", ("/fail" if code else "") + r"\1", url.value, count=1), {}
     if "/api/push/" in url.value:
