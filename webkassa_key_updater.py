@@ -1182,7 +1182,7 @@ class KeyStore:
             raise self.busy(number)
 
     def read_row(self, row_lock: str = "") -> KeyRow:
-        """Return the row as it is now, and lock it with FOR ..., if so."""
+        """Return the row as it is now; `row_lock`: "", or the FOR ... that locks it."""
         limit = max(min(1000, int(self.deadline.left * 1000) - 500), 1)
         rows = self.select_rows("service_name = %(service)s " + row_lock, {"limit": limit})
         if len(rows) > 1:
@@ -2328,9 +2328,9 @@ def table_warnings(store: KeyStore, row: KeyRow) -> Iterator[Finding]:
 
 def is_in_pgpools_cache(store: KeyStore) -> bool:
     """Say whether a Pgpool-II in between keeps what consumers read; PostgreSQL has no such command."""
+    uncached = "PGPOOL SHOW cache_unsafe_memqcache_table_list"
     is_on = store.try_run("PGPOOL SHOW memory_cache_enabled") == [("on",)]
-    uncached = is_on and store.try_run("PGPOOL SHOW cache_unsafe_memqcache_table_list")
-    return is_on and store.table.name not in str(uncached)
+    return is_on and store.table.name not in str(store.try_run(uncached))
 
 
 def check_host(ca_file: str, url: str, name: str) -> Finding:
